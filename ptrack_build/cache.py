@@ -1,0 +1,201 @@
+"""The cache: content-addressed results that are either whole or not there.
+
+Layout below root():
+
+    postgresql.git    every source tree, as commits of one bare mirror
+    tree/<key>        patched trees
+    server/<key>      PostgreSQL as compiled, without the extension
+    prefix/<key>      PostgreSQL with the extension: what is tested and used
+    pg-NN             the newest finished prefix of a major
+    log/, lock/, memo/, ccache/
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ptrack_build.errors import HostError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TAG = """Signature: 8a477f597d28d172789f06886806bc55
+# This directory is a cache: it can be removed at any time and is rebuilt when needed.
+"""
+STALE_SECONDS = 24 * 3600
+
+
+def root() -> Path:
+    """The cache's directory, made if need be.
+
+    PTRACK_CACHE where set; /var/cache/ptrack for root, so that the servers' unprivileged user can
+    read it; else the user's cache directory, or one below /var/tmp where that cannot be written.
+    """
+    return _root(os.environ.get("PTRACK_CACHE", ""), os.geteuid())
+
+
+@functools.cache
+def _root(named: str, uid: int) -> Path:
+    if named:
+        return _made(Path(named).expanduser().absolute())
+    if uid == 0:
+        return _made(Path("/var/cache/ptrack"))
+    import platformdirs
+
+    try:
+        return _made(platformdirs.user_cache_path("ptrack"))
+    except HostError:
+        fallback = _made(Path(f"/var/tmp/ptrack-{uid}"))
+        if fallback.stat().st_uid != uid:
+            what = f"{fallback} belongs to somebody else"
+            raise HostError(what, hint="set PTRACK_CACHE to a directory of yours") from None
+        return fallback
+
+
+def _made(path: Path) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if os.geteuid() == 0 or path.stat().st_uid == os.geteuid():
+            path.chmod(0o755)
+        tag = path / "CACHEDIR.TAG"
+        if not tag.exists():
+            tag.write_text(TAG)
+    except OSError as error:
+        what = f"the cache {path} cannot be written: {error.strerror}"
+        hint = "set PTRACK_CACHE to a directory that can, with a few GB free"
+        raise HostError(what, hint=hint) from error
+    return path
+
+
+def directory(*names: str) -> Path:
+    """A directory below root(), made if need be, open to all readers."""
+    path = root()
+    for name in names:
+        path = path / name
+        if not path.is_dir():
+            path.mkdir(exist_ok=True)
+            path.chmod(0o755)
+    return path
+
+
+def private_parents(path: Path) -> list[Path]:
+    """The directories above path that keep other users out (no x for others)."""
+    return [p for p in path.absolute().parents if not p.stat().st_mode & stat.S_IXOTH]
+
+
+@contextlib.contextmanager
+def lock(name: str) -> Iterator[None]:
+    """Wait for, then keep, the lock of that name; says once for whom it waits."""
+    import filelock
+
+    path = directory("lock") / f"{name.replace('/', '_')}.lock"
+    handle = filelock.FileLock(path)
+    try:
+        handle.acquire(timeout=0)
+    except filelock.Timeout:
+        print(f"waiting for another run that builds {name}", flush=True)
+        handle.acquire()
+    try:
+        yield
+    finally:
+        handle.release()
+
+
+@contextlib.contextmanager
+def building(final: Path) -> Iterator[Path]:
+    """Yield an empty scratch directory beside final, which becomes final by one rename.
+
+    Whatever ends the block early removes it. Scratch left by a killed run is removed a day later.
+    Where final is there already at the end, it stays and the scratch is dropped.
+    """
+    parent = final.parent
+    parent.mkdir(parents=True, exist_ok=True)
+    _sweep(parent)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".part", dir=parent))
+    scratch.chmod(0o755)
+    try:
+        yield scratch
+        try:
+            scratch.rename(final)
+        except OSError:
+            if not final.is_dir():
+                raise
+            remove(scratch)
+    except BaseException:
+        remove(scratch)
+        raise
+
+
+def remove(path: Path) -> None:
+    """Remove a tree, read-only directories included; what is not there is fine."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    for folder, _dirs, _files in os.walk(path):
+        with contextlib.suppress(OSError):
+            os.chmod(folder, 0o755)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _sweep(parent: Path) -> None:
+    limit = time.time() - STALE_SECONDS
+    for leftover in parent.glob(".*.part"):
+        with contextlib.suppress(OSError):
+            if leftover.stat().st_mtime < limit:
+                remove(leftover)
+
+
+def link(name: str, target: Path) -> Path:
+    """Point the symbolic link <root>/name at target, in one step."""
+    path = root() / name
+    temporary = path.with_name(f".{name}.{os.getpid()}.part")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(os.path.relpath(target, path.parent))
+    temporary.replace(path)
+    return path
+
+
+def write(path: Path, text: str) -> None:
+    """Replace a file's text in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def digest(*parts: str | bytes | Path) -> str:
+    """SHA-256 over the parts, in order, as hex.
+
+    A path stands for the contents of its file, or for the sorted tree of names, modes (executable
+    or not) and contents of its directory.
+    """
+    total = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, str):
+            _add(total, b"s", part.encode())
+        elif isinstance(part, bytes):
+            _add(total, b"b", part)
+        elif part.is_dir():
+            for file in sorted(p for p in part.rglob("*") if p.is_file() or p.is_symlink()):
+                _add(total, b"n", file.relative_to(part).as_posix().encode())
+                if file.is_symlink():
+                    _add(total, b"l", os.readlink(file).encode())
+                else:
+                    _add(total, b"x" if file.stat().st_mode & 0o100 else b"f", file.read_bytes())
+            _add(total, b"d", b"")
+        else:
+            _add(total, b"f", part.read_bytes())
+    return total.hexdigest()
+
+
+def _add(total: hashlib._Hash, kind: bytes, data: bytes) -> None:
+    total.update(kind + str(len(data)).encode() + b":" + data)

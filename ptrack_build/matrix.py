@@ -1,0 +1,101 @@
+"""matrix.toml: which majors there are, and what differs between them."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import re
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import msgspec
+
+from ptrack_build import REPO
+from ptrack_build.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+State = Literal["eol", "stable", "beta", "devel"]
+Library = Literal["zlib", "readline", "icu", "openssl", "lz4", "zstd"]
+
+STATES: tuple[str, ...] = ("eol", "stable", "beta", "devel")
+LIBRARIES: tuple[str, ...] = ("zlib", "readline", "icu", "openssl", "lz4", "zstd")
+
+
+class Major(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A major of PostgreSQL: a row of matrix.toml, whose head says what each field holds."""
+
+    name: Annotated[str, msgspec.Meta(pattern="^([1-9][0-9]|devel)$")]
+    number: Annotated[int, msgspec.Meta(ge=12)]
+    branch: Annotated[str, msgspec.Meta(min_length=1)]
+    state: State
+    suites: tuple[str, ...] = ()
+    libraries: tuple[Library, ...] = ()
+
+
+class Matrix(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All majors, in the order of their numbers."""
+
+    majors: tuple[Major, ...] = msgspec.field(name="major")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """12, 13, ... devel"""
+        return tuple(major.name for major in self.majors)
+
+    def major(self, name: str) -> Major:
+        """The major of that name. Raises UsageError with the names that there are."""
+        for major in self.majors:
+            if major.name == name:
+                return major
+        what = f"there is no PostgreSQL major {name!r} in matrix.toml"
+        raise UsageError(what, hint=f"take one of {', '.join(self.names)}")
+
+
+@functools.cache
+def load(path: Path = REPO / "matrix.toml") -> Matrix:
+    """Read the matrix. Raises UsageError naming the row, the key and the nearest valid one."""
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        what = f"{path.name} cannot be read: {error.strerror}"
+        raise UsageError(what, hint="git checkout -- matrix.toml") from error
+    try:
+        matrix = msgspec.toml.decode(text, type=Matrix)
+    except msgspec.DecodeError as error:
+        raise _explained(path, text, str(error)) from error
+    numbers = [major.number for major in matrix.majors]
+    names = matrix.names
+    if numbers != sorted(set(numbers)) or len(set(names)) != len(names):
+        what = f"{path.name}: majors must be unique and in ascending order, not {names}"
+        raise UsageError(what, hint="sort the rows by number")
+    for major in matrix.majors:
+        if major.name != "devel" and int(major.name) != major.number:
+            what = f"{path.name}: major {major.name} has number {major.number}"
+            raise UsageError(what, hint="make name and number agree")
+    return matrix
+
+
+def _explained(path: Path, text: bytes, message: str) -> UsageError:
+    """Name the row and the nearest valid word for what msgspec found."""
+    row = re.search(r"major\[(\d+)\]", message)
+    where = f"row {int(row[1]) + 1}" if row else "the file"
+    if row:
+        named = re.findall(rb'^name\s*=\s*"([^"]*)"', text, re.MULTILINE)
+        if int(row[1]) < len(named):
+            where += f" (name {named[int(row[1])].decode(errors='replace')!r})"
+    plain = message.split(" - at ")[0]
+    hint = "compare with the head of matrix.toml"
+    if found := re.search(r"unknown field `(.*?)`|Invalid enum value '(.*?)'", plain):
+        field, value = found[1], found[2]
+        if field is not None:
+            known: tuple[str, ...] = ("major",) if not row else Major.__struct_fields__
+            hint = f"the keys are {', '.join(known)}"
+        else:
+            key = re.search(r"\.(\w+)(?:\[.*\])?`?$", message)
+            known = LIBRARIES if key and key[1] == "libraries" else STATES
+            hint = f"the values are {', '.join(known)}"
+        near = difflib.get_close_matches(field or value, known, n=1, cutoff=0.5)
+        if near:
+            hint = f"did you mean {near[0]!r}? {hint}"
+    return UsageError(f"{path.name}, {where}: {plain}", hint=hint)

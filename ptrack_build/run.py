@@ -1,0 +1,177 @@
+"""Commands: one function that shows, logs, and never leaves children behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Protocol
+
+from ptrack_build.errors import CommandFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+TAIL_LINES = 25
+GRACE_SECONDS = 3.0
+
+
+class Account(Protocol):
+    """Whom a command runs as."""
+
+    @property
+    def uid(self) -> int: ...
+    @property
+    def gid(self) -> int: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completed:
+    """A command that ended; stdout is empty unless it was captured."""
+
+    argv: tuple[str, ...]
+    returncode: int
+    stdout: str
+
+
+def call(
+    argv: Sequence[str | os.PathLike[str]],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    log: Path | None = None,
+    capture: bool = False,
+    check: bool = True,
+    stdin: str | None = None,
+    timeout: float | None = None,
+    quiet: bool = False,
+    user: Account | None = None,
+    on_line: Callable[[str], None] | None = None,
+) -> Completed:
+    """Run a command and wait for it.
+
+    env is added to os.environ. With log, both streams are appended to that file; with capture,
+    stdout is returned (and stderr with it where there is a log); else they are inherited. stdin is
+    the text to feed, otherwise the command has none. timeout is in seconds. user is whom to run as
+    (root only). on_line is called with every line of output as it comes.
+
+    The command leads its own session, so a ctrl-C reaches it once, from here: whatever ends this
+    call early kills all of its process group.
+
+    Raises CommandFailed with the last lines of output when the status is not 0 and check is set,
+    and (whatever check says) when the command cannot be started or exceeds the timeout.
+    """
+    words = tuple(os.fspath(word) for word in argv)
+    if not quiet:
+        print(f"+ {shlex.join(words)}", flush=True)
+    environment = {**os.environ, **(env or {})}
+    program = shutil.which(words[0], path=environment.get("PATH", os.defpath))
+    if program is None:
+        raise CommandFailed(
+            words, 127, log=log, tail=f"{words[0]}: not found", hint=f"install {words[0]}"
+        )
+
+    piped = capture or log is not None or on_line is not None
+    account: dict[str, Any] = {}
+    if user is not None and os.geteuid() == 0:
+        account = {"user": user.uid, "group": user.gid, "extra_groups": []}
+    tail: deque[str] = deque(maxlen=TAIL_LINES)
+    out: list[str] = []
+    with contextlib.ExitStack() as stack:
+        logfile: IO[str] | None = None
+        if log is not None:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            logfile = stack.enter_context(log.open("a", encoding="utf-8", errors="replace"))
+            logfile.write(f"+ {shlex.join(words)}\n")
+            logfile.flush()
+        separate = capture and log is None
+        try:
+            process = subprocess.Popen(
+                (program, *words[1:]),
+                cwd=cwd,
+                env=environment,
+                stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+                stdout=subprocess.PIPE if piped else None,
+                stderr=(subprocess.PIPE if separate else subprocess.STDOUT) if piped else None,
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+                start_new_session=True,
+                **account,
+            )
+        except OSError as error:
+            raise CommandFailed(words, 127, log=log, tail=str(error)) from error
+
+        def drain(stream: IO[str], *, keep: bool) -> None:
+            for line in stream:
+                tail.append(line.rstrip("\n"))
+                if keep:
+                    out.append(line)
+                if logfile is not None:
+                    logfile.write(line)
+                    logfile.flush()
+                if on_line is not None:
+                    on_line(line.rstrip("\n"))
+
+        def feed(stream: IO[str], text: str) -> None:
+            with contextlib.suppress(BrokenPipeError), stream:
+                stream.write(text)
+
+        readers = []
+        if process.stdout is not None:
+            readers.append(
+                threading.Thread(target=drain, args=(process.stdout,), kwargs={"keep": capture})
+            )
+        if process.stderr is not None:
+            readers.append(
+                threading.Thread(target=drain, args=(process.stderr,), kwargs={"keep": False})
+            )
+        if process.stdin is not None and stdin is not None:
+            readers.append(threading.Thread(target=feed, args=(process.stdin, stdin)))
+        for reader in readers:
+            reader.daemon = True
+            reader.start()
+        try:
+            returncode = process.wait(timeout)
+            for reader in readers:
+                reader.join()
+        except subprocess.TimeoutExpired as error:
+            _kill(process)
+            raise CommandFailed(
+                words, -signal.SIGKILL, log=log, tail=f"killed after {timeout:g} s"
+            ) from error
+        except BaseException:
+            _kill(process)
+            raise
+    if returncode != 0 and check:
+        raise CommandFailed(words, returncode, log=log, tail="\n".join(tail))
+    return Completed(argv=words, returncode=returncode, stdout="".join(out))
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """End the process group: asked first, then forced."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE_SECONDS)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def terminate_politely() -> None:
+    """Let SIGTERM unwind like ctrl-C does, so that what runs is ended and scratch is removed."""
+
+    def handler(_signum: int, _frame: object) -> None:
+        sys.exit(128 + signal.SIGTERM)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
