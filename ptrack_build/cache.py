@@ -16,6 +16,7 @@ import contextlib
 import functools
 import hashlib
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -94,10 +95,13 @@ def private_parents(path: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def lock(name: str) -> Iterator[None]:
-    """Wait for, then keep, the lock of that name; says once for whom it waits."""
+    """Wait for, then keep, the lock of that name; says once for whom it waits.
+
+    The lock ends with the process that holds it, however that ends.
+    """
     import filelock
 
-    path = directory("lock") / f"{name.replace('/', '_')}.lock"
+    path = directory("lock") / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}.lock"
     handle = filelock.FileLock(path)
     try:
         handle.acquire(timeout=0)
@@ -142,7 +146,7 @@ def remove(path: Path) -> None:
         return
     for folder, _dirs, _files in os.walk(path):
         with contextlib.suppress(OSError):
-            os.chmod(folder, 0o755)
+            Path(folder).chmod(0o755)
     shutil.rmtree(path, ignore_errors=True)
 
 
@@ -188,7 +192,7 @@ def digest(*parts: str | bytes | Path) -> str:
             for file in sorted(p for p in part.rglob("*") if p.is_file() or p.is_symlink()):
                 _add(total, b"n", file.relative_to(part).as_posix().encode())
                 if file.is_symlink():
-                    _add(total, b"l", os.readlink(file).encode())
+                    _add(total, b"l", bytes(file.readlink()))
                 else:
                     _add(total, b"x" if file.stat().st_mode & 0o100 else b"f", file.read_bytes())
             _add(total, b"d", b"")

@@ -12,13 +12,13 @@ import sys
 import threading
 from collections import deque
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from ptrack_build.errors import CommandFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
 TAIL_LINES = 25
 GRACE_SECONDS = 3.0

@@ -1,0 +1,612 @@
+"""Compile: from a patched tree to a prefix with PostgreSQL and ptrack.
+
+Two keys. The server's is a hash of its source, the rendered patch, the configure flags, the
+compiler, the libraries and the environment that matters; the prefix's adds the extension. So an edit
+in extension/ compiles the extension only: the new prefix is made of hard links to the server's
+files, and each published prefix stays as it is for ever.
+
+A prefix can be moved: PostgreSQL's programs find share/ and lib/ from where they lie themselves, and
+the libraries are found by $ORIGIN. It is configured for one constant place, so that neither the
+key nor what ccache sees depends on the cache's.
+
+The compiling happens at <cache>/build/<major>-<variant>, the same place each time, in which src/ are
+hard links to the patched tree: with the same paths, ccache holds what an edit did not touch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ptrack_build import REPO, cache, host
+from ptrack_build.errors import CommandFailed, CompileError, HostError
+from ptrack_build.progress import say, step
+from ptrack_build.run import call
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ptrack_build.patch import PatchedTree
+    from ptrack_build.progress import Step
+
+EXTENSION = REPO / "extension"
+
+#: What is configured; the files end up below the cache.
+NOMINAL_PREFIX = "/usr/local/pgsql"
+
+#: The environment that changes what a compiler makes.
+ENVIRONMENT = (
+    "CC", "CFLAGS", "CPPFLAGS", "LDFLAGS", "LDFLAGS_EX", "LDFLAGS_SL", "LIBS", "COPT", "PROFILE",
+    "CPATH", "C_INCLUDE_PATH", "LIBRARY_PATH", "PKG_CONFIG_PATH", "PKG_CONFIG_LIBDIR",
+    "BISON", "FLEX", "PERL", "SOURCE_DATE_EPOCH",
+)  # fmt: skip
+
+SERVER_FORMAT = "server 1"
+PREFIX_FORMAT = "prefix 1"
+FREE_MB = 700
+KEEP_SECONDS = 14 * 24 * 3600
+WARNINGS = "-Wall -Wextra -Werror"
+
+Kind = Literal["", "asan", "coverage"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """How a server is compiled.
+
+    segsize_blocks: blocks in a segment file, None for PostgreSQL's 1 GB; blocksize_kb: a block;
+    kind: instrumentation; cflags: added to the compiler's.
+    """
+
+    name: str
+    cassert: bool = False
+    segsize_blocks: int | None = None
+    blocksize_kb: int = 8
+    injection_points: bool = False
+    werror: bool = False
+    kind: Kind = ""
+    cflags: tuple[str, ...] = ()
+
+
+RELEASE = Variant(name="release")
+TEST = Variant(name="test", cassert=True, segsize_blocks=8, injection_points=True, werror=True)
+VARIANTS = {variant.name: variant for variant in (RELEASE, TEST)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefix:
+    """PostgreSQL with ptrack, installed; never changed once it is there.
+
+    server_key: what an edit in extension/ leaves alone; log: of the compile that made it.
+    """
+
+    path: Path
+    key: str
+    server_key: str
+    tree: PatchedTree
+    variant: Variant
+    version: str
+    log: Path = field(compare=False)
+
+    @property
+    def bin(self) -> Path:
+        """Where psql, postgres, pg_ctl ... are."""
+        return self.path / "bin"
+
+    @property
+    def pg_config(self) -> Path:
+        """For PGXS, testgres and whoever compiles against this server."""
+        return self.bin / "pg_config"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """A compile about to happen, or found done."""
+
+    tree: PatchedTree
+    variant: Variant
+    compiler: tuple[str, ...]
+    compiler_id: str
+    libraries: tuple[str, ...]
+    flags: tuple[str, ...]
+    key: str
+
+    @property
+    def title(self) -> str:
+        return f"PostgreSQL {self.tree.source.version} ({self.variant.name})"
+
+    @property
+    def slot(self) -> str:
+        """The name of the place where this is compiled, and of its link, log and memo."""
+        name = self.tree.source.major.name
+        return name if self.variant.name == "release" else f"{name}-{self.variant.name}"
+
+    @property
+    def log(self) -> Path:
+        return cache.directory("log") / f"build-{self.slot}.log"
+
+
+def build(tree: PatchedTree, variant: Variant, *, extension: Path = EXTENSION) -> Prefix:
+    """The prefix of a patched tree, compiled where that has not been done before.
+
+    Installs or names missing system packages. Raises HostError for what the machine lacks and
+    CompileError, with the log and its telling lines, for what does not compile.
+    """
+    os.umask(0o022)
+    plan = _plan(tree, variant)
+    key = _prefix_key(plan, extension)
+    final = cache.directory("prefix") / key[:32]
+    if not _finished(final):
+        with cache.lock(f"PostgreSQL {plan.slot}"):
+            if not _finished(final):
+                server = _server(plan)
+                _extension(plan, server, extension, final)
+    _used(final, plan)
+    name = f"pg-{plan.slot}"
+    if not _points(name, final):
+        cache.link(name, final)
+    if extension == EXTENSION:
+        _commands(final)
+    return Prefix(
+        path=final,
+        key=key,
+        server_key=plan.key,
+        tree=tree,
+        variant=variant,
+        version=tree.source.version,
+        log=plan.log,
+    )
+
+
+# ---- keys
+
+
+def _plan(tree: PatchedTree, variant: Variant) -> _Plan:
+    host.ensure(host.TOOLS)
+    host.ensure(host.EXTRAS, optional=True)
+    wanted = tree.source.major.libraries
+    host.ensure(wanted, optional=True)
+    libraries = host.libraries(wanted)
+    compiler = tuple(host.compiler())
+    identity = call([*compiler, "--version"], capture=True, quiet=True).stdout
+    flags = _flags(tree, variant, libraries)
+    key = cache.digest(
+        SERVER_FORMAT,
+        tree.source.digest,
+        tree.patch_digest,
+        tree.source.version,
+        repr(flags),
+        repr(variant),
+        repr(compiler),
+        identity,
+        *(host.stamp(name) for name in libraries),
+        *(f"{name}={os.environ.get(name, '')}" for name in ENVIRONMENT),
+    )
+    return _Plan(
+        tree=tree,
+        variant=variant,
+        compiler=compiler,
+        compiler_id=identity,
+        libraries=libraries,
+        flags=flags,
+        key=key,
+    )
+
+
+def _flags(tree: PatchedTree, variant: Variant, libraries: tuple[str, ...]) -> tuple[str, ...]:
+    """Configure's arguments; only those that this major's configure knows."""
+    offered = tree.source.major.libraries
+    flags = [f"--prefix={NOMINAL_PREFIX}", "--enable-debug", "--enable-depend", "--disable-rpath"]
+    for name in ("zlib", "readline"):
+        if name in offered and name not in libraries:
+            flags.append(f"--without-{name}")
+    if "icu" in offered:
+        flags.append("--with-icu" if "icu" in libraries else "--without-icu")
+    flags += [f"--with-{name}" for name in ("openssl", "lz4", "zstd") if name in libraries]
+    if variant.cassert:
+        flags.append("--enable-cassert")
+    if variant.blocksize_kb != 8:
+        flags.append(f"--with-blocksize={variant.blocksize_kb}")
+    if variant.segsize_blocks is not None and tree.source.major.number >= 16:
+        flags.append(f"--with-segsize-blocks={variant.segsize_blocks}")
+    if variant.injection_points and tree.source.major.number >= 17:
+        flags.append("--enable-injection-points")
+    return tuple(flags)
+
+
+def _prefix_key(plan: _Plan, extension: Path) -> str:
+    if not (extension / "Makefile").is_file():
+        what = f"there is no extension to compile: {extension / 'Makefile'} does not exist"
+        raise CompileError(what, hint="git checkout -- extension")
+    return cache.digest(PREFIX_FORMAT, plan.key, *_extension_parts(extension))
+
+
+def _extension_parts(extension: Path) -> Iterator[str | bytes]:
+    """Names and contents of the extension's sources, without what compiling it in place leaves."""
+    for file in _extension_files(extension):
+        yield file.relative_to(extension).as_posix()
+        yield file.read_bytes()
+
+
+def _extension_files(extension: Path) -> list[Path]:
+    products = {".o", ".so", ".bc", ".gcno", ".gcda", ".Po"}
+    hidden = {".deps", "results", "tmp_check", "log", "output_iso"}
+    return sorted(
+        file
+        for file in extension.rglob("*")
+        if file.is_file()
+        and file.suffix not in products
+        and not hidden.intersection(file.relative_to(extension).parts)
+    )
+
+
+# ---- the server
+
+
+def _server(plan: _Plan) -> Path:
+    """The server's files, compiled where need be. The caller holds the lock of the slot."""
+    final = cache.directory("server") / plan.key[:32]
+    if _finished(final):
+        return final
+    _room()
+    log = plan.log
+    log.unlink(missing_ok=True)
+    place = cache.directory("build", plan.slot)
+    memo = _Memo(plan.slot)
+    began = time.monotonic()
+    try:
+        with (
+            step(f"compiling {plan.title}", estimate=memo.seconds) as shown,
+            cache.building(final) as scratch,
+        ):
+            for name in ("src", "obj", "dest"):
+                cache.remove(place / name)
+            _hardlink(plan.tree.path, place / "src")
+            (place / "obj").mkdir()
+            _configure(plan, place, shown)
+            count = _make(plan, place, shown, memo)
+            for item in (place / "dest" / NOMINAL_PREFIX[1:]).iterdir():
+                item.rename(scratch / item.name)
+            _describe(scratch, plan, plan.key)
+    except CommandFailed as error:
+        raise _explained(plan.title, error, log) from error
+    except OSError as error:
+        what = f"{plan.title} could not be installed: {error}"
+        raise CompileError(what, log=log, hint=_hint(str(error))) from error
+    finally:
+        for name in ("obj", "dest"):
+            cache.remove(place / name)
+    memo.save(seconds=time.monotonic() - began, objects=count)
+    _prune("server", plan, keep=final)
+    return final
+
+
+def _room() -> None:
+    free = shutil.disk_usage(cache.root()).free // 1_000_000
+    if free < FREE_MB:
+        what = f"{cache.root()} has {free} MB free; a build takes {FREE_MB} MB"
+        raise HostError(what, hint="free some space, or set PTRACK_CACHE to where there is more")
+
+
+def _environment(plan: _Plan) -> dict[str, str]:
+    """For configure and make: no locale, no outer make, ccache in front of the compiler.
+
+    ccache stands on the PATH under the compiler's name, so that what configure records, and
+    pg_config tells to those who compile against the prefix, is the compiler.
+    """
+    env = {
+        "LC_ALL": "C",
+        "MAKEFLAGS": "",
+        "MAKELEVEL": "0",
+        "DESTDIR": "",
+        "LD_RUN_PATH": "$ORIGIN/../lib",
+        "CC": shlex.join(plan.compiler),
+    }
+    ccache = shutil.which("ccache")
+    first = plan.compiler[0]
+    if ccache and "/" not in first and not os.environ.get("CCACHE_DISABLE"):
+        masks = cache.directory("ccache-bin")
+        with contextlib.suppress(FileExistsError):
+            (masks / first).symlink_to(ccache)
+        env |= {
+            "PATH": f"{masks}:{os.environ.get('PATH', os.defpath)}",
+            "CCACHE_DIR": str(cache.directory("ccache")),
+            "CCACHE_NOHASHDIR": "1",
+            "CCACHE_BASEDIR": str(cache.root()),
+            "CCACHE_DEPEND": "1",
+            "CCACHE_SLOPPINESS": "include_file_ctime,include_file_mtime",
+            "CCACHE_NAMESPACE": "".join(cache.digest(*map(host.stamp, plan.libraries))[:16]),
+        }
+    return env
+
+
+def _configure(plan: _Plan, place: Path, shown: Step) -> None:
+    """Run configure in obj/; what it found out is kept for the next time with the same inputs."""
+    shown.update(0.0, "configure")
+    script = place / "src" / "configure"
+    flags = list(plan.flags)
+    known = script.read_text(encoding="utf-8", errors="replace")
+    for flag in plan.flags:
+        option = flag.removeprefix("--").split("=")[0]
+        bare = re.sub(r"^(with|without|enable|disable)-", "", option)
+        if option != "prefix" and not re.search(
+            rf"(with|enable)[-_]{bare.replace('-', '[-_]')}\b", known
+        ):
+            flags.remove(flag)
+    cflags = _cflags(plan.variant)
+    env = _environment(plan)
+    if cflags:
+        env["CFLAGS"] = " ".join([os.environ.get("CFLAGS", "-O2"), *cflags])
+    answers = cache.digest(
+        known, repr(flags), plan.compiler_id, repr(sorted(env.items())),
+        *(host.stamp(name) for name in ("cc", *plan.libraries)),
+        *(f"{name}={os.environ.get(name, '')}" for name in ENVIRONMENT),
+    )  # fmt: skip
+    memory = cache.directory("memo") / f"configure-{answers[:32]}.cache"
+    mine = place / "obj" / "config.cache"
+    if memory.is_file():
+        shutil.copyfile(memory, mine)
+    log = plan.log
+    # The compiler itself: what configure tries is too small and too many for ccache.
+    env["PATH"] = os.environ.get("PATH", os.defpath)
+    call([script, f"--cache-file={mine}", *flags], cwd=place / "obj", env=env, log=log, quiet=True)
+    cache.write(memory, mine.read_text(encoding="utf-8", errors="replace"))
+    blocks = plan.variant.segsize_blocks
+    if blocks is not None and not any("segsize-blocks" in flag for flag in flags):
+        _segment_size(place / "obj" / "src" / "include" / "pg_config.h", blocks)
+
+
+def _segment_size(header: Path, blocks: int) -> None:
+    """Before 16 configure counts segments in GB; the header it writes counts blocks."""
+    text, count = re.subn(
+        r"^#define RELSEG_SIZE \d+$", f"#define RELSEG_SIZE {blocks}", header.read_text(),
+        flags=re.MULTILINE,
+    )  # fmt: skip
+    if count != 1:
+        what = f"RELSEG_SIZE is {count} times in {header.name}"
+        raise CompileError(
+            what, hint="see what this major's configure writes, and adapt compile.py"
+        )
+    status = header.stat()
+    header.write_text(text)
+    os.utime(header, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _cflags(variant: Variant) -> list[str]:
+    flags = list(variant.cflags)
+    if variant.kind == "asan":
+        flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+        flags += ["-fno-omit-frame-pointer"]
+    return flags
+
+
+def _make(plan: _Plan, place: Path, shown: Step, memo: _Memo) -> int:
+    """Compile and install into dest/; returns how many objects were compiled."""
+    objects = 0
+    expected = memo.objects or max(1, sum(1 for _ in (place / "src" / "src").rglob("*.c")))
+
+    def count(line: str) -> None:
+        nonlocal objects
+        if " -c -o " in line:
+            objects += 1
+            if objects % 8 == 0:
+                done = 0.12 + 0.82 * min(1.0, objects / expected)
+                shown.update(done, f"{objects} of about {max(expected, objects)} files")
+
+    world = "world-bin" in (place / "src" / "GNUmakefile.in").read_text()
+    make = ["make", "-C", str(place / "obj")]
+    into = f"DESTDIR={place / 'dest'}"
+    env = _environment(plan)
+    with cache.lock("other majors"):
+        jobs = f"-j{host.cpus()}"
+        targets = [["world-bin"]] if world else [["all"], ["-C", "contrib", "all"]]
+        modules = []
+        if any("injection-points" in flag for flag in plan.flags):
+            modules = [["-C", "src/test/modules/injection_points", "all"]]
+        for target in (*targets, *modules):
+            call([*make, jobs, *target], env=env, log=plan.log, quiet=True, on_line=count)
+        shown.update(0.95, "install")
+        for target in (*targets, *modules):
+            goal = {"world-bin": "install-world-bin", "all": "install"}[target[-1]]
+            words = [*make, *target[:-1], goal, into]
+            call(words, env=env, log=plan.log, quiet=True)
+    shown.update(1.0, f"{objects} files")
+    return objects
+
+
+def _hardlink(source: Path, target: Path) -> None:
+    """A tree of links to the same files (copies, where the file system is another)."""
+
+    def link(one: str, other: str) -> None:
+        try:
+            os.link(one, other, follow_symlinks=False)
+        except OSError:
+            shutil.copy2(one, other, follow_symlinks=False)
+
+    shutil.copytree(
+        source, target, symlinks=True, copy_function=link, dirs_exist_ok=True,
+        ignore=lambda folder, names: [n for n in names if n == ".git" and Path(folder) == source],
+    )  # fmt: skip
+
+
+# ---- the extension
+
+
+def _extension(plan: _Plan, server: Path, extension: Path, final: Path) -> None:
+    """Publish the server's files and the extension as a prefix."""
+    place = cache.directory("build", plan.slot)
+    work = place / "extension"
+    log = cache.directory("log") / f"extension-{plan.slot}.log"
+    log.unlink(missing_ok=True)
+    title = f"ptrack for {plan.title}"
+    lines: list[str] = []
+    copt = [f"-ffile-prefix-map={work}={extension}"]
+    if plan.variant.werror:
+        copt += WARNINGS.split()
+    if plan.variant.kind == "coverage":
+        copt += ["--coverage", "-fprofile-update=atomic", "-O0"]
+    copt += [os.environ.get("COPT", "")]
+    make = ["make", "-C", str(work), f"COPT={' '.join(copt).strip()}"]
+    if plan.variant.kind == "coverage":
+        make += ["LDFLAGS_SL=--coverage"]
+    env = _environment(plan)
+    try:
+        with step(f"compiling {title}"), cache.building(final) as scratch:
+            cache.remove(work)
+            for file in _extension_files(extension):
+                (work / file.relative_to(extension)).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(file, work / file.relative_to(extension))
+            config = f"PG_CONFIG={server / 'bin' / 'pg_config'}"
+            jobs = f"-j{host.cpus()}"
+            call([*make, jobs, config, "all"], env=env, log=log, quiet=True, on_line=lines.append)
+            _hardlink(server, scratch)
+            config = f"PG_CONFIG={scratch / 'bin' / 'pg_config'}"
+            call([*make, config, "install"], env=env, log=log, quiet=True)
+            cache.remove(scratch / ".ptrack")
+            _describe(scratch, plan, final.name)
+            _record_commands(scratch, lines)
+    except CommandFailed as error:
+        raise _explained(title, error, log) from error
+    except OSError as error:
+        what = f"{title} could not be installed: {error}"
+        raise CompileError(what, log=log, hint=_hint(str(error))) from error
+    finally:
+        if plan.variant.kind != "coverage":  # whose notes are read after the run
+            cache.remove(work)
+    _prune("prefix", plan, keep=final)
+
+
+def _record_commands(prefix: Path, lines: list[str]) -> None:
+    """Keep how each file of the extension was compiled, with the directory left open."""
+    entries = []
+    for line in lines:
+        words = shlex.split(line) if " -c " in line else []
+        sources = [word for word in words if word.endswith(".c")]
+        if len(sources) == 1 and "-c" in words:
+            words = [word for word in words if not word.startswith("-ffile-prefix-map=")]
+            entries.append({"directory": "@extension@", "file": sources[0], "arguments": words})
+    text = json.dumps(entries, indent=1) + "\n"
+    (prefix / ".ptrack" / "compile_commands.json").write_text(text)
+
+
+def _commands(prefix: Path) -> None:
+    """Write compile_commands.json at the repository's top, for editors, from the last build."""
+    with contextlib.suppress(OSError):
+        text = (prefix / ".ptrack" / "compile_commands.json").read_text()
+        text = text.replace("@extension@", str(EXTENSION))
+        target = REPO / "compile_commands.json"
+        if not target.is_file() or target.read_text() != text:
+            cache.write(target, text)
+
+
+# ---- what is on disk
+
+
+def _finished(path: Path) -> bool:
+    return (path / ".ptrack" / "info.json").is_file()
+
+
+def _describe(scratch: Path, plan: _Plan, key: str) -> None:
+    """Say in the prefix itself what it was made of."""
+    source = plan.tree.source
+    info = {
+        "key": key,
+        "server": plan.key,
+        "major": source.major.name,
+        "version": source.version,
+        "variant": plan.variant.name,
+        "slot": plan.slot,
+        "source": {"provider": source.provider, "digest": source.digest},
+        "patch": {"digest": plan.tree.patch_digest, "how": plan.tree.how},
+        "configure": list(plan.flags),
+        "compiler": plan.compiler_id.splitlines()[0] if plan.compiler_id else "",
+        "libraries": list(plan.libraries),
+    }
+    folder = scratch / ".ptrack"
+    folder.mkdir(exist_ok=True)
+    (folder / "info.json").write_text(json.dumps(info, indent=1) + "\n")
+
+
+def _used(final: Path, plan: _Plan) -> None:
+    for path in (final, cache.directory("server") / plan.key[:32]):
+        with contextlib.suppress(OSError):
+            os.utime(path / ".ptrack")
+
+
+def _points(name: str, final: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return (cache.root() / name).resolve() == final.resolve()
+    return False
+
+
+def _prune(kind: str, plan: _Plan, keep: Path) -> None:
+    """Drop what nobody used for two weeks, of this slot, except what pg-NN points at."""
+    limit = time.time() - KEEP_SECONDS
+    linked = {path.resolve() for path in cache.root().glob("pg-*")}
+    for path in cache.directory(kind).iterdir():
+        if path == keep or path.resolve() in linked:
+            continue
+        with contextlib.suppress(OSError, ValueError):
+            info = json.loads((path / ".ptrack" / "info.json").read_text())
+            if info.get("slot") == plan.slot and (path / ".ptrack").stat().st_mtime < limit:
+                cache.remove(path)
+
+
+class _Memo:
+    """What the last compile of a slot took, for the next one's estimate."""
+
+    def __init__(self, slot: str) -> None:
+        self.path = cache.directory("memo") / f"build-{slot}.json"
+        self.seconds: float | None = None
+        self.objects: int | None = None
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            data = json.loads(self.path.read_text())
+            self.seconds, self.objects = float(data["seconds"]), int(data["objects"])
+
+    def save(self, *, seconds: float, objects: int) -> None:
+        cache.write(self.path, json.dumps({"seconds": round(seconds, 1), "objects": objects}))
+
+
+# ---- failures
+
+
+_TELLING = re.compile(
+    r"\berror: |: error |undefined reference|No space left|Disk quota|\bcannot find\b|: not found|"
+    r"Killed|out of memory|internal compiler error|\*\*\* (?!.*Waiting)"
+)
+
+
+def _explained(title: str, error: CommandFailed, log: Path) -> CompileError:
+    """The lines of the log that tell why, then its end."""
+    lines: list[str] = []
+    with contextlib.suppress(OSError):
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    telling = [line for line in lines[-4000:] if _TELLING.search(line)][:8]
+    last = [line for line in lines[-12:] if line not in telling]
+    shown = "\n".join(f"    {line}" for line in (*telling, *(["..."] if telling else []), *last))
+    return CompileError(
+        f"{title} did not compile (status {error.returncode}):\n{shown}",
+        log=log,
+        hint=_hint("\n".join([*telling, *last, error.tail])),
+    )
+
+
+def _hint(text: str) -> str:
+    if "No space left" in text or "Disk quota" in text:
+        return f"free some space below {cache.root()}, or set PTRACK_CACHE to where there is more"
+    if "Killed" in text or "out of memory" in text:
+        return "there was not enough memory: try PTRACK_JOBS=1"
+    return "read the log; what was built so far is kept by ccache, so trying again is quick"
+
+
+def report(prefix: Path) -> None:
+    """Print where the prefix is, for people and scripts."""
+    say(str(prefix))

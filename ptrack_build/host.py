@@ -1,0 +1,336 @@
+"""The machine: what is installed, what can be installed, and whom servers run as."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import pwd
+import shlex
+import shutil
+import stat
+import sysconfig
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ptrack_build import cache
+from ptrack_build.errors import CommandFailed, HostError
+from ptrack_build.progress import say, step
+from ptrack_build.run import call
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+APT_LISTS = Path("/var/lib/apt/lists")
+LISTS_STALE_SECONDS = 24 * 3600
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """Something a step needs: programs on the PATH and headers, and the packages that have them."""
+
+    programs: tuple[str, ...] = ()
+    headers: tuple[str, ...] = ()
+    apt: tuple[str, ...]
+    dnf: tuple[str, ...]
+
+    def met(self) -> bool:
+        """Whether all of it is there."""
+        return all(map(shutil.which, self.programs)) and all(map(_header, self.headers))
+
+
+NEEDS: dict[str, Need] = {
+    "cc": Need(headers=("stdio.h",), apt=("gcc", "libc6-dev"), dnf=("gcc", "glibc-devel")),
+    "make": Need(programs=("make",), apt=("make",), dnf=("make",)),
+    "bison": Need(programs=("bison",), apt=("bison",), dnf=("bison",)),
+    "flex": Need(programs=("flex",), apt=("flex",), dnf=("flex",)),
+    "perl": Need(
+        programs=("perl",),
+        apt=("perl",),
+        dnf=("perl-interpreter", "perl-FindBin", "perl-File-Compare", "perl-Opcode"),
+    ),
+    "git": Need(programs=("git",), apt=("git", "ca-certificates"), dnf=("git-core",)),
+    "tar": Need(programs=("tar", "xz", "bzip2"), apt=("tar", "xz-utils", "bzip2"),
+                dnf=("tar", "xz", "bzip2")),
+    "dpkg-dev": Need(programs=("dpkg-source",), apt=("dpkg-dev",), dnf=("dpkg-dev",)),
+    "ccache": Need(programs=("ccache",), apt=("ccache",), dnf=("ccache",)),
+    "pkg-config": Need(programs=("pkg-config",), apt=("pkg-config",), dnf=("pkgconf-pkg-config",)),
+    "zlib": Need(headers=("zlib.h",), apt=("zlib1g-dev",), dnf=("zlib-devel",)),
+    "readline": Need(
+        headers=("readline/readline.h",), apt=("libreadline-dev",), dnf=("readline-devel",)
+    ),
+    "icu": Need(
+        programs=("pkg-config",), headers=("unicode/ucol.h",),
+        apt=("libicu-dev", "pkg-config"), dnf=("libicu-devel", "pkgconf-pkg-config"),
+    ),
+    "openssl": Need(headers=("openssl/ssl.h",), apt=("libssl-dev",), dnf=("openssl-devel",)),
+    "lz4": Need(
+        programs=("pkg-config",), headers=("lz4.h",),
+        apt=("liblz4-dev", "pkg-config"), dnf=("lz4-devel", "pkgconf-pkg-config"),
+    ),
+    "zstd": Need(
+        programs=("pkg-config",), headers=("zstd.h",),
+        apt=("libzstd-dev", "pkg-config"), dnf=("libzstd-devel", "pkgconf-pkg-config"),
+    ),
+    "useradd": Need(programs=("useradd",), apt=("passwd",), dnf=("shadow-utils",)),
+}  # fmt: skip
+
+#: Without these nothing compiles.
+TOOLS = ("cc", "make", "bison", "flex", "perl", "git", "tar")
+#: These make the build faster or the server fuller.
+EXTRAS = ("ccache", "pkg-config")
+
+
+@functools.cache
+def _include_directories() -> tuple[Path, ...]:
+    found = [Path(p) for p in os.environ.get("CPATH", "").split(":") if p]
+    flags = shlex.split(os.environ.get("CPPFLAGS", ""))
+    found += [Path(word[2:]) for word in flags if word.startswith("-I")]
+    triplet = sysconfig.get_config_var("MULTIARCH") or f"{os.uname().machine}-linux-gnu"
+    found += [Path("/usr/local/include"), Path("/usr/include"), Path("/usr/include") / triplet]
+    return tuple(found)
+
+
+def _header(name: str) -> bool:
+    return any((folder / name).is_file() for folder in _include_directories())
+
+
+def compiler() -> list[str]:
+    """The C compiler as words: $CC where set, else gcc, else cc, else clang.
+
+    Raises HostError when there is none.
+    """
+    named = shlex.split(os.environ.get("CC", ""))
+    if named:
+        if shutil.which(named[0]):
+            return named
+        what = f"CC is {named[0]!r}, which is not on the PATH"
+        raise HostError(what, hint="unset CC, or name a compiler that is installed")
+    for name in ("gcc", "cc", "clang"):
+        if shutil.which(name):
+            return [name]
+    what = "there is no C compiler"
+    raise HostError(what, hint=paste(["cc"]))
+
+
+def missing(names: Iterable[str]) -> list[str]:
+    """Those of NEEDS that are not there."""
+    lacking = []
+    for name in names:
+        met = NEEDS[name].met()
+        if name == "cc":
+            try:
+                compiler()
+            except HostError:
+                if os.environ.get("CC"):
+                    raise
+                met = False
+        if not met:
+            lacking.append(name)
+    return lacking
+
+
+def stamp(name: str) -> str:
+    """What changes when the package behind a need's headers does: their sizes and times."""
+    found = []
+    for header in NEEDS[name].headers:
+        for folder in _include_directories():
+            with contextlib.suppress(OSError):
+                status = (folder / header).stat()
+                found.append(f"{header}:{status.st_size}:{int(status.st_mtime)}")
+                break
+    return " ".join(found)
+
+
+def libraries(wanted: Iterable[str]) -> tuple[str, ...]:
+    """Those of the libraries whose headers are there, in the order given."""
+    return tuple(name for name in wanted if NEEDS[name].met())
+
+
+def manager() -> str | None:
+    """apt or dnf, whichever this machine has."""
+    if shutil.which("apt-get"):
+        return "apt"
+    return "dnf" if shutil.which("dnf") else None
+
+
+def packages(names: Iterable[str]) -> list[str]:
+    """The packages of this machine's manager that meet those needs."""
+    kind = manager()
+    found: dict[str, None] = {}
+    for name in names:
+        need = NEEDS[name]
+        found.update(dict.fromkeys(need.dnf if kind == "dnf" else need.apt))
+    return list(found)
+
+
+def paste(names: Iterable[str]) -> str:
+    """One line that installs what is missing, to be pasted into a shell."""
+    listed = " ".join(packages(names))
+    match manager():
+        case "apt":
+            sudo = "" if os.geteuid() == 0 else "sudo "
+            return f"{sudo}apt-get update && {sudo}apt-get install -y {listed}"
+        case "dnf":
+            return f"{'' if os.geteuid() == 0 else 'sudo '}dnf install -y {listed}"
+        case _:
+            return f"install these (Debian's names): {listed}"
+
+
+def ensure(names: Iterable[str], *, optional: bool = False) -> None:
+    """See to it that the needs are met.
+
+    Root on apt or dnf gets the missing packages installed. Otherwise, or when that fails, HostError
+    has the line to paste; with optional that line is only shown, once.
+    """
+    lacking = missing(names)
+    if not lacking:
+        return
+    if os.geteuid() == 0 and manager() is not None and not os.environ.get("PTRACK_NO_INSTALL"):
+        try:
+            with cache.lock("system packages"):
+                install(packages(missing(lacking)))
+        except CommandFailed as error:
+            if not optional:
+                what = f"could not install {', '.join(lacking)}: {error.what}"
+                raise HostError(what, hint=paste(lacking)) from error
+            say(f"could not install {', '.join(lacking)}; going on without")
+            return
+        lacking = missing(lacking)
+        if not lacking:
+            return
+    if optional:
+        _advise(tuple(lacking))
+        return
+    what = f"this machine lacks {', '.join(lacking)}"
+    raise HostError(what, hint=paste(lacking))
+
+
+@functools.cache
+def _advise(lacking: tuple[str, ...]) -> None:
+    say(f"going on without {', '.join(lacking)}; to have them: {paste(lacking)}")
+
+
+def install(names: list[str]) -> None:
+    """Install packages as root. Raises CommandFailed with the log's tail."""
+    if not names:
+        return
+    log = cache.directory("log") / "packages.log"
+    with step(f"installing {' '.join(names)}"):
+        if manager() == "dnf":
+            call(["dnf", "install", "-y", *names], log=log, quiet=True)
+            return
+        env = {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
+        apt = ["apt-get", "-o", "DPkg::Lock::Timeout=600"]
+        fresh = not _lists_stale()
+        if not fresh:
+            call([*apt, "update"], log=log, env=env, quiet=True, check=False)
+        command = [*apt, "install", "-y", "--no-install-recommends", *names]
+        try:
+            call(command, log=log, env=env, quiet=True)
+        except CommandFailed:
+            if not fresh:
+                raise
+            call([*apt, "update"], log=log, env=env, quiet=True, check=False)
+            call(command, log=log, env=env, quiet=True)
+
+
+def _lists_stale() -> bool:
+    """Whether apt's lists are missing or older than a day."""
+    lists = list(APT_LISTS.glob("*_Packages*"))
+    stamps = [APT_LISTS / "partial", APT_LISTS]
+    newest = max((p.stat().st_mtime for p in stamps if p.exists()), default=0.0)
+    return not lists or time.time() - newest > LISTS_STALE_SECONDS
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerUser:
+    """Whom servers run as when we are root, which PostgreSQL refuses."""
+
+    uid: int
+    gid: int
+    name: str
+
+
+@functools.cache
+def server_user() -> ServerUser | None:
+    """None when we are an ordinary user, who runs the servers then.
+
+    As root: `postgres` where it exists, else a system user `ptrack`, made if need be. Raises
+    HostError when it cannot be made.
+    """
+    if os.geteuid() != 0:
+        return None
+    for name in ("postgres", "ptrack"):
+        with contextlib.suppress(KeyError):
+            entry = pwd.getpwnam(name)
+            if entry.pw_uid != 0:
+                return ServerUser(uid=entry.pw_uid, gid=entry.pw_gid, name=name)
+    ensure(["useradd"])
+    with cache.lock("system user"):
+        try:
+            entry = pwd.getpwnam("ptrack")
+        except KeyError:
+            try:
+                call(
+                    ["useradd", "--system", "--user-group", "--home-dir", "/nonexistent",
+                     "--no-create-home", "--shell", "/usr/sbin/nologin", "ptrack"]
+                )  # fmt: skip
+            except CommandFailed as error:
+                what = f"servers refuse to run as root, and no user could be made: {error.what}"
+                raise HostError(what, hint="useradd --system ptrack") from error
+            entry = pwd.getpwnam("ptrack")
+    return ServerUser(uid=entry.pw_uid, gid=entry.pw_gid, name="ptrack")
+
+
+def check_reachable(path: Path, user: ServerUser | None) -> None:
+    """Raise HostError when the servers' user could not reach a directory."""
+    if user is None:
+        return
+    for parent in (path, *path.absolute().parents):
+        mode = parent.stat()
+        if mode.st_mode & stat.S_IXOTH or mode.st_uid == user.uid:
+            continue
+        what = f"{parent} keeps out the user {user.name}, whom servers run as"
+        hint = "set PTRACK_CACHE to a directory that everybody can read, such as /var/cache/ptrack"
+        raise HostError(what, hint=hint)
+
+
+@contextlib.contextmanager
+def scratch(prefix: str = "ptrack-") -> Iterator[Path]:
+    """A temporary directory owned by the servers' user, removed at the end.
+
+    It is made where everybody can pass ($TMPDIR, else /tmp, else /var/tmp) and its path is short
+    enough for a socket.
+    """
+    user = server_user()
+    path: Path | None = None
+    for base in dict.fromkeys((tempfile.gettempdir(), "/tmp", "/var/tmp")):
+        place = Path(base)
+        if not place.is_dir() or not os.access(place, os.W_OK) or len(base) > 40:
+            continue
+        with contextlib.suppress(HostError):
+            check_reachable(place, user)
+            path = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
+            break
+    if path is None:
+        what = "there is no directory for temporary files that a server could use"
+        raise HostError(what, hint="set TMPDIR to one with a short path that everybody can pass")
+    try:
+        path.chmod(0o700 if user is None else 0o755)
+        if user is not None:
+            os.chown(path, user.uid, user.gid)
+        yield path
+    finally:
+        cache.remove(path)
+
+
+def cpus() -> int:
+    """Cores this process may use; PTRACK_JOBS overrides."""
+    named = os.environ.get("PTRACK_JOBS", "")
+    if named.isdigit() and int(named) > 0:
+        return int(named)
+    return len(os.sched_getaffinity(0))
