@@ -1,0 +1,130 @@
+/*-------------------------------------------------------------------------
+ *
+ * compat.h
+ *	  The one place that knows PostgreSQL's majors apart.
+ *
+ * Old interfaces are given the shape of the new ones, so that no other file
+ * tests PG_VERSION_NUM.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef PTRACK_COMPAT_H
+#define PTRACK_COMPAT_H
+
+#if PG_VERSION_NUM < 120000
+#error "ptrack needs PostgreSQL 12 or newer"
+#endif
+
+#include "access/xlog.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "postmaster/autovacuum.h"
+#include "replication/walsender.h"
+#include "storage/proc.h"
+#include "storage/smgr.h"
+#include "utils/guc.h"
+#include "utils/tuplestore.h"
+
+/* hashfn.h was utils/hashutils.h (05d8449e73) */
+#if PG_VERSION_NUM >= 130000
+#include "common/hashfn.h"
+#else
+#include "utils/hashutils.h"
+#endif
+
+/* recovery moved out of xlog.c (70e81861fa) */
+#if PG_VERSION_NUM >= 150000
+#include "access/xlogrecovery.h"
+#endif
+
+/* RelFileNode became RelFileLocator (b0a55e4329) */
+#if PG_VERSION_NUM >= 160000
+#define RelnLocator(reln)		((reln)->smgr_rlocator.locator)
+#define RelnIsTemp(reln)		RelFileLocatorBackendIsTemp((reln)->smgr_rlocator)
+#else
+typedef RelFileNode RelFileLocator;
+
+#define spcOid	spcNode
+#define dbOid	dbNode
+#define relNumber	relNode
+#define RelnLocator(reln)		((reln)->smgr_rnode.node)
+#define RelnIsTemp(reln)		RelFileNodeBackendIsTemp((reln)->smgr_rnode)
+#endif
+
+/* ProcNumber replaced pgprocno (024c521117) */
+#if PG_VERSION_NUM < 170000
+#define MyProcNumber	(MyProc->pgprocno)
+#endif
+
+/* LSN_FORMAT_ARGS (6f6f284c7e) */
+#ifndef LSN_FORMAT_ARGS
+#define LSN_FORMAT_ARGS(lsn)	(uint32) ((lsn) >> 32), (uint32) (lsn)
+#endif
+
+/* MarkGUCPrefixReserved replaced EmitWarningsOnPlaceholders (88103567cb) */
+#if PG_VERSION_NUM < 150000
+#define MarkGUCPrefixReserved(prefix)	EmitWarningsOnPlaceholders(prefix)
+#endif
+
+/* the insertion timeline lost its global variable (4a92a1c3d1) */
+#if PG_VERSION_NUM < 150000
+#define GetWALInsertionTimeLine()	ThisTimeLineID
+#endif
+
+/*
+ * Shared memory is requested by a hook (4f2400cb3f); before, by _PG_init
+ * itself, where MaxBackends is not known yet.
+ */
+#if PG_VERSION_NUM >= 150000
+#define PTRACK_SHMEM_REQUEST_HOOK	1
+#endif
+
+/*
+ * How many processes can hold a ProcNumber at once: every backend and every
+ * auxiliary process.  Prepared transactions have numbers but no process.
+ */
+static inline int
+ptrack_max_procs(void)
+{
+#if PG_VERSION_NUM >= 150000
+	return MaxBackends + NUM_AUXILIARY_PROCS;
+#else
+	return MaxConnections + autovacuum_max_workers + 1 +
+		max_worker_processes + max_wal_senders + NUM_AUXILIARY_PROCS;
+#endif
+}
+
+/*
+ * Prepare a set-returning function to return all its rows in a tuplestore.
+ * InitMaterializedSRF came with a19e5cee63 and 5c279a6d35.
+ */
+static inline ReturnSetInfo *
+ptrack_begin_rows(FunctionCallInfo fcinfo)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+#if PG_VERSION_NUM >= 150000
+	InitMaterializedSRF(fcinfo, 0);
+#else
+	MemoryContext oldcontext;
+	TupleDesc	tupdesc;
+
+	if (rsinfo == NULL || !IsA(rsinfo, ReturnSetInfo) ||
+		(rsinfo->allowedModes & SFRM_Materialize) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("set-valued function called in context that cannot accept a set")));
+	oldcontext = MemoryContextSwitchTo(rsinfo->econtext->ecxt_per_query_memory);
+	if (get_call_result_type(fcinfo, NULL, &tupdesc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	rsinfo->returnMode = SFRM_Materialize;
+	rsinfo->setResult =
+		tuplestore_begin_heap((rsinfo->allowedModes & SFRM_Materialize_Random) != 0,
+							  false, work_mem);
+	rsinfo->setDesc = tupdesc;
+	MemoryContextSwitchTo(oldcontext);
+#endif
+	return rsinfo;
+}
+
+#endif							/* PTRACK_COMPAT_H */

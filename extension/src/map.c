@@ -1,0 +1,429 @@
+/*-------------------------------------------------------------------------
+ *
+ * map.c
+ *	  The map of changed blocks in shared memory.
+ *
+ * A chunk of 64 neighbouring blocks of a fork hashes to two lines of 64
+ * slots, and within each line to a rotation; a block's two slots hold the
+ * greatest LSN at which any block that shares them was marked.  A block may
+ * have changed since an LSN iff both its slots reach it.  Slots only grow.
+ *
+ * The line is (hash * nlines) >> 32, not a remainder: lines are intervals of
+ * the hash, so that the lines of a map of another size that may hold a
+ * chunk's marks are those whose intervals overlap (ptrack_merge_resized).
+ *
+ * Locking: none.  Marks are compare-and-swap maxima.  Three orders matter:
+ *
+ * - A mark stores slots, then the line's maximum, then the page's dirty flag,
+ *	 whether or not it changed a slot (whoever did may not have come to the
+ *	 flag yet).  The flush clears the flag, then copies the slots.  So a mark
+ *	 that is complete when a flush begins is in that flush.
+ *
+ * - A writer publishes the range in its in-flight entry before it touches the
+ *	 file, and marks before it clears the entry.  Readers of the map read the
+ *	 in-flight table first and the slots after: whatever is on disk by then is
+ *	 in one of the two.
+ *
+ * - A writer publishes, then reads flush_redo; a flush stores flush_redo, then
+ *	 reads the in-flight table.  With a full barrier between the steps on both
+ *	 sides, at least one sees the other.
+ *
+ * Durability is mapfile.c's matter.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xlog_internal.h"
+#include "compat.h"
+#include "map.h"
+#include "storage/shmem.h"
+
+StaticAssertDecl(sizeof(pg_atomic_uint64) == sizeof(uint64),
+				 "ptrack needs native 64-bit atomics");
+StaticAssertDecl(sizeof(PtrackInflight) == PG_CACHE_LINE_SIZE,
+				 "an in-flight entry has a cache line of its own");
+
+int			ptrack_map_size = 0;
+
+PtrackShared *ptrack_shared = NULL;
+PtrackLine *ptrack_lines = NULL;
+pg_atomic_uint64 *ptrack_line_max = NULL;	/* greatest slot of each line */
+uint8	   *ptrack_dirty = NULL;	/* per page: marked since last written */
+uint8	   *ptrack_page_state = NULL;	/* per page, under lock: mapfile.c */
+
+static PtrackInflight *inflight = NULL;
+
+/* Where a chunk's marks are. */
+typedef struct ChunkPlace
+{
+	uint32		line[2];
+	uint32		rotation[2];
+} ChunkPlace;
+
+static inline uint32
+map_lines(void)
+{
+	return (uint32) ((uint64) ptrack_map_size * 1024 * 1024 / PTRACK_LINE_SIZE);
+}
+
+/*
+ * The parts of shared memory after the lines, as offsets from them.
+ */
+typedef struct MapLayout
+{
+	Size		line_max;
+	Size		dirty;
+	Size		page_state;
+	Size		inflight;
+	Size		end;
+} MapLayout;
+
+static MapLayout
+map_layout(void)
+{
+	uint32		nlines = map_lines();
+	Size		npages = nlines / PTRACK_LINES_PER_PAGE;
+	MapLayout	at;
+
+	at.line_max = mul_size(nlines, sizeof(PtrackLine));
+	at.dirty = add_size(at.line_max, mul_size(nlines, sizeof(pg_atomic_uint64)));
+	at.page_state = add_size(at.dirty, MAXALIGN(npages));
+	at.inflight = CACHELINEALIGN(add_size(at.page_state, MAXALIGN(npages)));
+	at.end = add_size(at.inflight, mul_size(ptrack_max_procs(), sizeof(PtrackInflight)));
+	return at;
+}
+
+/* Bytes of shared memory for the map. */
+Size
+ptrack_map_shmem_size(void)
+{
+	return add_size(add_size(map_layout().end, PG_CACHE_LINE_SIZE),
+					CACHELINEALIGN(sizeof(PtrackShared)));
+}
+
+/*
+ * Create the map in shared memory or find it there; true if it was created,
+ * all zero but for its shape.  Caller holds AddinShmemInitLock.
+ *
+ * The big part is not cleared here: new shared memory is zero, and touching
+ * it would make the start wait for its size.
+ */
+bool
+ptrack_map_attach(void)
+{
+	MapLayout	at = map_layout();
+	bool		found;
+	bool		found_map;
+	char	   *base;
+
+	ptrack_shared = ShmemInitStruct("ptrack", sizeof(PtrackShared), &found);
+	base = ShmemInitStruct("ptrack map", at.end + PG_CACHE_LINE_SIZE, &found_map);
+	base = (char *) CACHELINEALIGN(base);
+
+	ptrack_lines = (PtrackLine *) base;
+	ptrack_line_max = (pg_atomic_uint64 *) (base + at.line_max);
+	ptrack_dirty = (uint8 *) (base + at.dirty);
+	ptrack_page_state = (uint8 *) (base + at.page_state);
+	inflight = (PtrackInflight *) (base + at.inflight);
+
+	if (found)
+		return false;
+
+	memset(ptrack_shared, 0, sizeof(PtrackShared));
+	ptrack_shared->nlines = map_lines();
+	ptrack_shared->npages = ptrack_shared->nlines / PTRACK_LINES_PER_PAGE;
+	ptrack_shared->nprocs = ptrack_max_procs();
+	pg_atomic_init_u64(&ptrack_shared->init_lsn, 0);
+	pg_atomic_init_u64(&ptrack_shared->whole_lsn, 0);
+	pg_atomic_init_u32(&ptrack_shared->replayed, 0);
+	pg_atomic_init_u32(&ptrack_shared->unread, 0);
+	pg_atomic_init_u64(&ptrack_shared->flush_redo, 0);
+	return true;
+}
+
+/*
+ * The LSN of this moment: no record that has changed a page so far begins
+ * after it, and every record that will begins at or after it.  A multiple of
+ * eight, as every beginning of a record is.
+ *
+ * In recovery that is the beginning of the record that is being replayed.
+ * What the server tells is the end of the one before, and where that is the
+ * end of a WAL page, the next record begins behind a page header.
+ */
+XLogRecPtr
+ptrack_now(void)
+{
+	XLogRecPtr	lsn;
+
+	if (RecoveryInProgress())
+	{
+		lsn = GetXLogReplayRecPtr(NULL);
+		if (lsn % wal_segment_size == 0)
+			lsn += SizeOfXLogLongPHD;
+		else if (lsn % XLOG_BLCKSZ == 0)
+			lsn += SizeOfXLogShortPHD;
+		if (lsn < ptrack_shared->start_redo)
+			lsn = ptrack_shared->start_redo;
+	}
+	else
+		lsn = GetXLogInsertRecPtr();
+
+	return TYPEALIGN64(8, lsn);
+}
+
+uint64
+ptrack_fork_hash(const PtrackFork *fork)
+{
+	uint32		key[4];
+
+	key[0] = fork->spc;
+	key[1] = fork->db;
+	key[2] = fork->rel;
+	key[3] = (uint32) fork->fork;
+	return DatumGetUInt64(hash_any_extended((const unsigned char *) key, sizeof(key), 0));
+}
+
+static inline ChunkPlace
+chunk_place(uint64 fork_hash, BlockNumber chunk)
+{
+	uint64		hash = DatumGetUInt64(hash_uint32_extended(chunk, fork_hash));
+	uint64		nlines = ptrack_shared->nlines;
+	ChunkPlace	place;
+
+	/*
+	 * The line comes from the upper bits of each half, the rotation from the
+	 * lower bits of the other half.
+	 */
+	place.line[0] = (uint32) (((hash >> 32) * nlines) >> 32);
+	place.line[1] = (uint32) (((hash & 0xFFFFFFFF) * nlines) >> 32);
+	place.rotation[0] = (uint32) hash % PTRACK_CHUNK_BLOCKS;
+	place.rotation[1] = (uint32) (hash >> 32) % PTRACK_CHUNK_BLOCKS;
+	return place;
+}
+
+/* Raise to lsn. */
+static inline void
+advance(pg_atomic_uint64 *ptr, uint64 lsn)
+{
+	uint64		cur = pg_atomic_read_u64(ptr);
+
+	while (cur < lsn && !pg_atomic_compare_exchange_u64(ptr, &cur, lsn))
+		;
+}
+
+/* The last step of a mark in a line: see the order at the top. */
+static inline void
+line_marked(uint32 line, uint64 lsn)
+{
+	uint32		page = line / PTRACK_LINES_PER_PAGE;
+
+	advance(&ptrack_line_max[line], lsn);
+	pg_memory_barrier();
+	if (ptrack_dirty[page] == 0)
+		ptrack_dirty[page] = 1;
+}
+
+/*
+ * Mark nblocks blocks of fork from first on as changed at lsn.
+ */
+void
+ptrack_mark(const PtrackFork *fork, BlockNumber first, uint64 nblocks, XLogRecPtr lsn)
+{
+	uint64		hash = ptrack_fork_hash(fork);
+	uint64		block = first;
+	uint64		end = block + nblocks;
+
+	while (block < end)
+	{
+		BlockNumber chunk = (BlockNumber) (block / PTRACK_CHUNK_BLOCKS);
+		uint32		from = (uint32) (block % PTRACK_CHUNK_BLOCKS);
+		uint32		n = (uint32) Min((uint64) (PTRACK_CHUNK_BLOCKS - from), end - block);
+		ChunkPlace	place = chunk_place(hash, chunk);
+
+		for (int i = 0; i < 2; i++)
+		{
+			PtrackLine *line = &ptrack_lines[place.line[i]];
+
+			for (uint32 k = 0; k < n; k++)
+				advance(&line->slot[(place.rotation[i] + from + k) % PTRACK_CHUNK_BLOCKS],
+						lsn);
+			line_marked(place.line[i], lsn);
+		}
+		block += n;
+	}
+}
+
+/* Bit i is set iff slot i of the line reaches lsn. */
+static inline uint64
+line_reaches(uint32 line, uint64 lsn)
+{
+	const PtrackLine *p = &ptrack_lines[line];
+	uint64		bits = 0;
+
+	for (int i = 0; i < PTRACK_CHUNK_BLOCKS; i++)
+		bits |= (uint64) (pg_atomic_read_u64(unconstify(pg_atomic_uint64 *, &p->slot[i])) >= lsn) << i;
+	return bits;
+}
+
+static inline uint64
+rotate_right(uint64 bits, uint32 n)
+{
+	return n == 0 ? bits : (bits >> n) | (bits << (64 - n));
+}
+
+/*
+ * Which blocks of the chunk may have changed since lsn: bit i stands for
+ * block chunk * 64 + i.
+ */
+uint64
+ptrack_chunk_changed(uint64 fork_hash, BlockNumber chunk, XLogRecPtr lsn)
+{
+	ChunkPlace	place = chunk_place(fork_hash, chunk);
+	uint64		bits;
+
+	/* a slot is stored before its line's maximum, hence read after it */
+	if (pg_atomic_read_u64(&ptrack_line_max[place.line[0]]) < lsn ||
+		pg_atomic_read_u64(&ptrack_line_max[place.line[1]]) < lsn)
+		return 0;
+	pg_read_barrier();
+
+	bits = rotate_right(line_reaches(place.line[0], lsn), place.rotation[0]);
+	if (bits != 0)
+		bits &= rotate_right(line_reaches(place.line[1], lsn), place.rotation[1]);
+	return bits;
+}
+
+/* Take over the slots of a line of a file of this map's size. */
+void
+ptrack_merge_line(uint32 line, const uint64 *slots)
+{
+	uint64		max = 0;
+
+	for (int i = 0; i < PTRACK_CHUNK_BLOCKS; i++)
+	{
+		if (slots[i] != 0)
+			advance(&ptrack_lines[line].slot[i], slots[i]);
+		max = Max(max, slots[i]);
+	}
+	if (max != 0)
+		advance(&ptrack_line_max[line], max);
+}
+
+/*
+ * Take over the slots of a line of a file of nlines lines: into every line
+ * of this map whose interval of the hash overlaps that line's.  A rotation
+ * does not depend on the size, so that slots keep their places.
+ */
+void
+ptrack_merge_resized(uint32 line, uint32 nlines, const uint64 *slots)
+{
+	/* the least and the greatest 32-bit hash h with (h * nlines) >> 32 == line */
+	uint64		lo = (((uint64) line << 32) + nlines - 1) / nlines;
+	uint64		hi = (((uint64) (line + 1) << 32) + nlines - 1) / nlines - 1;
+	uint32		first = (uint32) ((lo * ptrack_shared->nlines) >> 32);
+	uint32		last = (uint32) ((hi * ptrack_shared->nlines) >> 32);
+
+	for (uint32 i = first; i <= last; i++)
+	{
+		ptrack_merge_line(i, slots);
+		ptrack_dirty[i / PTRACK_LINES_PER_PAGE] = 1;
+	}
+}
+
+/*
+ * Say that this process is about to change blocks; followed by a full
+ * barrier.  The entry stays until ptrack_unpublish, also if the process
+ * fails in between: a change that may have happened counts as one.
+ */
+void
+ptrack_publish(const PtrackFork *fork, BlockNumber first, uint64 nblocks)
+{
+	PtrackInflight *entry = &inflight[MyProcNumber];
+	uint64		seq;
+
+	ptrack_unpublish();
+	entry->fork = *fork;
+	entry->first = first;
+	entry->nblocks = nblocks;
+	pg_write_barrier();
+	seq = pg_atomic_read_u64(&entry->seq);
+	Assert(seq % 2 == 0);
+	pg_atomic_write_u64(&entry->seq, seq + 1);
+	pg_memory_barrier();
+}
+
+/*
+ * Mark what this process has published, if anything, and take it back.  The
+ * LSN is sampled here, after the change.
+ */
+void
+ptrack_unpublish(void)
+{
+	PtrackInflight *entry = &inflight[MyProcNumber];
+	uint64		seq = pg_atomic_read_u64(&entry->seq);
+
+	if (seq % 2 == 0)
+		return;
+	if (OidIsValid(entry->fork.rel))
+		ptrack_mark(&entry->fork, entry->first, entry->nblocks, ptrack_now());
+	pg_memory_barrier();
+	pg_atomic_write_u64(&entry->seq, seq + 1);
+}
+
+/*
+ * Copy a process's entry, if it counts.
+ */
+static bool
+read_entry(int proc, PtrackRange *range)
+{
+	PtrackInflight *entry = &inflight[proc];
+
+	for (;;)
+	{
+		uint64		seq = pg_atomic_read_u64(&entry->seq);
+
+		if (seq % 2 == 0)
+			return false;
+		pg_read_barrier();
+		range->fork = entry->fork;
+		range->first = entry->first;
+		range->nblocks = entry->nblocks;
+		pg_read_barrier();
+		if (pg_atomic_read_u64(&entry->seq) == seq)
+			return true;
+	}
+}
+
+/*
+ * Copy what is published now into ranges (room for nprocs); returns how many.
+ * Callers read the map after this.
+ */
+int
+ptrack_published(PtrackRange *ranges)
+{
+	int			n = 0;
+
+	pg_memory_barrier();
+	for (int i = 0; i < ptrack_shared->nprocs; i++)
+		if (read_entry(i, &ranges[n]))
+			n++;
+	pg_memory_barrier();
+	return n;
+}
+
+/*
+ * Mark what is published now, on behalf of those who will.  A copy of a
+ * directory is not marked here: copydir_changed (hooks.c) has why.
+ */
+void
+ptrack_mark_published(void)
+{
+	PtrackRange range;
+	XLogRecPtr	now = ptrack_now();
+
+	pg_memory_barrier();
+	for (int i = 0; i < ptrack_shared->nprocs; i++)
+		if (read_entry(i, &range) && OidIsValid(range.fork.rel))
+			ptrack_mark(&range.fork, range.first, range.nblocks, now);
+}

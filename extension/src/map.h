@@ -1,0 +1,145 @@
+/*-------------------------------------------------------------------------
+ *
+ * map.h
+ *	  The map of changed blocks in shared memory.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef PTRACK_MAP_H
+#define PTRACK_MAP_H
+
+#include "access/xlogdefs.h"
+#include "common/relpath.h"
+#include "port/atomics.h"
+#include "storage/block.h"
+#include "storage/lwlock.h"
+
+#define PTRACK_CHUNK_BLOCKS		64	/* neighbouring blocks that hash as one */
+#define PTRACK_LINE_SIZE		(PTRACK_CHUNK_BLOCKS * sizeof(uint64))
+#define PTRACK_PAGE_SIZE		4096	/* what the file is written in */
+#define PTRACK_LINES_PER_PAGE	(PTRACK_PAGE_SIZE / PTRACK_LINE_SIZE)
+#define PTRACK_SLOTS_PER_PAGE	(PTRACK_PAGE_SIZE / sizeof(uint64))
+
+/* A fork of a relation, as files and hooks name it. */
+typedef struct PtrackFork
+{
+	Oid			spc;			/* tablespace, never 0 */
+	Oid			db;				/* database, 0 in pg_global */
+	Oid			rel;			/* relfilenumber, 0 in an in-flight entry that
+								 * stands for a whole database directory */
+	ForkNumber	fork;
+} PtrackFork;
+
+/* The LSNs of one chunk's blocks, at a rotation that differs by chunk. */
+typedef struct PtrackLine
+{
+	pg_atomic_uint64 slot[PTRACK_CHUNK_BLOCKS];
+} PtrackLine;
+
+/*
+ * What a process is about to write and has not marked yet.  Only the process
+ * that owns the entry stores to it; seq is odd while the entry counts.
+ */
+typedef struct PtrackInflight
+{
+	pg_atomic_uint64 seq;
+	PtrackFork	fork;
+	BlockNumber first;
+	uint32		pad;
+	uint64		nblocks;
+	char		fill[PG_CACHE_LINE_SIZE - 3 * sizeof(uint64) - sizeof(PtrackFork)];
+} PtrackInflight;
+
+/* A copy of a published entry. */
+typedef struct PtrackRange
+{
+	PtrackFork	fork;
+	BlockNumber first;
+	uint64		nblocks;
+} PtrackRange;
+
+/* Why the map in memory began anew; kept for those who ask. */
+typedef enum PtrackReset
+{
+	PTRACK_RESET_NONE,			/* the file was taken over */
+	PTRACK_RESET_NO_FILE,
+	PTRACK_RESET_DAMAGED,
+	PTRACK_RESET_FOREIGN,		/* another cluster, block or segment size, or
+								 * another format */
+	PTRACK_RESET_STALE,			/* the cluster went on without it */
+	PTRACK_RESET_UNLOGGED		/* wal_level was minimal */
+} PtrackReset;
+
+typedef struct PtrackShared
+{
+	LWLock	   *lock;			/* held while the file is read or written */
+
+	/* constant after startup */
+	uint32		nlines;
+	uint32		npages;
+	int			nprocs;			/* entries in the in-flight table */
+	uint64		sysid;
+	XLogRecPtr	start_redo;		/* where this start began to replay */
+
+	/* atomic: read without the lock, written with it */
+	pg_atomic_uint64 init_lsn;	/* 0: not decided yet */
+	pg_atomic_uint64 whole_lsn; /* up to here what WAL does not describe in
+								 * full is reported whole */
+	pg_atomic_uint32 replayed;	/* this start replays WAL, and no flush after
+								 * the replay has set whole_lsn yet */
+	pg_atomic_uint32 unread;	/* pages of the file not merged yet */
+	pg_atomic_uint64 flush_redo;	/* redo point of the newest flush begun */
+
+	/* the file; under lock */
+	bool		same_shape;		/* the file to be merged has this map's size */
+	bool		in_place;		/* the file is sound and has this map's size:
+								 * changed pages are written where they are */
+	bool		unsynced;		/* pages were written since the last fsync */
+	bool		exists;			/* there is a file that a start would accept */
+	bool		fresh;			/* the map began with this start, and no flush
+								 * has stamped it yet */
+	XLogRecPtr	file_redo;		/* redo point the file is stamped with */
+	TimeLineID	file_tli;
+	uint32		file_flags;
+	uint32		file_nlines;	/* shape of the file to be merged */
+	uint32		file_npages;
+	uint32		file_used;		/* pages in use by its header */
+	uint32		found_used;		/* of those, found by reading so far */
+	uint32		next_unread;	/* where the reader goes on */
+	uint32		used;			/* pages in use in the file as it is now */
+
+	/* what happened, for those who ask; under lock */
+	PtrackReset reset;
+	int64		reset_time;		/* TimestampTz */
+	int64		flush_time;		/* TimestampTz of the last whole flush */
+	int64		flush_usecs;
+	int64		flush_pages;
+	int64		flush_failures; /* since the last one that went well */
+} PtrackShared;
+
+extern int	ptrack_map_size;	/* GUC, MB */
+
+extern PtrackShared *ptrack_shared;
+extern PtrackLine *ptrack_lines;
+extern pg_atomic_uint64 *ptrack_line_max;
+extern uint8 *ptrack_dirty;
+extern uint8 *ptrack_page_state;
+
+extern Size ptrack_map_shmem_size(void);
+extern bool ptrack_map_attach(void);
+
+extern XLogRecPtr ptrack_now(void);
+
+extern uint64 ptrack_fork_hash(const PtrackFork *fork);
+extern void ptrack_mark(const PtrackFork *fork, BlockNumber first, uint64 nblocks,
+						XLogRecPtr lsn);
+extern uint64 ptrack_chunk_changed(uint64 fork_hash, BlockNumber chunk, XLogRecPtr lsn);
+extern void ptrack_merge_line(uint32 line, const uint64 *slots);
+extern void ptrack_merge_resized(uint32 line, uint32 nlines, const uint64 *slots);
+
+extern void ptrack_publish(const PtrackFork *fork, BlockNumber first, uint64 nblocks);
+extern void ptrack_unpublish(void);
+extern int	ptrack_published(PtrackRange *ranges);
+extern void ptrack_mark_published(void);
+
+#endif							/* PTRACK_MAP_H */

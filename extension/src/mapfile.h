@@ -1,0 +1,25 @@
+/*-------------------------------------------------------------------------
+ *
+ * mapfile.h
+ *	  The map's file: loading, flushing, deleting.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef PTRACK_MAPFILE_H
+#define PTRACK_MAPFILE_H
+
+#include "access/xlogdefs.h"
+
+#define PTRACK_FILE			"global/ptrack.map"
+#define PTRACK_FILE_TMP		"global/ptrack.map.tmp"
+#define PTRACK_FILE_MMAP	"global/ptrack.map.mmap"	/* of 2.2 and older */
+
+extern void ptrack_file_delete(void);
+extern void ptrack_file_start(void);
+extern bool ptrack_file_read_some(void);
+extern void ptrack_file_read_all(void);
+extern void ptrack_file_flush(XLogRecPtr redo, bool end_of_recovery);
+extern void ptrack_file_write_through(void);
+extern XLogRecPtr ptrack_decide_init_lsn(void);
+
+#endif							/* PTRACK_MAPFILE_H */

@@ -1,0 +1,329 @@
+/*-------------------------------------------------------------------------
+ *
+ * query.c
+ *	  Which blocks changed since an LSN.
+ *
+ * The answer is for the moment the query begins, or later.  In this order,
+ * each step after the one before:
+ *
+ * 1. all of the map's file is merged;
+ * 2. init_lsn, whole_lsn and the in-flight table are read;
+ * 3. directories are listed, and for each file in them the map is read.
+ *
+ * A block that is on disk at 2 is marked or in flight then.  No lock is held.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "compat.h"
+#include "map.h"
+#include "mapfile.h"
+#include "port/pg_bitutils.h"
+#include "ptrack.h"
+#include "relfile.h"
+#include "utils/builtins.h"
+#include "utils/numeric.h"
+#include "utils/pg_lsn.h"
+
+PG_FUNCTION_INFO_V1(ptrack_init_lsn);
+PG_FUNCTION_INFO_V1(ptrack_get_pagemapset);
+PG_FUNCTION_INFO_V1(ptrack_get_change_stat);
+
+#define PAGEMAP_BYTES	((RELSEG_SIZE + BITS_PER_BYTE - 1) / BITS_PER_BYTE)
+
+typedef struct BlockScan BlockScan;
+
+/* Takes one file with changed blocks; the bitmap has nbytes bytes. */
+typedef void (*BlockScanCallback) (BlockScan *scan, const char *path, uint64 nblocks, Size nbytes);
+
+/* What is asked, and where the answer goes. */
+struct BlockScan
+{
+	XLogRecPtr	lsn;
+	bool		everything;		/* the map cannot tell: all that is there */
+	bool		whole;			/* all of what WAL does not describe in full */
+	PtrackRange *inflight;
+	int			ninflight;
+
+	BlockScanCallback callback;
+	ReturnSetInfo *rows;		/* for the set of pagemaps */
+	uint64		files;			/* for the statistics */
+	uint64		blocks;
+
+	/* least significant bit first, bit i of the segment's block i */
+	uint8	   *bitmap;			/* room for a segment and 8 bytes more */
+};
+
+/*
+ * Set the bits of a chunk whose first block is the segment's block "at"
+ * (negative when the segment begins inside the chunk; those bits are zero).
+ */
+static inline void
+put_bits(uint8 *bitmap, int64 at, uint64 bits)
+{
+	if (at < 0)
+	{
+		bits >>= -at;
+		at = 0;
+	}
+	for (uint8 *p = bitmap + at / BITS_PER_BYTE; bits != 0; p++)
+	{
+		int			shift = (int) (at % BITS_PER_BYTE);
+
+		*p |= (uint8) (bits << shift);
+		bits >>= BITS_PER_BYTE - shift;
+		at = 0;
+	}
+}
+
+/* Bits from..to-1 of a word, 0 <= from < to <= 64. */
+static inline uint64
+bit_range(uint32 from, uint32 to)
+{
+	return (~UINT64CONST(0) >> (64 - (to - from))) << from;
+}
+
+/*
+ * Ask the map for one file, and pass it on if any of its blocks changed.
+ */
+static void
+scan_file(BlockScan *scan, const char *dir, const PtrackFork *fork, const RelFile *file, bool whole)
+{
+	uint64		start = (uint64) file->segment * RELSEG_SIZE;
+	uint64		end = start + relfile_blocks(file);
+	uint64		hash = ptrack_fork_hash(fork);
+	uint64		nblocks = 0;
+	Size		nbytes;
+	char		path[MAXPGPATH];
+	char		segment[16] = "";
+
+	for (uint64 base = start - start % PTRACK_CHUNK_BLOCKS; base < end; base += PTRACK_CHUNK_BLOCKS)
+	{
+		uint64		bits;
+
+		if (whole)
+			bits = ~UINT64CONST(0);
+		else
+			bits = ptrack_chunk_changed(hash, (BlockNumber) (base / PTRACK_CHUNK_BLOCKS), scan->lsn);
+
+		for (int i = 0; i < scan->ninflight; i++)
+		{
+			const PtrackRange *range = &scan->inflight[i];
+
+			if (range->fork.spc != fork->spc || range->fork.db != fork->db)
+				continue;
+			if (!OidIsValid(range->fork.rel))
+				bits = ~UINT64CONST(0);
+			else if (range->fork.rel == fork->rel && range->fork.fork == fork->fork)
+			{
+				uint64		from = Max((uint64) range->first, base);
+				uint64		to = Min(range->first + range->nblocks, base + PTRACK_CHUNK_BLOCKS);
+
+				if (from < to)
+					bits |= bit_range((uint32) (from - base), (uint32) (to - base));
+			}
+		}
+
+		if (bits == 0)
+			continue;
+		bits &= bit_range((uint32) (Max(start, base) - base),
+						  (uint32) (Min(end, base + PTRACK_CHUNK_BLOCKS) - base));
+		put_bits(scan->bitmap, (int64) base - (int64) start, bits);
+		nblocks += pg_popcount64(bits);
+	}
+	if (nblocks == 0)
+		return;
+
+	for (nbytes = (end - start + BITS_PER_BYTE - 1) / BITS_PER_BYTE; scan->bitmap[nbytes - 1] == 0; nbytes--)
+		;
+	if (file->segment > 0)
+		snprintf(segment, sizeof(segment), ".%u", file->segment);
+	snprintf(path, sizeof(path), "%s/%u%s%s%s", dir, file->rel,
+			 file->fork == MAIN_FORKNUM ? "" : "_",
+			 file->fork == MAIN_FORKNUM ? "" : forkNames[file->fork],
+			 segment);
+	scan->callback(scan, path, nblocks, nbytes);
+	memset(scan->bitmap, 0, nbytes);
+}
+
+static int
+compare_oids(const void *a, const void *b)
+{
+	Oid			x = *(const Oid *) a;
+	Oid			y = *(const Oid *) b;
+
+	return x < y ? -1 : x > y ? 1 : 0;
+}
+
+/*
+ * BlockScan a database's directory.
+ */
+static void
+scan_database(const char *path, Oid spc, Oid db, void *arg)
+{
+	BlockScan	   *scan = (BlockScan *) arg;
+	RelFileList list = {0};
+	Oid		   *unlogged = NULL;
+	size_t		nunlogged = 0;
+
+	if (!relfile_list(path, &list) || list.nfiles == 0)
+		return;
+
+	/* a relation with an init fork is unlogged */
+	if (scan->whole && !scan->everything)
+	{
+		unlogged = palloc_extended(list.nfiles * sizeof(Oid), MCXT_ALLOC_HUGE);
+		for (size_t i = 0; i < list.nfiles; i++)
+			if (list.files[i].fork == INIT_FORKNUM)
+				unlogged[nunlogged++] = list.files[i].rel;
+		qsort(unlogged, nunlogged, sizeof(Oid), compare_oids);
+	}
+
+	for (size_t i = 0; i < list.nfiles; i++)
+	{
+		const RelFile *file = &list.files[i];
+		PtrackFork	fork = {spc, db, file->rel, file->fork};
+		bool		whole = scan->everything;
+
+		CHECK_FOR_INTERRUPTS();
+		if (scan->whole && !whole)
+			whole = file->fork != MAIN_FORKNUM ||
+				bsearch(&file->rel, unlogged, nunlogged, sizeof(Oid), compare_oids) != NULL;
+		scan_file(scan, path, &fork, file, whole);
+	}
+	pfree(list.files);
+	if (unlogged != NULL)
+		pfree(unlogged);
+}
+
+/*
+ * BlockScan the cluster for what changed since scan->lsn.
+ */
+static void
+scan_cluster(BlockScan *scan)
+{
+	XLogRecPtr	init_lsn = ptrack_decide_init_lsn();
+
+	/* in this order: whoever clears "replayed" has set whole_lsn */
+	scan->whole = pg_atomic_read_u32(&ptrack_shared->replayed) != 0;
+	pg_memory_barrier();
+	if (scan->lsn < pg_atomic_read_u64(&ptrack_shared->whole_lsn))
+		scan->whole = true;
+
+	/* nothing happened yet that lies in the future */
+	if (scan->lsn > ptrack_now())
+		return;
+
+	scan->everything = scan->lsn < init_lsn;
+	scan->inflight = palloc(ptrack_shared->nprocs * sizeof(PtrackRange));
+	scan->ninflight = ptrack_published(scan->inflight);
+	scan->bitmap = palloc0(PAGEMAP_BYTES + sizeof(uint64));
+	relfile_each_database(scan_database, scan);
+}
+
+/* A row of (path, pagecount, pagemap), or of (path, pagemap) as 2.1 had it. */
+static void
+put_row(BlockScan *scan, const char *path, uint64 nblocks, Size nbytes)
+{
+	Datum		values[3];
+	bool		nulls[3] = {false, false, false};
+	bytea	   *pagemap = palloc(VARHDRSZ + nbytes);
+	int			i = 0;
+
+	SET_VARSIZE(pagemap, VARHDRSZ + nbytes);
+	memcpy(VARDATA(pagemap), scan->bitmap, nbytes);
+	values[i++] = CStringGetTextDatum(path);
+	if (scan->rows->setDesc->natts > 2)
+		values[i++] = Int64GetDatum((int64) nblocks);
+	values[i++] = PointerGetDatum(pagemap);
+	tuplestore_putvalues(scan->rows->setResult, scan->rows->setDesc, values, nulls);
+	pfree(DatumGetPointer(values[0]));
+	pfree(pagemap);
+}
+
+/*
+ * ptrack_get_pagemapset(start_lsn pg_lsn)
+ *		returns table (path text, pagecount bigint, pagemap bytea)
+ */
+Datum
+ptrack_get_pagemapset(PG_FUNCTION_ARGS)
+{
+	BlockScan		scan = {0};
+
+	if (!ptrack_enabled())
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("ptrack is disabled"),
+				 errhint("Set ptrack.map_size and restart the server.")));
+
+	scan.rows = ptrack_begin_rows(fcinfo);
+	scan.lsn = PG_GETARG_LSN(0);
+	scan.callback = put_row;
+	scan_cluster(&scan);
+	return (Datum) 0;
+}
+
+static void
+count_file(BlockScan *scan, const char *path pg_attribute_unused(), uint64 nblocks,
+		   Size nbytes pg_attribute_unused())
+{
+	scan->files++;
+	scan->blocks += nblocks;
+}
+
+/*
+ * ptrack_get_change_stat(start_lsn pg_lsn)
+ *		returns table (files bigint, pages numeric, "size, MB" numeric)
+ */
+Datum
+ptrack_get_change_stat(PG_FUNCTION_ARGS)
+{
+	BlockScan		scan = {0};
+	ReturnSetInfo *rows = ptrack_begin_rows(fcinfo);
+	Datum		values[3];
+	bool		nulls[3] = {false, true, true};
+
+	if (!ptrack_enabled())
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("ptrack is disabled"),
+				 errhint("Set ptrack.map_size and restart the server.")));
+
+	if (!PG_ARGISNULL(0))
+	{
+		scan.lsn = PG_GETARG_LSN(0);
+		scan.callback = count_file;
+		scan_cluster(&scan);
+	}
+
+	values[0] = Int64GetDatum((int64) scan.files);
+	if (scan.files > 0)
+	{
+		values[1] = DirectFunctionCall1(int8_numeric, Int64GetDatum((int64) scan.blocks));
+		values[2] = DirectFunctionCall2(numeric_div,
+										DirectFunctionCall1(int8_numeric,
+															Int64GetDatum((int64) (scan.blocks * BLCKSZ))),
+										DirectFunctionCall1(int8_numeric,
+															Int64GetDatum(1024 * 1024)));
+		nulls[1] = nulls[2] = false;
+	}
+	tuplestore_putvalues(rows->setResult, rows->setDesc, values, nulls);
+	return (Datum) 0;
+}
+
+/*
+ * ptrack_init_lsn() returns pg_lsn: the map knows all changes since.
+ */
+Datum
+ptrack_init_lsn(PG_FUNCTION_ARGS)
+{
+	(void) fcinfo;
+
+	if (!ptrack_enabled())
+	{
+		ereport(WARNING, (errmsg("ptrack is disabled")));
+		PG_RETURN_LSN(InvalidXLogRecPtr);
+	}
+	PG_RETURN_LSN(ptrack_decide_init_lsn());
+}
