@@ -1,0 +1,338 @@
+"""Sources: from a major to its pristine tree, a commit of the cache's bare mirror.
+
+    fetch(major) -> SourceTree
+
+PTRACK_SOURCE says where from: `auto` (the default: git, then distro, then tarball), one of these
+three, or the path of a directory or tarball. `git:REL_17_2`, `distro:17.2`, `tarball:17.2` ask for
+one version.
+
+What was found is remembered for PTRACK_SOURCE_TTL seconds (default 86400; 0 asks every time), so
+that a build with nothing changed needs no network and no time. The line that each fetch prints
+says the version and when it was looked up. PTRACK_REFRESH=1 looks again, as does a change of the
+settings that decide the answer (PTRACK_SOURCE, PTRACK_PG_GIT, PTRACK_PG_TARBALLS, apt's sources).
+A repository, directory or tarball on this machine is looked at every time. Where the servers cannot
+be reached (or PTRACK_OFFLINE=1) the newest tree of the major that the mirror has is taken, and said
+so.
+
+PTRACK_LOCKED=1, or locked=True, takes what matrix.lock records and nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ptrack_build import cache
+from ptrack_build.errors import SourceError, UsageError
+from ptrack_build.progress import say
+from ptrack_build.source import mirror as _mirror
+from ptrack_build.source.base import (
+    WAYS_OUT,
+    Provider,
+    SourceTree,
+    Unreachable,
+    Want,
+    offline,
+    version_key,
+)
+from ptrack_build.source.distro import DistroProvider
+from ptrack_build.source.git import GitProvider
+from ptrack_build.source.lock import read_lock, write_lock
+from ptrack_build.source.mirror import Mirror, open_mirror
+from ptrack_build.source.path import PathProvider
+from ptrack_build.source.tarball import TarballProvider
+
+if TYPE_CHECKING:
+    from ptrack_build.matrix import Major
+    from ptrack_build.source.lock import Row
+
+__all__ = [
+    "Mirror",
+    "SourceTree",
+    "bring",
+    "export",
+    "fetch",
+    "open_mirror",
+    "read_file",
+    "read_lock",
+    "write_lock",
+]
+
+TTL_SECONDS = 86400.0
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """A tree that was found: SourceTree's fields, when it was looked up and by which settings."""
+
+    when: float
+    key: str
+    version: str
+    commit: str
+    digest: str
+    provider: str
+    origin: str
+    sha256: str = ""
+    passed: str = ""  # why the providers before it were passed over
+
+
+def providers() -> tuple[Provider, ...]:
+    """What `auto` tries, in order."""
+    return (GitProvider(), DistroProvider(), TarballProvider())
+
+
+def fetch(
+    major: Major, *, spec: str | None = None, locked: bool = False, refresh: bool = False
+) -> SourceTree:
+    """The major's source tree, as a commit of the mirror; prints one line on which it is.
+
+    Raises SourceError naming each provider that was tried and why it failed, and UsageError for a
+    spec that is none.
+    """
+    spec = spec or os.environ.get("PTRACK_SOURCE") or "auto"
+    refresh = refresh or _set("PTRACK_REFRESH")
+    if locked or _set("PTRACK_LOCKED"):
+        return _fetch_locked(major, spec, refresh=refresh)
+    chosen, pin = _choose(spec)
+    mirror = open_mirror()
+    want = Want(major=major, mirror=mirror, pin=pin, refresh=refresh)
+    key = cache.digest(spec, *(p.name + p.key() for p in chosen))
+    lasting = all(p.lasting() for p in chosen)
+    if lasting and not refresh and (known := _remembered(want, key)):
+        return known
+    with cache.lock(f"source-{major.name}"):
+        if lasting and not refresh and (known := _remembered(want, key)):
+            return known  # another run looked it up meanwhile
+        return _look(want, chosen, key)
+
+
+def _look(want: Want, chosen: tuple[Provider, ...], key: str) -> SourceTree:
+    failures: list[tuple[str, SourceError]] = []
+    for provider in chosen:
+        try:
+            tree = provider.fetch(want)
+        except SourceError as error:
+            failures.append((provider.name, error))
+            continue
+        passed = "; ".join(f"{name}: {error.what}" for name, error in failures)
+        _remember(want, key, tree, passed)
+        say(f"PostgreSQL {tree.version}: {tree.provider}, {tree.origin}" + _in_brackets(passed))
+        return tree
+    names = {provider.name for provider in chosen}
+    cut_off = any(isinstance(error, Unreachable) for _, error in failures)
+    if cut_off and (known := _newest(want, names)):
+        record, tree = known
+        reasons = "; ".join(f"{name}: {error.what}" for name, error in failures)
+        say(
+            f"PostgreSQL {tree.version}: {tree.provider}, {tree.origin}, as of {_age(record.when)} "
+            f"ago, from the cache" + _in_brackets(reasons)
+        )
+        return tree
+    title = f"PostgreSQL {want.major.name}" + (f" ({want.pin})" if want.pin else "")
+    if len(failures) == 1:
+        only = failures[0][1]
+        what = f"{title}: {only.what}"
+        raise SourceError(what, hint=only.hint or WAYS_OUT) from only
+    lines = [f"{title}: no source could be had", *(f"  {n}: {e.what}" for n, e in failures)]
+    raise SourceError("\n".join(lines), hint=WAYS_OUT)
+
+
+def _choose(spec: str) -> tuple[tuple[Provider, ...], str]:
+    """The providers that a spec stands for, and the version it asks for, if any."""
+    known = {provider.name: provider for provider in providers()}
+    if spec == "auto":
+        return tuple(known.values()), ""
+    name, _, pin = spec.partition(":")
+    if name in known:
+        return (known[name],), pin
+    path = Path(spec).expanduser()
+    if "/" not in spec and not path.exists():
+        what = f"PTRACK_SOURCE={spec} is neither a provider nor a path"
+        hint = f"take auto, {', '.join(known)}, or a directory or tarball of PostgreSQL"
+        raise UsageError(what, hint=hint)
+    return (PathProvider(path.absolute()),), ""
+
+
+def _fetch_locked(major: Major, spec: str, *, refresh: bool) -> SourceTree:
+    row = read_lock().get(major.name)
+    if row is None:
+        what = f"matrix.lock has no PostgreSQL {major.name}"
+        raise SourceError(what, hint="build it without --locked")
+    mirror = open_mirror()
+    if spec in {"auto", row.provider} and mirror.commit(row.commit):
+        tree = _locked_tree(major, mirror, row)
+        say(f"PostgreSQL {tree.version}: {tree.provider}, {tree.origin}, as locked")
+        return tree
+    chosen, _ = _choose(spec)
+    if spec == "auto":
+        # the same tarball is at the distribution and at the download server; a commit only in git
+        chosen = tuple(p for p in chosen if (p.name == "git") == (row.provider == "git"))
+    failures: list[tuple[str, str]] = []
+    with cache.lock(f"source-{major.name}"):
+        for provider in chosen:
+            pin = row.commit if provider.name == "git" else row.version
+            digest = "" if provider.name in {"git", "path"} else row.sha256
+            want = Want(major=major, mirror=mirror, pin=pin, sha256=digest, refresh=refresh)
+            try:
+                tree = provider.fetch(want)
+            except SourceError as error:
+                failures.append((provider.name, error.what))
+                continue
+            if tree.digest == row.tree:
+                say(f"PostgreSQL {tree.version}: {tree.provider}, {tree.origin}, as locked")
+                return tree
+            failures.append((provider.name, f"{tree.version} from {tree.origin} is another tree"))
+    available = sorted({r.version for r in _records(major.name, mirror)}, key=version_key)
+    lines = [
+        f"PostgreSQL {row.version}, which matrix.lock asks for ({row.origin}), cannot be had",
+        *(f"  {name}: {reason}" for name, reason in failures),
+        f"  in the cache: {', '.join(available) or 'nothing of that major'}",
+    ]
+    raise SourceError("\n".join(lines), hint="build without --locked to take what is available")
+
+
+def _locked_tree(major: Major, mirror: Mirror, row: Row) -> SourceTree:
+    if mirror.tree(row.commit) != row.tree:
+        what = f"matrix.lock contradicts itself: {row.commit[:12]} has no tree {row.tree[:12]}"
+        raise SourceError(what, hint="git checkout -- matrix.lock")
+    return SourceTree(
+        major=major,
+        version=row.version,
+        commit=row.commit,
+        mirror=mirror.path,
+        digest=row.tree,
+        provider=row.provider,
+        origin=row.origin,
+        sha256=row.sha256,
+    )
+
+
+def bring(tree: SourceTree, commit: str) -> bool:
+    """Try to have another commit (one that a diff was rendered against) with its blobs.
+
+    True when it is in the mirror, at once or after asking the git servers; False when that cannot
+    be. Quick where those are known to be out of reach; raises nothing for it.
+    """
+    mirror = Mirror(tree.mirror)
+    return GitProvider().bring(Want(major=tree.major, mirror=mirror), commit)
+
+
+def export(tree: SourceTree, dest: Path) -> None:
+    """Write the tree's files into dest, which is made if need be and must be empty.
+
+    All files get the same time (the commit's), modes 0644 or 0755, and their bytes as committed.
+    Raises HostError when the disk is full.
+    """
+    dest.mkdir(parents=True, exist_ok=True)
+    if next(dest.iterdir(), None) is not None:
+        what = f"{dest} is not empty"
+        raise UsageError(what, hint="export into a new directory")
+    _mirror.export(tree.mirror, tree.commit, dest)
+
+
+def read_file(tree: SourceTree, path: str) -> bytes | None:
+    """The contents of one file of the tree, or None when it has none of that name."""
+    return Mirror(tree.mirror).read(tree.commit, path)
+
+
+def _set(name: str) -> bool:
+    return os.environ.get(name, "") not in {"", "0"}
+
+
+def _ttl() -> float:
+    text = os.environ.get("PTRACK_SOURCE_TTL", "")
+    try:
+        return float(text) if text else TTL_SECONDS
+    except ValueError:
+        what = f"PTRACK_SOURCE_TTL={text} is no number of seconds"
+        raise UsageError(what, hint="86400 is a day, 0 asks every time") from None
+
+
+def _file(major: str) -> Path:
+    return cache.directory("source") / f"found-{major}.json"
+
+
+def _records(major: str, mirror: Mirror) -> list[Record]:
+    """What was found of a major and is still in the mirror."""
+    try:
+        found = msgspec.json.decode(_file(major).read_bytes(), type=list[Record])
+    except (OSError, msgspec.DecodeError):
+        return []
+    if mirror.has(f"{record.commit}^{{tree}}" for record in found):
+        return found
+    return [record for record in found if mirror.has([f"{record.commit}^{{tree}}"])]
+
+
+def _remembered(want: Want, key: str) -> SourceTree | None:
+    """The tree found under the same settings not too long ago; says so."""
+    ttl = _ttl()
+    now = time.time()
+    for record in _records(want.major.name, want.mirror):
+        if record.key == key and (0 <= now - record.when < ttl or offline()):
+            tree = _tree(want, record)
+            say(
+                f"PostgreSQL {tree.version}: {tree.provider}, {tree.origin}, looked up "
+                f"{_age(record.when)} ago (PTRACK_REFRESH=1 looks again)"
+            )
+            return tree
+    return None
+
+
+def _newest(want: Want, names: set[str]) -> tuple[Record, SourceTree] | None:
+    """The newest of the major that any of these providers ever found, for want of an answer."""
+    found = [
+        record
+        for record in _records(want.major.name, want.mirror)
+        if record.provider in names and want.pin in {"", record.version, record.commit}
+    ]
+    if not found:
+        return None
+    best = max(found, key=lambda record: (version_key(record.version), record.when))
+    return best, _tree(want, best)
+
+
+def _remember(want: Want, key: str, tree: SourceTree, passed: str) -> None:
+    if tree.provider == "path":
+        return
+    record = Record(
+        when=time.time(),
+        key=key,
+        version=tree.version,
+        commit=tree.commit,
+        digest=tree.digest,
+        provider=tree.provider,
+        origin=tree.origin,
+        sha256=tree.sha256,
+        passed=passed,
+    )
+    others = [other for other in _records(want.major.name, want.mirror) if other.key != key]
+    cache.write(_file(want.major.name), msgspec.json.encode([record, *others[:9]]).decode())
+
+
+def _tree(want: Want, record: Record) -> SourceTree:
+    return SourceTree(
+        major=want.major,
+        version=record.version,
+        commit=record.commit,
+        mirror=want.mirror.path,
+        digest=record.digest,
+        provider=record.provider,
+        origin=record.origin,
+        sha256=record.sha256,
+    )
+
+
+def _in_brackets(text: str) -> str:
+    return f" ({text})" if text else ""
+
+
+def _age(when: float) -> str:
+    """5 min, 3 h, 2 days"""
+    seconds = max(0.0, time.time() - when)
+    for limit, unit, word in ((3600, 60, "min"), (172800, 3600, "h")):
+        if seconds < limit:
+            return f"{int(seconds // unit)} {word}"
+    return f"{int(seconds // 86400)} days"

@@ -1,0 +1,115 @@
+"""What every provider takes and gives."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from ptrack_build.errors import SourceError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ptrack_build.matrix import Major
+    from ptrack_build.source.mirror import Mirror
+
+#: Where matrix.toml's suites, branches and numbers are explained to whoever has none of them.
+WAYS_OUT = (
+    "set PTRACK_PG_GIT to a PostgreSQL repository that has the branch, "
+    "or PTRACK_SOURCE to a source directory or tarball"
+)
+
+
+class Unreachable(SourceError):
+    """No server answered: a tree found earlier may do instead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceTree:
+    """A pristine PostgreSQL tree: a commit of the bare mirror.
+
+    version: as configure says it ("17.2", "19beta1", "20devel"); commit: its id in the mirror;
+    digest: the id of the commit's tree, equal for equal contents whoever provided them;
+    provider: git, distro, tarball or path; origin: one line on where it is from;
+    sha256: of the tarball it was unpacked from, or "".
+    """
+
+    major: Major
+    version: str
+    commit: str
+    mirror: Path
+    digest: str
+    provider: str
+    origin: str
+    sha256: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Want:
+    """What a provider is asked for.
+
+    pin: one version ("17.2"), or for git any tag, branch or commit; "" is the newest.
+    sha256: the tarball must have this digest, or "" when any will do.
+    """
+
+    major: Major
+    mirror: Mirror
+    pin: str = ""
+    sha256: str = ""
+    refresh: bool = False
+
+
+class Provider(Protocol):
+    """One way to a source tree.
+
+    fetch() brings it into the mirror or raises SourceError with the reason in one line, soon.
+    key() names the settings that decide the answer, so that a remembered one is not taken for
+    another's; lasting() says whether an answer may be remembered for a while at all.
+    """
+
+    name: ClassVar[str]
+
+    def fetch(self, want: Want) -> SourceTree: ...
+
+    def key(self) -> str: ...
+
+    def lasting(self) -> bool: ...
+
+
+def offline() -> bool:
+    """Whether PTRACK_OFFLINE forbids the network."""
+    return os.environ.get("PTRACK_OFFLINE", "") not in {"", "0"}
+
+
+def version_key(version: str) -> tuple[int, int, int, int]:
+    """Order PostgreSQL's versions: 19devel < 19beta1 < 19rc1 < 19.0 < 19.1; Debian's ~ is fine.
+
+    What is no version sorts below everything.
+    """
+    found = re.fullmatch(r"(\d+)(?:\.(\d+)|~?(devel|alpha|beta|rc)(\d*))?", version)
+    if not found:
+        return (0, 0, 0, 0)
+    stage = {"devel": 0, "alpha": 1, "beta": 2, "rc": 3}.get(found[3], 4)
+    return (int(found[1]), stage, int(found[4] or 0), int(found[2] or 0))
+
+
+def check_version(major: Major, version: str, where: str) -> None:
+    """Raise SourceError unless `version` is one of the major's."""
+    found = version_key(version)
+    if found[0] == major.number and (major.state == "devel" or found[1] > 0):
+        return
+    what = f"{where} is PostgreSQL {version or '(no version found)'}, not {major.name}"
+    hint = f"give a tree of PostgreSQL {major.number}"
+    if major.state == "devel" and found[0] > major.number:
+        hint = (
+            "a new major was branched off: give it a row in matrix.toml, and devel the next number"
+        )
+    raise SourceError(what, hint=hint)
+
+
+def first_line(text: str, *, limit: int = 200) -> str:
+    """The first line that is not empty, cut to a length that fits a terminal."""
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return line if len(line) <= limit else line[: limit - 3] + "..."

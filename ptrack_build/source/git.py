@@ -1,0 +1,187 @@
+"""Provider `git`: one branch of a PostgreSQL repository, its newest commit."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from ptrack_build import cache
+from ptrack_build.errors import CommandFailed, SourceError
+from ptrack_build.progress import step
+from ptrack_build.source import net
+from ptrack_build.source.base import (
+    WAYS_OUT,
+    SourceTree,
+    Unreachable,
+    Want,
+    check_version,
+    first_line,
+    offline,
+)
+from ptrack_build.source.mirror import git, git_remote
+
+#: PostgreSQL's own git server, then its mirror on GitHub.
+SERVERS = (
+    "https://git.postgresql.org/git/postgresql.git",
+    "https://github.com/postgres/postgres.git",
+)
+ASK_SECONDS = 20.0
+FETCH_ESTIMATE = 40.0
+
+
+@dataclass(frozen=True)
+class GitProvider:
+    """Takes from the first repository of PTRACK_PG_GIT that can: URLs or paths, by spaces."""
+
+    name: ClassVar[str] = "git"
+
+    def repositories(self) -> list[str]:
+        """The repositories to try, in order."""
+        named = os.environ.get("PTRACK_PG_GIT", "").strip()
+        if not named:
+            return list(SERVERS)
+        if Path(named).expanduser().is_dir():
+            return [str(Path(named).expanduser().absolute())]
+        return [
+            str(Path(word).expanduser().absolute()) if Path(word).expanduser().is_dir() else word
+            for word in named.split()
+        ]
+
+    def key(self) -> str:
+        """See Provider."""
+        return cache.digest(*self.repositories())
+
+    def lasting(self) -> bool:
+        """A repository on this machine is asked every time: that costs nothing."""
+        return not any(is_local(repository) for repository in self.repositories())
+
+    def fetch(self, want: Want) -> SourceTree:
+        """The tip of the major's branch, or what want.pin names. Raises SourceError."""
+        repositories = self.repositories()
+        if offline():
+            repositories = [r for r in repositories if is_local(r)]
+            if not repositories:
+                what = "PTRACK_OFFLINE is set"
+                raise Unreachable(what)
+        # what is asked is what git makes of it: a user's url.<base>.insteadOf counts
+        urls = {r: r if is_local(r) else _rewritten(r) for r in repositories}
+        silent = net.unreachable((u for u in urls.values()), refresh=want.refresh)
+        reasons: list[str] = []
+        kind: type[SourceError] = SourceError
+        for repository, url in urls.items():
+            if url in silent:
+                reasons.append(silent[url])
+                kind = Unreachable
+                continue
+            try:
+                return self._fetch(want, repository)
+            except CommandFailed as error:
+                reasons.append(f"{repository}: {_reason(error)}")
+                kind = kind if is_local(repository) else Unreachable
+            except SourceError as error:
+                if len(repositories) == 1:
+                    raise
+                reasons.append(error.what)
+        raise kind("; ".join(reasons), hint=WAYS_OUT)
+
+    def _fetch(self, want: Want, repository: str) -> SourceTree:
+        name = want.pin or want.major.branch
+        commit, found = _ask(repository, name)
+        mirror = want.mirror
+        if not mirror.commit(commit):
+            log = cache.directory("log") / f"source-{want.major.name}.log"
+            with (
+                step(f"fetching {found} from {repository}", estimate=FETCH_ESTIMATE),
+                mirror.writing(),
+            ):
+                if not mirror.commit(commit):
+                    git_remote(
+                        f"--git-dir={mirror.path}",
+                        "fetch",
+                        "--no-tags",
+                        "--no-write-fetch-head",
+                        "--depth=1",
+                        repository,
+                        f"+{found if not _is_id(found) else commit}:{_ref(want, commit)}",
+                        log=log,
+                    )
+            # the branch may have moved between question and answer
+            commit = mirror.commit(_ref(want, commit))
+        where = f"{found} of {repository}"
+        version = mirror.version(commit, where)
+        check_version(want.major, version, where)
+        mirror.set_ref(_ref(want, commit), commit)
+        return SourceTree(
+            major=want.major,
+            version=version,
+            commit=commit,
+            mirror=mirror.path,
+            digest=mirror.tree(commit),
+            provider=self.name,
+            origin=f"{_short(found)} of {repository} at {commit[:12]}",
+        )
+
+    def bring(self, want: Want, commit: str) -> bool:
+        """Ask for one more commit, so that its blobs are here; whether it came. Never raises for
+        what a server does not have or cannot be asked."""
+        if want.mirror.commit(commit):
+            return True
+        try:
+            self.fetch(Want(major=want.major, mirror=want.mirror, pin=commit, refresh=want.refresh))
+        except SourceError:
+            return False
+        return bool(want.mirror.commit(commit))
+
+
+def is_local(repository: str) -> bool:
+    """Whether a repository is on this machine."""
+    return repository.startswith(("/", "file://"))
+
+
+def _rewritten(repository: str) -> str:
+    done = git("ls-remote", "--get-url", repository, check=False)
+    return done.stdout.decode().strip() or repository
+
+
+def _is_id(name: str) -> bool:
+    return re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", name) is not None
+
+
+def _short(ref: str) -> str:
+    return re.sub(r"^refs/(heads|tags|remotes)/", "", ref)
+
+
+def _ref(want: Want, commit: str) -> str:
+    return f"refs/ptrack/git/{want.major.name}/{commit[:12]}"
+
+
+def _ask(repository: str, name: str) -> tuple[str, str]:
+    """The commit and the full name of a branch, tag, or commit of a repository.
+
+    A clone's branches of its origin count as well. Raises SourceError if it has none such.
+    """
+    if _is_id(name):
+        return name, name
+    if re.fullmatch(r"\d+(\.\d+|beta\d+|rc\d+)?", name):
+        name = "REL_" + re.sub(r"^(\d+)(beta|rc)", r"\1_\2", name).replace(".", "_").upper()
+    patterns = (f"refs/heads/{name}", f"refs/tags/{name}", f"refs/remotes/*/{name}")
+    out = git_remote("ls-remote", repository, *patterns, timeout=ASK_SECONDS).stdout
+    found = [line.split("\t", 1) for line in out.splitlines() if "\t" in line]
+    for kind in ("refs/heads/", "refs/tags/", "refs/remotes/"):
+        for commit, ref in found:
+            if ref.startswith(kind) and not ref.endswith("^{}"):
+                peeled = [c for c, r in found if r == f"{ref}^{{}}"]
+                return (peeled or [commit])[0], ref
+    what = f"{repository} has no branch or tag {name}"
+    raise SourceError(what, hint=WAYS_OUT)
+
+
+def _reason(error: CommandFailed) -> str:
+    """What git's complaint comes down to."""
+    lines = [line for line in error.tail.splitlines() if line.strip()]
+    fatal = [line for line in lines if line.startswith(("fatal:", "error:", "killed"))]
+    text = first_line("\n".join(fatal or lines)) or error.what
+    return re.sub(r"^(fatal|error): ", "", text)

@@ -1,0 +1,115 @@
+"""Knowing within seconds that a server cannot be reached, and not asking again for a while.
+
+Git and apt wait minutes for a server behind a wall that drops packets. So a plain connection is
+tried first, with a deadline that covers the name lookup as well; what failed is remembered in the
+cache for a few minutes, so that nine majors built at once or in turn wait once.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import msgspec
+
+from ptrack_build import cache
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+CONNECT_SECONDS = 5.0
+REMEMBER_SECONDS = 300.0
+
+PORTS = {"http": 80, "https": 443, "git": 9418, "ssh": 22, "ftp": 21}
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """A server that could not be reached: when (seconds since 1970) and why."""
+
+    when: float
+    reason: str
+
+
+def endpoint(url: str) -> tuple[str, int] | None:
+    """Host and port that a URL leads to, or None where that cannot be told (a file, a proxy)."""
+    parts = urlsplit(url)
+    if parts.scheme not in PORTS or not parts.hostname:
+        return None
+    if parts.scheme in {"http", "https"}:
+        proxies = getproxies()
+        if (proxies.get(parts.scheme) or proxies.get("all")) and not proxy_bypass(parts.hostname):
+            return None
+    try:
+        return parts.hostname, parts.port or PORTS[parts.scheme]
+    except ValueError:
+        return None
+
+
+def unreachable(urls: Iterable[str], *, refresh: bool = False) -> dict[str, str]:
+    """Of these URLs those whose server does not answer, with the reason; all are tried at once."""
+    places = {url: place for url in urls if (place := endpoint(url)) is not None}
+    known = {} if refresh else _remembered()
+    now = time.time()
+    reasons: dict[tuple[str, int], str] = {}
+    for host, port in set(places.values()):
+        failure = known.get(f"{host}:{port}")
+        if failure is not None and 0 <= now - failure.when < REMEMBER_SECONDS:
+            minutes = int((now - failure.when) / 60)
+            ago = f"{minutes} min ago" if minutes else "just now"
+            reasons[host, port] = f"{failure.reason}, tried {ago}"
+    untried = {place for place in places.values() if place not in reasons}
+    failures = _try_all(untried)
+    if failures:
+        _remember(failures, now)
+    reasons |= failures
+    return {url: reasons[place] for url, place in places.items() if place in reasons}
+
+
+def _try_all(places: set[tuple[str, int]]) -> dict[tuple[str, int], str]:
+    failures: dict[tuple[str, int], str] = {}
+    pending = set(places)
+
+    def attempt(place: tuple[str, int]) -> None:
+        try:
+            socket.create_connection(place, timeout=CONNECT_SECONDS).close()
+        except TimeoutError:
+            failures[place] = f"{place[0]} does not answer within {CONNECT_SECONDS:g} s"
+        except socket.gaierror as error:
+            failures[place] = f"{place[0]}: {(error.strerror or str(error)).lower()}"
+        except OSError as error:
+            failures[place] = f"{place[0]}: {(error.strerror or str(error)).lower()}"
+        pending.discard(place)
+
+    threads = [threading.Thread(target=attempt, args=(p,), daemon=True) for p in places]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + CONNECT_SECONDS
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    late = {p: f"{p[0]} does not answer within {CONNECT_SECONDS:g} s" for p in set(pending)}
+    return dict(failures) | late
+
+
+def _file() -> Path:
+    # one per user: a cache may be shared
+    return cache.directory("source") / f"unreachable-{os.geteuid()}.json"
+
+
+def _remembered() -> dict[str, Failure]:
+    try:
+        return msgspec.json.decode(_file().read_bytes(), type=dict[str, Failure])
+    except (OSError, msgspec.DecodeError):
+        return {}
+
+
+def _remember(failures: dict[tuple[str, int], str], now: float) -> None:
+    known = {k: f for k, f in _remembered().items() if now - f.when < REMEMBER_SECONDS}
+    for (host, port), reason in failures.items():
+        known[f"{host}:{port}"] = Failure(when=now, reason=reason)
+    cache.write(_file(), msgspec.json.encode(known).decode())

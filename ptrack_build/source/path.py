@@ -1,0 +1,187 @@
+"""Provider `path`: a directory or tarball that the caller names.
+
+A git work tree is taken at its HEAD, and must have no uncommitted changes; files that git does not
+track (build products among them) are left out. Any other directory is taken whole, and so must be
+free of build products.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import msgspec
+
+from ptrack_build import cache
+from ptrack_build.errors import SourceError
+from ptrack_build.progress import say, step
+from ptrack_build.source.archive import (
+    MESSAGE,
+    directory_entries,
+    directory_stamp,
+    import_tarball,
+    sha256_of,
+)
+from ptrack_build.source.base import SourceTree, Want, check_version
+from ptrack_build.source.mirror import (
+    PATCHED_FILES,
+    VERSION_FILES,
+    find_version,
+    git,
+    git_remote,
+    refuse_patched,
+)
+
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class PathProvider:
+    """Takes what is at `path`."""
+
+    path: Path
+    name: ClassVar[str] = "path"
+
+    def key(self) -> str:
+        """See Provider."""
+        return cache.digest(str(self.path))
+
+    def lasting(self) -> bool:
+        """It may change at any time."""
+        return False
+
+    def fetch(self, want: Want) -> SourceTree:
+        """The tree as it is now. Raises SourceError saying what is wrong with it."""
+        path = self.path
+        sha256 = ""
+        if path.is_dir():
+            here = git("-C", str(path), "rev-parse", "--show-toplevel", check=False)
+            top = here.stdout.decode().rstrip("\n")
+            if here.returncode == 0 and Path(top).resolve() == path.resolve():
+                commit = _from_worktree(want, path)
+            elif (path / "HEAD").is_file() and (path / "objects").is_dir():
+                what = f"{path} is a bare git repository, not a source tree"
+                raise SourceError(what, hint=f"PTRACK_SOURCE=git PTRACK_PG_GIT={path}")
+            else:
+                commit = _from_directory(want, path)
+        elif path.is_file():
+            sha256 = sha256_of(path)
+            with step(f"reading {path.name}"):
+                commit, _ = import_tarball(want, path, sha256, str(path))
+        else:
+            what = f"{path} is neither a directory nor a file"
+            hint = "PTRACK_SOURCE is auto, git, distro, tarball, or a directory or tarball"
+            raise SourceError(what, hint=hint)
+        version = want.mirror.version(commit, str(path))
+        check_version(want.major, version, str(path))
+        return SourceTree(
+            major=want.major,
+            version=version,
+            commit=commit,
+            mirror=want.mirror.path,
+            digest=want.mirror.tree(commit),
+            provider=self.name,
+            origin=str(path),
+            sha256=sha256,
+        )
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _from_worktree(want: Want, path: Path) -> str:
+    out = git(
+        "-C",
+        str(path),
+        "status",
+        "--porcelain=v1",
+        "-z",
+        "--untracked-files=normal",
+        "--no-renames",
+    ).stdout.decode(errors="replace")
+    states = [(line[:2], line[3:]) for line in out.split("\0") if line]
+    unmerged = [n for s, n in states if "U" in s or s in {"AA", "DD"}]
+    if unmerged:
+        what = f"{path} has conflicts in {_listed(unmerged)}"
+        raise SourceError(what, hint="resolve and commit them, or abort the merge")
+    changed = [n for s, n in states if s != "??"]
+    if changed:
+        what = f"{path} has uncommitted changes in {_listed(changed)}"
+        hint = f"commit or stash them, or give a tarball: git -C {path} archive --prefix=pg/ HEAD"
+        raise SourceError(what, hint=hint)
+    head = git("-C", str(path), "rev-parse", "--verify", "HEAD^{commit}", check=False)
+    commit = head.stdout.decode().strip()
+    if not commit:
+        what = f"{path} has no commit yet"
+        raise SourceError(what, hint="commit the tree, or give a tarball")
+    untracked = [n for s, n in states if s == "??"]
+    if untracked:
+        say(f"{path}: left out, not tracked by git: {_listed(untracked)}")
+    mirror = want.mirror
+    ref = f"refs/ptrack/path/{want.major.name}/{commit[:12]}"
+    if not mirror.commit(commit):
+        with step(f"taking {commit[:12]} from {path}"), mirror.writing():
+            git_remote(
+                f"--git-dir={mirror.path}",
+                "fetch",
+                "--no-tags",
+                "--no-write-fetch-head",
+                "--depth=1",
+                "--update-shallow",
+                str(path),
+                f"+HEAD:{ref}",
+            )
+        commit = mirror.commit(ref)
+    mirror.set_ref(ref, commit)
+    return commit
+
+
+def _from_directory(want: Want, path: Path) -> str:
+    texts = [_text(path / name) for name in VERSION_FILES]
+    version = find_version(texts, str(path))
+    check_version(want.major, version, str(path))
+    header, md = PATCHED_FILES
+    refuse_patched(str(path), header=(path / header).exists(), md=_text(path / md) or b"")
+    if (path / "config.status").exists() or (path / "GNUmakefile").exists():
+        what = f"{path} has been configured"
+        raise SourceError(what, hint=f"make -C {path} distclean, or give the tarball it came from")
+    for found in path.rglob("*"):
+        if found.suffix in {".o", ".rej", ".orig"} and found.is_file():
+            kind = "build products" if found.suffix == ".o" else "leftovers of a patch"
+            what = f"{path} has {kind} in it, such as {found.relative_to(path)}"
+            raise SourceError(what, hint="unpack the tarball anew and give that directory")
+    stamp = directory_stamp(path)
+    note = cache.directory("source") / f"directory-{cache.digest(str(path))[:16]}.json"
+    known = _known(note)
+    if known.get("stamp") == stamp and (commit := want.mirror.commit(known.get("commit", ""))):
+        return commit
+    ref = f"refs/ptrack/path/{want.major.name}/{stamp[:12]}"
+    with step(f"reading {path}", estimate=3.0):
+        try:
+            commit = want.mirror.store(ref, directory_entries(path), MESSAGE)
+        except PermissionError as error:
+            what = f"{error.filename} cannot be read"
+            raise SourceError(what, hint=f"chmod -R u+rX {path}") from error
+    if directory_stamp(path) != stamp:
+        want.mirror.git("update-ref", "-d", ref)
+        what = f"{path} changed while it was read"
+        raise SourceError(what, hint="run it again when nothing writes there")
+    cache.write(note, msgspec.json.encode({"stamp": stamp, "commit": commit}).decode())
+    return commit
+
+
+def _text(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+def _known(note: Path) -> dict[str, str]:
+    try:
+        return msgspec.json.decode(note.read_bytes(), type=dict[str, str])
+    except (OSError, msgspec.DecodeError):
+        return {}
