@@ -1,0 +1,126 @@
+"""Fixtures of the suite. The server under test is the one in ``PTRACK_PREFIX``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import pytest
+
+from tests.harness import system
+from tests.harness.factory import Factory
+from tests.harness.install import Install
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+    from types import FrameType
+
+    from tests.harness.cluster import Cluster
+
+_LOG_TAIL = 12_000
+_FACTORY = pytest.StashKey[Factory]()
+_HERE = Path(__file__).parent
+
+
+def _terminated(signum: int, _frame: FrameType | None) -> NoReturn:
+    pytest.exit(f"signal {signum}", returncode=128 + signum)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "major(since, until): only for these majors, inclusive")
+    signal.signal(signal.SIGTERM, _terminated)
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    prefix = os.environ.get("PTRACK_PREFIX")
+    if prefix is None:
+        return []
+    return [f"PostgreSQL {Install.at(Path(prefix)).version} in {prefix}"]
+
+
+@pytest.fixture(scope="session")
+def install() -> Install:
+    """The installation under test."""
+    prefix = os.environ.get("PTRACK_PREFIX")
+    if not prefix:
+        pytest.fail("set PTRACK_PREFIX to a PostgreSQL with ptrack, as nox -s test-NN does")
+    return Install.at(Path(prefix))
+
+
+@pytest.fixture(scope="session")
+def _shared_root(testrun_uid: str) -> Iterator[Path]:
+    """A directory with a short name (sockets) that the workers of this run share."""
+    parent = Path(os.environ.get("PTRACK_TEST_DIR", tempfile.gettempdir()))
+    root = parent / f"pt-{testrun_uid[:8]}"
+    root.mkdir(mode=0o755, exist_ok=True)
+    system.own(root)
+    me = root / os.environ.get("PYTEST_XDIST_WORKER", "gw")
+    me.mkdir(mode=0o755)
+    system.own(me)
+    yield root
+    if os.environ.get("PTRACK_KEEP"):
+        return
+    shutil.rmtree(me, ignore_errors=True)
+    if not any(entry.name.startswith("gw") for entry in root.iterdir()):  # the last one
+        shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def session_factory(
+    request: pytest.FixtureRequest, install: Install, _shared_root: Path
+) -> Iterator[Factory]:
+    """Makes clusters that live until they are destroyed."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw")
+    factory = Factory(install, _shared_root, _shared_root / worker)
+    request.config.stash[_FACTORY] = factory
+    yield factory
+    factory.destroy()
+
+
+@pytest.fixture
+def factory(session_factory: Factory) -> Iterator[Factory]:
+    """Makes clusters that live as long as the test."""
+    before = len(session_factory.made)
+    yield session_factory
+    session_factory.destroy(since=before, keep=bool(os.environ.get("PTRACK_KEEP")))
+
+
+@pytest.fixture
+def cluster(factory: Factory) -> Cluster:
+    """A fresh running primary with ptrack on, without checksums."""
+    return factory.create()
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "checksums"])
+def checksums(request: pytest.FixtureRequest) -> bool:
+    """Both kinds of cluster."""
+    return bool(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _only_these_majors(request: pytest.FixtureRequest) -> None:
+    marker = request.node.get_closest_marker("major")
+    if marker is None:
+        return
+    install: Install = request.getfixturevalue("install")
+    since = marker.kwargs.get("since", 0)
+    until = marker.kwargs.get("until", 1000)
+    if not since <= install.major <= until:
+        pytest.skip(f"not on major {install.major}: {marker.kwargs}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    factory = item.config.stash.get(_FACTORY, None)
+    if report.failed and factory is not None:
+        for cluster in factory.made:
+            text = cluster.log_text(max(0, cluster.log_size() - _LOG_TAIL))
+            report.sections.append((f"log of {cluster.name} ({cluster.root})", text))
+    return report

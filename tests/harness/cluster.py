@@ -1,0 +1,583 @@
+"""One PostgreSQL cluster under test.
+
+A cluster lives in a directory of its own (``data``, ``log``, sockets, tablespaces), listens on
+a Unix socket there and nowhere else, and is started directly, without ``pg_ctl``, because the
+suite starts and kills servers hundreds of times: a start is over when ``postmaster.pid`` says
+so, a stop when the process is gone.
+
+Connections are made for each statement and closed after it, so that none stands in the way of
+a crash or of a ``DROP DATABASE``; :meth:`Cluster.connect` gives one to keep.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from tests.harness import lsn, system
+from tests.harness.oracle import PageMap
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from tests.harness.install import Install
+
+Value = str | int | float | bool
+Row = tuple[Any, ...]
+
+PORT = 5432
+MAP = Path("global/ptrack.map")
+MAP_TMP = Path("global/ptrack.map.tmp")
+
+_START_SECONDS = 60.0
+_STOP_SECONDS = 60.0
+_POLL_SECONDS = 0.004
+
+# Small, quiet and repeatable: nothing is written to a relation but by what a test does.
+BASE: Mapping[str, Value] = {
+    "listen_addresses": "",
+    "port": PORT,
+    "shared_buffers": "1MB",
+    "max_connections": 20,
+    "max_worker_processes": 6,
+    "max_wal_senders": 4,
+    "fsync": False,
+    "autovacuum": False,
+    "bgwriter_lru_maxpages": 0,
+    "wal_level": "replica",
+    "checkpoint_timeout": "1h",
+    "max_wal_size": "2GB",
+    "min_wal_size": "2MB",
+    "log_checkpoints": True,
+    "log_line_prefix": "%m [%p] ",
+    "dynamic_shared_memory_type": "mmap",
+    "huge_pages": False,
+    "jit": False,
+}
+
+PTRACK: Mapping[str, Value] = {"shared_preload_libraries": "ptrack", "ptrack.map_size": 1}
+
+
+class StartFailed(AssertionError):
+    """A server did not start. Attributes: log, what it wrote meanwhile."""
+
+    def __init__(self, name: str, log: str) -> None:
+        super().__init__(f"{name} did not start:\n{log}")
+        self.log = log
+
+
+def setting(value: Value) -> str:
+    """A value as it is written in postgresql.conf."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, int | float):
+        return str(value)
+    return "'" + value.replace("'", "''") + "'"
+
+
+class Cluster:
+    """A cluster: see the module's text.
+
+    Attributes:
+        name: for messages.
+        root: the directory of everything.
+        data: the data directory.
+        log: the server's log, appended to over restarts.
+        schema: where the extension's functions are.
+        block_size: in bytes.
+        segment_blocks: blocks in a segment file.
+    """
+
+    def __init__(self, install: Install, root: Path, name: str) -> None:
+        self.install = install
+        self.name = name
+        self.root = root
+        self.data = root / "data"
+        self.log = root / "log"
+        self.schema = "public"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: dict[str, str] = {}
+
+    # ---- files and settings
+
+    def init(self, *, checksums: bool, segsize_mb: int = 1) -> None:
+        """Run initdb."""
+        system.make_dir(self.root)
+        argv: list[str | Path] = [
+            self.program("initdb"), "-D", self.data, "-U", "postgres", "-A", "trust", "-N",
+            "-E", "UTF8", "--no-locale", f"--wal-segsize={segsize_mb}",
+        ]  # fmt: skip
+        if checksums:
+            argv.append("--data-checksums")
+        elif self.install.major >= 18:
+            argv.append("--no-data-checksums")
+        system.run(argv, cwd=self.root)
+        self.configure(BASE)
+        self.configure(self._keep_wal())
+
+    def _keep_wal(self) -> dict[str, Value]:
+        if self.install.major >= 13:
+            return {"wal_keep_size": "1GB"}
+        return {"wal_keep_segments": 1024}
+
+    def adopt(self) -> None:
+        """Settings that go with this directory, after data came from another cluster."""
+        self.configure({"unix_socket_directories": str(self.root), "cluster_name": self.name})
+
+    def configure(
+        self, settings: Mapping[str, Value] | None = None, /, **more: Value
+    ) -> None:
+        """Append to postgresql.conf; a name's ``__`` stands for a dot (``ptrack__map_size``)."""
+        lines = [
+            f"{name.replace('__', '.')} = {setting(value)}\n"
+            for name, value in {**(settings or {}), **more}.items()
+        ]
+        with (self.data / "postgresql.conf").open("a") as conf:
+            conf.writelines(lines)
+
+    def write(self, name: str, text: str) -> None:
+        """Write a small file into the data directory, owned by the server."""
+        path = self.data / name
+        path.write_text(text)
+        system.own(path)
+
+    def program(self, name: str) -> Path:
+        """Path of a program of this installation."""
+        return self.install.program(name)
+
+    def run(
+        self, name: str, *args: str | Path, check: bool = True, stdin: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program of the installation as the server's user; output is in stdout.
+
+        Raises:
+            system.ProgramFailed: it failed and ``check`` is set.
+        """
+        env = {"PGHOST": str(self.root), "PGPORT": str(PORT), "PGUSER": "postgres"}
+        return system.run(
+            [self.program(name), *args], cwd=self.root, check=check, stdin=stdin, env=env
+        )
+
+    def tablespace(self, name: str) -> Path:
+        """A new empty directory for a tablespace."""
+        return system.make_dir(self.root / name)
+
+    @property
+    def major(self) -> int:
+        """The server's major version."""
+        return self.install.major
+
+    @property
+    def map(self) -> Path:
+        """The map's file."""
+        return self.data / MAP
+
+    def control(self) -> dict[str, str]:
+        """What pg_controldata prints, by its labels."""
+        out = self.run("pg_controldata", "-D", self.data).stdout
+        pairs = (line.partition(":") for line in out.splitlines())
+        return {label: value.strip() for label, _, value in pairs}
+
+    def _constant(self, label: str) -> int:
+        if not self._control:
+            self._control = self.control()
+        return int(self._control[label])
+
+    @property
+    def block_size(self) -> int:
+        """Bytes of a block."""
+        return self._constant("Database block size")
+
+    @property
+    def segment_blocks(self) -> int:
+        """Blocks of a segment file."""
+        return self._constant("Blocks per segment of large relation")
+
+    # ---- start, stop, kill
+
+    @property
+    def running(self) -> bool:
+        """Whether the postmaster that we started is alive."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """The postmaster's process id."""
+        assert self._process is not None, f"{self.name} was not started"
+        return self._process.pid
+
+    def start(self, *args: str, wait: bool = True) -> None:
+        """Start the server and wait until it takes connections.
+
+        Raises:
+            StartFailed: it ended, or was not ready in time.
+        """
+        assert not self.running, f"{self.name} is running"
+        before = self.log_size()
+        pidfile = self.data / "postmaster.pid"
+        if self._process is None:
+            pidfile.unlink(missing_ok=True)  # of the cluster that this is a copy of
+        with self.log.open("ab") as output:
+            self._process = system.popen(
+                [self.program("postgres"), "-D", self.data, *args], output=output, cwd=self.root
+            )
+        if not wait:
+            return
+        deadline = time.monotonic() + _START_SECONDS
+        while not self._ready():
+            if self._process.poll() is not None:
+                raise StartFailed(self.name, self.log_text(before))
+            if time.monotonic() > deadline:
+                self.kill_all()
+                raise StartFailed(self.name, self.log_text(before) + "\n(no answer in time)")
+            time.sleep(_POLL_SECONDS)
+
+    def _ready(self) -> bool:
+        try:
+            lines = (self.data / "postmaster.pid").read_text().splitlines()
+        except FileNotFoundError:
+            return False
+        if len(lines) < 8 or int(lines[0]) != self.pid:
+            return False
+        return lines[7].strip() in ("ready", "standby")
+
+    def start_fails(self, *args: str) -> str:
+        """Start a server that must not come up; returns what it logged."""
+        try:
+            self.start(*args)
+        except StartFailed as failed:
+            return failed.log
+        what = f"{self.name} started"
+        raise AssertionError(what)
+
+    def stop(self, mode: str = "fast") -> None:
+        """Stop: ``smart``, ``fast`` or ``immediate``."""
+        signals = {
+            "smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT,
+        }  # fmt: skip
+        assert self._process is not None
+        system.send(self.pid, signals[mode])
+        self._wait_end()
+
+    def _wait_end(self) -> None:
+        assert self._process is not None
+        try:
+            self._process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill_all()
+            what = f"{self.name} did not stop"
+            raise AssertionError(what) from None
+
+    def restart(self, mode: str = "fast", **settings: Value) -> None:
+        """Stop, change settings, start."""
+        self.stop(mode)
+        self.configure(settings)
+        self.start()
+
+    def reload(self, **settings: Value) -> None:
+        """Change settings and have them read."""
+        self.configure(settings)
+        loaded = "SELECT pg_conf_load_time()"
+        before = self.value(loaded)
+        self.sql("SELECT pg_reload_conf()")
+        self.wait_for(lambda: self.value(loaded) != before, "the reload")
+
+    def kill_all(self) -> None:
+        """kill -9 every process of the server at once."""
+        if self._process is None:
+            return
+        if self._process.poll() is None:
+            system.send(self.pid, signal.SIGSTOP)
+            pids = system.children(self.pid)
+            for pid in (*pids, self.pid):
+                system.send(pid, signal.SIGKILL)
+            self._process.wait()
+            deadline = time.monotonic() + _STOP_SECONDS
+            while any(system.alive(pid) for pid in pids) and time.monotonic() < deadline:
+                time.sleep(_POLL_SECONDS)
+
+    def kill_postmaster(self) -> None:
+        """kill -9 the postmaster alone, and wait until its children noticed."""
+        pids = system.children(self.pid)
+        system.send(self.pid, signal.SIGKILL)
+        self._wait_end()
+        deadline = time.monotonic() + _STOP_SECONDS
+        while any(system.alive(pid) for pid in pids):
+            assert time.monotonic() < deadline, f"{self.name}: children of a dead postmaster"
+            time.sleep(_POLL_SECONDS)
+
+    def start_and_kill(self, seconds: float) -> None:
+        """Start, and kill -9 everything a moment later, wherever recovery is by then."""
+        self.start(wait=False)
+        time.sleep(seconds)
+        self.kill_all()
+
+    def kill_child(self, backend_type: str) -> None:
+        """kill -9 one process, and wait until the server came back from the crash.
+
+        Args:
+            backend_type: as pg_stat_activity has it; ``client backend`` makes one to kill.
+        """
+        before = self.log_size()
+        if backend_type == "client backend":
+            with contextlib.suppress(psycopg.Error), self.connect() as connection:
+                system.send(connection.info.backend_pid, signal.SIGKILL)
+                connection.execute("SELECT pg_sleep(60)")
+        else:
+            system.send(self.process(backend_type), signal.SIGKILL)
+
+        def back() -> bool:
+            text = self.log_text(before)
+            _, crashed, after = text.partition("all server processes terminated; reinitializing")
+            return bool(crashed) and "database system is ready to accept" in after
+
+        self.wait_for(back, "the restart after a crash")
+
+    def process(self, backend_type: str) -> int:
+        """Process id of a server process, by its type in pg_stat_activity."""
+        query = "SELECT pid FROM pg_stat_activity WHERE backend_type = %s"
+        pid: int = self.value(query, backend_type)
+        return pid
+
+    @contextlib.contextmanager
+    def paused(self, *backend_types: str) -> Iterator[None]:
+        """SIGSTOP some processes for a while; they may be dead at its end."""
+        pids = [self.process(backend_type) for backend_type in backend_types]
+        for pid in pids:
+            system.send(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                system.send(pid, signal.SIGCONT)
+
+    def single_user(self, *statements: str, database: str = "postgres", **settings: Value) -> str:
+        """Run statements, one line each, in single-user mode; returns the output."""
+        assert not self.running
+        options = [
+            word
+            for name, value in settings.items()
+            for word in ("-c", f"{name.replace('__', '.')}={value}")
+        ]
+        done = system.run(
+            [self.program("postgres"), "--single", "-D", self.data, *options, database],
+            cwd=self.root,
+            stdin="".join(statement + "\n" for statement in statements),
+        )
+        assert "ERROR:" not in done.stdout, done.stdout
+        return done.stdout
+
+    def destroy(self, *, keep: bool = False) -> None:
+        """Kill what runs and remove the directory, whatever state it is in."""
+        segment = self._shared_memory()
+        self.kill_all()
+        if segment is not None:
+            system.remove_shared_memory(segment)
+        if not keep:
+            shutil.rmtree(self.root, ignore_errors=True)
+
+    def _shared_memory(self) -> int | None:
+        try:
+            lines = (self.data / "postmaster.pid").read_text().splitlines()
+            return int(lines[6].split()[1])
+        except (OSError, IndexError, ValueError):
+            return None
+
+    # ---- log
+
+    def log_size(self) -> int:
+        """Bytes of log so far, to read on from."""
+        return self.log.stat().st_size if self.log.exists() else 0
+
+    def log_text(self, since: int = 0) -> str:
+        """The log from a position on."""
+        if not self.log.exists():
+            return ""
+        with self.log.open("rb") as log:
+            log.seek(since)
+            return log.read().decode(errors="replace")
+
+    # ---- SQL
+
+    def connect(
+        self, database: str = "postgres", *, user: str = "postgres", autocommit: bool = True
+    ) -> psycopg.Connection[Row]:
+        """A connection to keep; close it, or use it with ``with``."""
+        return psycopg.connect(
+            host=str(self.root),
+            port=PORT,
+            user=user,
+            dbname=database,
+            autocommit=autocommit,
+            connect_timeout=30,
+        )
+
+    def conninfo(self, database: str = "postgres") -> str:
+        """A connection string for a program."""
+        return f"host={self.root} port={PORT} user=postgres dbname={database}"
+
+    def sql(
+        self,
+        statement: str,
+        *params: object,
+        database: str = "postgres",
+        user: str = "postgres",
+    ) -> list[Row]:
+        """Run one statement, or several without parameters; the rows of the last result."""
+        with self.connect(database, user=user) as connection:
+            return _execute(connection, statement, params)
+
+    def script(self, statements: Sequence[str], *, database: str = "postgres") -> None:
+        """Run statements one by one in one connection, each in its own transaction."""
+        with self.connect(database) as connection:
+            for statement in statements:
+                _execute(connection, statement, ())
+
+    def value(self, statement: str, *params: object, database: str = "postgres") -> Any:
+        """The only column of the only row."""
+        rows = self.sql(statement, *params, database=database)
+        assert len(rows) == 1, rows
+        assert len(rows[0]) == 1, rows
+        return rows[0][0]
+
+    def wait_for(self, condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
+        """Poll a condition; a connection that is refused meanwhile counts as not yet.
+
+        Raises:
+            AssertionError: not in time.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            with contextlib.suppress(psycopg.OperationalError):
+                if condition():
+                    return
+            if time.monotonic() > deadline:
+                text = f"{self.name}: waited {seconds:.0f} s for {what}"
+                raise AssertionError(text)
+            time.sleep(_POLL_SECONDS * 2)
+
+    # ---- positions
+
+    @property
+    def in_recovery(self) -> bool:
+        """Whether this is a standby now."""
+        return bool(self.value("SELECT pg_is_in_recovery()"))
+
+    def checkpoint(self) -> None:
+        """A checkpoint, or on a standby a restartpoint."""
+        self.sql("CHECKPOINT")
+
+    def redo(self) -> int:
+        """The redo point of the last checkpoint, from pg_control."""
+        return lsn.parse(self.value("SELECT redo_lsn::text FROM pg_control_checkpoint()"))
+
+    def position(self) -> int:
+        """Where WAL is written to; on a standby, where it is replayed to."""
+        query = (
+            "SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() "
+            "ELSE pg_current_wal_insert_lsn() END)::text"
+        )
+        return lsn.parse(self.value(query))
+
+    def flush_wal(self) -> int:
+        """Have all WAL so far on disk; returns its end."""
+        with self.connect() as connection:
+            connection.execute("SELECT txid_current()")  # the commit flushes
+        return self.position()
+
+    def promote(self) -> None:
+        """Promote a standby and wait until it writes."""
+        assert self.value("SELECT pg_promote(true, 60)")
+
+    def catch_up(self, primary: Cluster) -> None:
+        """Wait until this standby replayed all that the primary wrote."""
+        target = primary.flush_wal()
+        self.wait_for(lambda: self.position() >= target, f"replay of {lsn.show(target)}")
+
+    # ---- ptrack
+
+    def init_lsn(self) -> int:
+        """ptrack_init_lsn() as an integer."""
+        return lsn.parse(self.value(f"SELECT {self.schema}.ptrack_init_lsn()::text"))
+
+    def pagemapset(self, since: int) -> list[PageMap]:
+        """ptrack_get_pagemapset() as rows."""
+        query = f"SELECT path, pagecount, pagemap FROM {self.schema}.ptrack_get_pagemapset(%s)"
+        with self.connect() as connection:
+            cursor = connection.cursor(binary=True)
+            cursor.execute(query, (lsn.show(since),))
+            return [
+                PageMap(path=path, pagecount=count, pagemap=bytes(bits))
+                for path, count, bits in cursor
+            ]
+
+    def relation_names(self) -> dict[str, str]:
+        """Paths of first segments to names, of every database that can be asked."""
+        query = (
+            "SELECT pg_relation_filepath(oid), oid::regclass::text FROM pg_class "
+            "WHERE pg_relation_filepath(oid) IS NOT NULL"
+        )
+        names: dict[str, str] = {}
+        databases = self.sql("SELECT datname FROM pg_database WHERE datallowconn")
+        for (database,) in databases:
+            with contextlib.suppress(psycopg.Error):
+                names.update(
+                    (path, f"{database}: {name}") for path, name in self.sql(
+                        query, database=database)
+                )
+        return names
+
+    def path_of(self, relation: str, database: str = "postgres") -> str:
+        """Path of a relation's first segment, relative to the data directory."""
+        path: str = self.value("SELECT pg_relation_filepath(%s)", relation, database=database)
+        return path
+
+    def relation_bytes(self, relation: str, database: str = "postgres") -> bytes:
+        """The main fork as it is on disk, all segments."""
+        first = self.data / self.path_of(relation, database)
+        return first.read_bytes() + b"".join(
+            segment.read_bytes()
+            for segment in sorted(
+                first.parent.glob(f"{first.name}.*"), key=lambda p: int(p.suffix[1:])
+            )
+        )
+
+    def evict(self) -> None:
+        """Push everything out of shared buffers: dirty pages get written, WAL before them.
+
+        Reads the template's table ``filler`` through the buffer pool often enough that the
+        clock sweep takes every other page; needs the pool to be as small as ``BASE`` has it.
+        """
+        self.sql("SELECT sum(pg_prewarm('filler')) FROM generate_series(1, 6)")
+
+    def reported(self, relation: str, since: int, database: str = "postgres") -> set[int]:
+        """Blocks of a relation's main fork that are in the set, counted over segments."""
+        base = self.path_of(relation, database)
+        found: set[int] = set()
+        for row in self.pagemapset(since):
+            path, _, segment = row.path.partition(".")
+            if path == base:
+                first = int(segment or 0) * self.segment_blocks
+                found.update(first + block for block in row.blocks())
+        return found
+
+
+def _execute(
+    connection: psycopg.Connection[Row], statement: str, params: Sequence[object]
+) -> list[Row]:
+    cursor = connection.execute(statement.encode(), params or None)
+    rows: list[Row] = []
+    while True:
+        rows = cursor.fetchall() if cursor.description is not None else []
+        if not cursor.nextset():
+            return rows
+
+

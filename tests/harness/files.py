@@ -1,0 +1,82 @@
+"""The relation files of a data directory."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+# 16384, 16384_fsm, 16384.1, 16384_vm.2; a temporary relation (t3_16384) does not match.
+_FILE = re.compile(r"(?P<rel>[0-9]+)(?:_(?P<fork>fsm|vm|init))?(?:\.(?P<segment>[0-9]+))?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileName:
+    """What the name of a relation's file says.
+
+    Attributes:
+        rel: the relfilenode.
+        fork: ``main``, ``fsm``, ``vm`` or ``init``.
+        segment: 0 and up.
+    """
+
+    rel: int
+    fork: str
+    segment: int
+
+    @classmethod
+    def parse(cls, name: str) -> FileName | None:
+        """Read a file's name (not a path); None for what is no relation's file."""
+        match = _FILE.fullmatch(name)
+        if match is None:
+            return None
+        return cls(
+            rel=int(match["rel"]), fork=match["fork"] or "main", segment=int(match["segment"] or 0)
+        )
+
+
+def _database_dirs(data: Path) -> Iterator[Path]:
+    yield data / "global"
+    for parent in (data / "base", *_tablespaces(data)):
+        try:
+            found = sorted(entry for entry in parent.iterdir() if entry.name.isdigit())
+        except FileNotFoundError:
+            continue
+        yield from found
+
+
+def _tablespaces(data: Path) -> Iterator[Path]:
+    for tablespace in sorted((data / "pg_tblspc").iterdir()):
+        if tablespace.is_dir():  # through the link, or in place
+            yield from sorted(tablespace.glob("PG_*"))
+
+
+def relation_files(data: Path) -> Iterator[Path]:
+    """Every file of a non-temporary relation, all forks and segments.
+
+    Paths go through ``pg_tblspc``, so they are relative to ``data`` as the map names them.
+    What is dropped meanwhile is left out.
+    """
+    for directory in _database_dirs(data):
+        try:
+            entries = list(directory.iterdir())
+        except FileNotFoundError:
+            continue
+        for path in entries:
+            if FileName.parse(path.name) is not None:
+                yield path
+
+
+def read_all(data: Path) -> dict[str, bytes]:
+    """The content of every relation file, by its path relative to ``data``."""
+    content: dict[str, bytes] = {}
+    for path in relation_files(data):
+        try:
+            content[str(path.relative_to(data))] = path.read_bytes()
+        except FileNotFoundError:
+            continue
+    return content

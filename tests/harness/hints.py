@@ -1,0 +1,122 @@
+"""Masking hint bits, and nothing else, on a page of the main fork.
+
+Without data checksums and without ``wal_log_hints`` a page may be written with nothing but
+hint bits changed and no WAL; after a crash no one can know. The promise exempts these bits.
+They are named here one by one, so that any other change of such a page is still seen.
+
+=============  =======================================================================
+page header    ``PD_HAS_FREE_LINES``, ``PD_PAGE_FULL``, ``pd_prune_xid``
+heap tuple     ``HEAP_XMIN_COMMITTED/INVALID``, ``HEAP_XMAX_COMMITTED/INVALID``
+index item     ``LP_DEAD`` on an item that still has storage
+index page     ``BTP_HAS_GARBAGE``, ``LH_PAGE_HAS_DEAD_TUPLES``, ``F_HAS_GARBAGE``
+=============  =======================================================================
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import Enum
+
+_HEADER = 24
+_PD_FLAGS = 10
+_PD_PRUNE_XID = 20
+_PD_HINTS = 0x0001 | 0x0002  # PD_HAS_FREE_LINES, PD_PAGE_FULL
+
+_LP_NORMAL = 1
+_LP_DEAD = 3
+
+_T_INFOMASK = 20
+_HEAP_HINTS = 0x0100 | 0x0200 | 0x0400 | 0x0800
+
+_BTP_META = 1 << 3
+_BTP_HAS_GARBAGE = 1 << 6
+_LH_BITMAP_PAGE = 1 << 2
+_LH_META_PAGE = 1 << 3
+_LH_PAGE_HAS_DEAD_TUPLES = 1 << 7
+_F_HAS_GARBAGE = 1 << 4
+_HASH_PAGE_ID = 0xFF80
+_GIST_PAGE_ID = 0xFF81
+_MAX_BT_CYCLE_ID = 0xFF7F
+
+
+class PageKind(Enum):
+    """What a page's special space says it belongs to."""
+
+    HEAP = "heap"
+    BTREE = "btree"
+    HASH = "hash"
+    GIST = "gist"
+    OTHER = "other"
+
+
+def kind(page: bytes) -> PageKind:
+    """Tell a page's access method from its special space."""
+    special = struct.unpack_from("=H", page, 16)[0]
+    size = len(page) - special
+    if size == 0:
+        return PageKind.HEAP
+    if size == 16:
+        last = struct.unpack_from("=H", page, len(page) - 2)[0]
+        if last == _HASH_PAGE_ID:
+            return PageKind.HASH
+        if last == _GIST_PAGE_ID:
+            return PageKind.GIST
+        if last <= _MAX_BT_CYCLE_ID:
+            return PageKind.BTREE
+    return PageKind.OTHER
+
+
+def mask(page: bytes) -> bytes:
+    """The page with its hint bits cleared; a page that is empty or broken as it is."""
+    lower, upper, special = struct.unpack_from("=HHH", page, 12)
+    if not _HEADER <= lower <= upper <= special <= len(page):
+        return page
+    out = bytearray(page)
+    _clear(out, _PD_FLAGS, _PD_HINTS)
+    struct.pack_into("=I", out, _PD_PRUNE_XID, 0)
+    match kind(page):
+        case PageKind.HEAP:
+            for offset, flags, length in _items(page, lower):
+                if flags == _LP_NORMAL and length > _T_INFOMASK + 2:
+                    _clear(out, offset + _T_INFOMASK, _HEAP_HINTS)
+        case PageKind.BTREE:
+            if not _flags(page) & _BTP_META:
+                _mask_index(out, lower)
+            _clear(out, len(page) - 4, _BTP_HAS_GARBAGE)
+        case PageKind.HASH:
+            if not _flags(page) & (_LH_META_PAGE | _LH_BITMAP_PAGE):
+                _mask_index(out, lower)
+            _clear(out, len(page) - 4, _LH_PAGE_HAS_DEAD_TUPLES)
+        case PageKind.GIST:
+            _mask_index(out, lower)
+            _clear(out, len(page) - 4, _F_HAS_GARBAGE)
+        case PageKind.OTHER:
+            pass
+    return bytes(out)
+
+
+def _flags(page: bytes) -> int:
+    """The flags of a btree, hash or gist page."""
+    flags: int = struct.unpack_from("=H", page, len(page) - 4)[0]
+    return flags
+
+
+def _clear(page: bytearray, offset: int, bits: int) -> None:
+    value = struct.unpack_from("=H", page, offset)[0]
+    struct.pack_into("=H", page, offset, value & ~bits & 0xFFFF)
+
+
+def _items(page: bytes | bytearray, lower: int) -> list[tuple[int, int, int]]:
+    """Line pointers as (offset, flags, length)."""
+    count = (lower - _HEADER) // 4
+    words = struct.unpack_from(f"={count}I", page, _HEADER)
+    items = [(word & 0x7FFF, (word >> 15) & 3, word >> 17) for word in words]
+    return [item for item in items if item[0] + item[2] <= len(page)]
+
+
+def _mask_index(page: bytearray, lower: int) -> None:
+    for position in range(_HEADER, lower - 3, 4):
+        word = struct.unpack_from("=I", page, position)[0]
+        if (word >> 15) & 3 == _LP_DEAD and word >> 17:
+            word = word & ~(3 << 15) | (_LP_NORMAL << 15)
+            struct.pack_into("=I", page, position, word)

@@ -1,0 +1,233 @@
+"""Running a server's programs as the user they may run as, and looking at processes.
+
+PostgreSQL refuses to run as root, so under root every program of the installation goes
+through :func:`popen` or :func:`run` and becomes the unprivileged user of
+:func:`ptrack_build.host.server_user`. Under any other user nothing changes hands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from ptrack_build.host import server_user
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+# What PostgreSQL's programs would take from the caller's environment.
+_CLEARED = ("PGDATA", "PGHOST", "PGPORT", "PGUSER", "PGDATABASE", "PGOPTIONS", "PGSERVICE", "PGTZ")
+
+
+class ProgramFailed(AssertionError):
+    """A program that had to succeed did not.
+
+    Attributes:
+        returncode: of the program; negative for a signal.
+        output: stdout and stderr together.
+    """
+
+    def __init__(self, argv: Sequence[str], returncode: int, output: str) -> None:
+        super().__init__(f"{shlex.join(argv)} returned {returncode}\n{output}")
+        self.returncode = returncode
+        self.output = output
+
+
+@functools.cache
+def _die_with_parent() -> tuple[str, ...]:
+    """Words in front of a command that have the kernel kill it when we die."""
+    setpriv = shutil.which("setpriv")
+    return (setpriv, "--pdeathsig", "KILL") if setpriv else ()
+
+
+@functools.cache
+def _identity() -> dict[str, Any]:
+    user = server_user()
+    if user is None:
+        return {}
+    return {"user": user.uid, "group": user.gid, "extra_groups": []}
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment that PostgreSQL's programs get: ours without any ``PG*`` defaults."""
+    env = {name: value for name, value in os.environ.items() if name not in _CLEARED}
+    user = server_user()
+    if user is not None:
+        env.update(USER=user.name, LOGNAME=user.name, HOME="/")
+    env.update({"LC_ALL": "C", "LC_MESSAGES": "C", "PGTZ": "UTC"})
+    env.update(extra or {})
+    return env
+
+
+def popen(
+    argv: Sequence[str | Path],
+    *,
+    output: IO[bytes],
+    cwd: Path,
+    env: Mapping[str, str] | None = None,
+    stdin: int = subprocess.DEVNULL,
+) -> subprocess.Popen[bytes]:
+    """Start a long-running program as the server's user; it is killed when we die.
+
+    Args:
+        output: where stdout and stderr go, opened by the caller.
+    """
+    return subprocess.Popen(
+        [*_die_with_parent(), *(str(word) for word in argv)],
+        stdin=stdin,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        cwd=cwd,
+        env=environment(env),
+        start_new_session=True,
+        **_identity(),
+    )
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    cwd: Path,
+    stdin: str | None = None,
+    check: bool = True,
+    env: Mapping[str, str] | None = None,
+    timeout: float = 120,
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end as the server's user; ``stdout`` has stderr in it.
+
+    Raises:
+        ProgramFailed: it returned non-zero and ``check`` is set.
+    """
+    words = [str(word) for word in argv]
+    done = subprocess.run(
+        words,
+        input=stdin if stdin is not None else "",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=cwd,
+        env=environment(env),
+        text=True,
+        errors="replace",
+        timeout=timeout,
+        check=False,
+        **_identity(),
+    )
+    if check and done.returncode != 0:
+        raise ProgramFailed(words, done.returncode, done.stdout)
+    return done
+
+
+def own(path: Path) -> Path:
+    """Give a file or directory (not what is in it) to the server's user."""
+    user = server_user()
+    if user is not None:
+        os.chown(path, user.uid, user.gid, follow_symlinks=False)
+    return path
+
+
+def own_tree(root: Path) -> None:
+    """Give a directory and everything in it to the server's user."""
+    if server_user() is None:
+        return
+    own(root)
+    for path in root.rglob("*"):
+        own(path)
+
+
+def make_dir(path: Path) -> Path:
+    """A new directory that the server's user owns, mode 0700."""
+    path.mkdir(mode=0o700)
+    return own(path)
+
+
+def children(pid: int) -> list[int]:
+    """Process ids of the direct children of ``pid``."""
+    found: list[int] = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            stat = (entry / "stat").read_text(errors="replace")
+        except OSError:
+            continue
+        if int(stat.rpartition(")")[2].split()[1]) == pid:
+            found.append(int(entry.name))
+    return found
+
+
+def alive(pid: int) -> bool:
+    """Whether a process exists and is not a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def send(pid: int, sig: signal.Signals) -> None:
+    """Signal one process; one that is already gone is fine."""
+    try:
+        os.kill(pid, sig)
+    except ProcessLookupError:
+        return
+
+
+def remove_shared_memory(shmid: int) -> None:
+    """Remove a SysV segment that a killed postmaster left behind."""
+    _LIBC.shmctl(ctypes.c_int(shmid), 0, None)
+
+
+class SmallDisk:
+    """A directory on a file system of its own that can be filled."""
+
+    def __init__(self, path: Path) -> None:
+        self._filler = path / "filler"
+
+    def fill(self) -> None:
+        """Leave not a block."""
+        with contextlib.suppress(OSError), self._filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+
+    def free(self) -> None:
+        """Give the space back."""
+        self._filler.unlink()
+
+
+@contextlib.contextmanager
+def small_disk(path: Path, *, megabytes: int) -> Iterator[SmallDisk | None]:
+    """Put a directory on a small tmpfs for a while, None where we may not mount.
+
+    No server may run on it when it ends.
+    """
+    aside = path.parents[1] / f"{path.name}.aside"
+    shutil.copytree(path, aside)
+    mounted = os.geteuid() == 0 and (
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=700", "tmpfs", path],
+            check=False,
+            capture_output=True,
+        ).returncode
+        == 0
+    )
+    try:
+        if not mounted:
+            yield None
+            return
+        shutil.copytree(aside, path, dirs_exist_ok=True)
+        own_tree(path)
+        yield SmallDisk(path)
+    finally:
+        if mounted:
+            subprocess.run(["umount", path], check=True)
+        shutil.rmtree(aside)

@@ -1,0 +1,227 @@
+"""Everything at once, and then an end of some kind before any checkpoint."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.harness import files, oracle, workload
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.harness.cluster import Cluster
+    from tests.harness.factory import Factory
+
+
+def _clean(cluster: Cluster) -> None:
+    cluster.restart()
+
+
+def _immediate(cluster: Cluster) -> None:
+    cluster.restart("immediate")
+
+
+def _kill_all(cluster: Cluster) -> None:
+    cluster.kill_all()
+    cluster.start()
+
+
+def _kill_backend(cluster: Cluster) -> None:
+    cluster.kill_child("client backend")
+
+
+def _kill_checkpointer(cluster: Cluster) -> None:
+    cluster.kill_child("checkpointer")
+
+
+def _kill_postmaster(cluster: Cluster) -> None:
+    cluster.kill_postmaster()
+    cluster.start()
+
+
+@pytest.mark.parametrize(
+    ("end", "checksums", "settings"),
+    [
+        pytest.param(_clean, False, {}, id="clean"),
+        pytest.param(_clean, True, {"fsync": True}, id="clean, checksums, fsync"),
+        pytest.param(_immediate, False, {}, id="immediate"),
+        pytest.param(_immediate, False, {"wal_log_hints": True}, id="immediate, wal_log_hints"),
+        pytest.param(_immediate, True, {}, id="immediate, checksums"),
+        pytest.param(
+            _immediate, True, {"full_page_writes": False}, id="immediate, checksums, no fpw"
+        ),
+        pytest.param(_kill_all, False, {"full_page_writes": False}, id="kill all, no fpw"),
+        pytest.param(_kill_all, True, {"wal_compression": True}, id="kill all, checksums"),
+        pytest.param(_kill_backend, True, {"full_page_writes": False}, id="kill backend"),
+        pytest.param(_kill_checkpointer, False, {}, id="kill checkpointer"),
+        pytest.param(_kill_postmaster, True, {}, id="kill postmaster"),
+        pytest.param(_immediate, True, {"wal_level": "logical"}, id="immediate, logical"),
+    ],
+)
+def test_everything(
+    factory: Factory,
+    end: Callable[[Cluster], None],
+    *,
+    checksums: bool,
+    settings: dict[str, str | bool],
+) -> None:
+    cluster = factory.create(checksums=checksums, start=False)
+    cluster.configure(settings)
+    cluster.start()
+    workload.prepare(cluster)
+    scenarios = workload.available(cluster)
+    workload.set_up(cluster, scenarios)
+    snapshot = oracle.take(cluster)
+    workload.change(cluster, scenarios)
+    cluster.evict()
+    assert oracle.compare(snapshot, files.read_all(cluster.data), []).changed > 500
+    end(cluster)
+    mask = not checksums and end is not _clean and "wal_log_hints" not in settings
+    oracle.check(snapshot, cluster, mask_hints=mask, changed=500)
+
+    # and on with it
+    again = oracle.take(cluster)
+    cluster.sql("UPDATE heap.t SET id = id + 1 WHERE id % 50 = 0")
+    oracle.check(again, cluster)
+    oracle.look(snapshot, cluster, mask_hints=mask)
+
+
+def _rows(cluster: Cluster, name: str = "t", rows: int = 40) -> None:
+    """A table with a row a page."""
+    cluster.script(
+        [
+            f"CREATE TABLE {name} (i int, x text) WITH (autovacuum_enabled = off)",
+            f"ALTER TABLE {name} ALTER x SET STORAGE PLAIN",
+            f"INSERT INTO {name} SELECT i, repeat('x', 5000) FROM generate_series(1, {rows}) i",
+            f"VACUUM FREEZE {name}",
+        ]
+    )
+
+
+def test_full_page_writes_by_reload(factory: Factory) -> None:
+    """Off and on again without a restart; the pages written meanwhile have no image."""
+    cluster = factory.create(checksums=True)
+    _rows(cluster)
+    snapshot = oracle.take(cluster)
+    cluster.reload(full_page_writes=False)
+    cluster.sql("UPDATE t SET i = -i")
+    cluster.evict()
+    cluster.reload(full_page_writes=True)
+    cluster.stop("immediate")
+    cluster.start()
+    oracle.check(snapshot, cluster, changed=40)
+
+
+def test_crash_in_crash(factory: Factory) -> None:
+    """Killed again and again while it recovers, then let through."""
+    cluster = factory.create(checksums=True, full_page_writes=False)
+    workload.prepare(cluster)
+    scenarios = [one for one in workload.available(cluster) if not one.checkpoints]
+    workload.set_up(cluster, scenarios)
+    snapshot = oracle.take(cluster)
+    workload.change(cluster, scenarios)
+    cluster.evict()
+    cluster.kill_all()
+    for seconds in (0.02, 0.05, 0.1, 0.2):
+        cluster.start_and_kill(seconds)
+    cluster.start()
+    oracle.check(snapshot, cluster, changed=200)
+
+
+def test_two_crashes(factory: Factory) -> None:
+    """Marks survive from before the first crash, with no map written but by recovery."""
+    cluster = factory.create(checksums=True, full_page_writes=False)
+    _rows(cluster, rows=60)
+    snapshot = oracle.take(cluster)
+    for third in range(3):
+        cluster.sql(f"UPDATE t SET x = x || 'y' WHERE i % 3 = {third}")
+        cluster.evict()
+        cluster.restart("immediate")
+    oracle.check(snapshot, cluster, changed=60)
+
+
+def test_visibility_map_cleared(factory: Factory) -> None:
+    """Clearing a vm bit has no image in WAL and is a no-op when it is clear already."""
+    cluster = factory.create(checksums=True)
+    _rows(cluster)
+    snapshot = oracle.take(cluster)
+    cluster.sql("DELETE FROM t WHERE i % 2 = 0")
+    cluster.evict()
+    cluster.restart("immediate")
+    oracle.check(snapshot, cluster)
+
+
+def test_open_transaction(factory: Factory) -> None:
+    cluster = factory.create(checksums=True, full_page_writes=False)
+    _rows(cluster)
+    snapshot = oracle.take(cluster)
+    with cluster.connect(autocommit=False) as connection:
+        connection.execute("UPDATE t SET x = x || 'y'")
+        cluster.evict()
+        oracle.look(snapshot, cluster)
+        cluster.kill_all()
+        connection.close()
+    cluster.start()
+    oracle.check(snapshot, cluster, changed=40)
+
+
+def test_record_after_a_page_boundary(factory: Factory) -> None:
+    """The first record of a WAL page that recovery begins at, changing a page."""
+    cluster = factory.create(checksums=True, full_page_writes=False)
+    _rows(cluster, rows=30)
+    cluster.checkpoint()
+    with cluster.connect() as connection:
+        # step to just before a WAL page's end, then checkpoint: its redo point is a boundary
+        for _ in range(400):
+            row = connection.execute(
+                "SELECT (pg_current_wal_insert_lsn() - '0/0') % 8192"
+            ).fetchone()
+            assert row is not None
+            left = 8192 - int(row[0])
+            if left < 40:
+                break
+            size = max(0, min(left - 80, 3000))
+            connection.execute(
+                "SELECT pg_logical_emit_message(false, 'p', repeat('x', %s))", (size,)
+            )
+    snapshot = oracle.take(cluster)
+    cluster.sql("UPDATE t SET i = -i WHERE i = 7")
+    cluster.evict()
+    cluster.restart("immediate")
+    oracle.check(snapshot, cluster)
+
+
+def test_unlogged_is_reset(factory: Factory) -> None:
+    """reinit copies the init fork over the main fork past every hook."""
+    cluster = factory.create(checksums=True)
+    cluster.script(
+        [
+            "CREATE UNLOGGED TABLE u (i int PRIMARY KEY, x text)",
+            "CREATE INDEX ON u USING gist (point(i, i))",
+            "CREATE INDEX ON u USING hash (i)",
+            "INSERT INTO u SELECT i, repeat('x', 300) FROM generate_series(1, 1000) i",
+        ]
+    )
+    snapshot = oracle.take(cluster)
+    cluster.restart("immediate")
+    assert cluster.value("SELECT count(*) FROM u") == 0
+    oracle.check(snapshot, cluster)
+    cluster.sql("INSERT INTO u SELECT i, repeat('x', 300) FROM generate_series(1, 1000) i")
+    oracle.check(snapshot, cluster)
+
+
+def test_index_build_and_checkpoint_then_crash(factory: Factory) -> None:
+    """Pages written past the buffer pool, under a checkpoint, then a crash."""
+    cluster = factory.create(checksums=True)
+    cluster.sql("CREATE TABLE t AS SELECT i, md5(i::text) AS s FROM generate_series(1, 20000) i")
+    snapshot = oracle.take(cluster)
+    with cluster.connect() as one:
+        one.execute("CREATE INDEX t_s ON t (s)")
+        cluster.checkpoint()
+        one.execute("ALTER TABLE t SET UNLOGGED")
+        cluster.checkpoint()
+        one.execute("ALTER TABLE t SET LOGGED")
+    cluster.restart("immediate")
+    oracle.check(snapshot, cluster, changed=100)

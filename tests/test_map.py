@@ -1,0 +1,472 @@
+"""The map's file: what it is kept through, and when it is refused."""
+
+from __future__ import annotations
+
+import stat
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.harness import client, lsn, oracle, system
+from tests.harness.cluster import MAP_TMP
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.harness.cluster import Cluster
+    from tests.harness.factory import Factory
+    from tests.harness.oracle import Snapshot
+
+TABLE = "CREATE TABLE t AS SELECT i, repeat('x', 300) AS x FROM generate_series(1, 3000) i"
+CHANGE = "UPDATE t SET i = -i WHERE i % 150 = 0"
+MB = 1 << 20
+
+
+def before(cluster: Cluster) -> Snapshot:
+    """A table, and the parent that later changes are held against."""
+    cluster.sql(TABLE)
+    return oracle.take(cluster)
+
+
+def refused(snapshot: Snapshot, cluster: Cluster) -> None:
+    """The map must not claim to serve the parent; from now on it works again."""
+    init = cluster.init_lsn()
+    if init == 0:  # a standby's map before its first restartpoint
+        return
+    assert init > snapshot.lsn, f"init LSN {lsn.show(init)}, parent {lsn.show(snapshot.lsn)}"
+    again = oracle.take(cluster)
+    cluster.sql("UPDATE t SET i = i + 1 WHERE abs(i) % 77 = 0")
+    oracle.check(again, cluster)
+
+
+def safe(snapshot: Snapshot, cluster: Cluster, *, mask_hints: bool = False) -> None:
+    """Kept and complete, or refused: where either is right."""
+    if cluster.init_lsn() <= snapshot.lsn:
+        oracle.check(snapshot, cluster, changed=20, mask_hints=mask_hints)
+    else:
+        refused(snapshot, cluster)
+
+
+# ---- kept
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+@pytest.mark.parametrize(("old", "new"), [(1, 3), (3, 1), (2, 7), (7, 5)])
+def test_resize_keeps_marks(factory: Factory, old: int, new: int, mode: str) -> None:
+    cluster = factory.create(checksums=True, full_page_writes=False, ptrack__map_size=old)
+    snapshot = before(cluster)
+    init = cluster.init_lsn()
+    cluster.sql(CHANGE)
+    cluster.restart(mode, ptrack__map_size=new)
+    assert cluster.value("SHOW ptrack.map_size") == f"{new}MB"
+    assert cluster.init_lsn() == init
+    oracle.check(snapshot, cluster, changed=20)
+    cluster.sql("UPDATE t SET x = x || 'y' WHERE abs(i) % 99 = 0")
+    cluster.restart(mode, ptrack__map_size=old)
+    assert cluster.init_lsn() == init
+    oracle.check(snapshot, cluster, changed=20)
+    assert not (cluster.data / MAP_TMP).exists()
+
+
+def test_sizes_on_disk(factory: Factory) -> None:
+    """At most the map's size and a header, and nothing beside it."""
+    for size in (1, 32, 128):
+        cluster = factory.create(ptrack__map_size=size)
+        snapshot = before(cluster)
+        cluster.sql(CHANGE)
+        oracle.check(snapshot, cluster, changed=20)
+        cluster.restart()
+        assert size * MB - 64 <= cluster.map.stat().st_size <= size * MB + 8192
+        assert stat.S_IMODE(cluster.map.stat().st_mode) == 0o600
+        mine = [path.name for path in (cluster.data / "global").glob("*ptrack*")]
+        assert mine == ["ptrack.map"]
+        oracle.check(snapshot, cluster, changed=20)
+        factory.destroy_one(cluster)
+
+
+@pytest.mark.parametrize("mode", ["smart", "fast", "immediate"])
+def test_restarts(cluster: Cluster, mode: str) -> None:
+    snapshot = before(cluster)
+    init = cluster.init_lsn()
+    for third in range(3):
+        cluster.sql(f"UPDATE t SET x = x || 'y' WHERE i % 90 = {third}")
+        cluster.restart(mode)
+        assert cluster.init_lsn() == init
+    oracle.check(snapshot, cluster, changed=20, mask_hints=mode == "immediate")
+
+
+def test_first_start_is_a_parent_at_its_first_checkpoint(cluster: Cluster) -> None:
+    cluster.checkpoint()
+    redo = cluster.redo()
+    assert 0 < cluster.init_lsn() <= redo
+
+
+def test_init_lsn_does_not_move(cluster: Cluster) -> None:
+    cluster.checkpoint()
+    init = cluster.init_lsn()
+    for _ in range(3):
+        cluster.sql("CREATE TABLE x AS SELECT generate_series(1, 1000)")
+        cluster.sql("DROP TABLE x")
+        cluster.checkpoint()
+        assert cluster.init_lsn() == init
+
+
+# ---- refused
+
+
+def test_disabled_and_enabled(cluster: Cluster) -> None:
+    snapshot = before(cluster)
+    cluster.restart(ptrack__map_size=0)
+    assert not cluster.map.exists()
+    cluster.sql(CHANGE)
+    cluster.restart(ptrack__map_size=1)
+    refused(snapshot, cluster)
+
+
+def test_disabled_and_enabled_over_crashes(cluster: Cluster) -> None:
+    snapshot = before(cluster)
+    cluster.restart("immediate", ptrack__map_size=0)
+    cluster.sql(CHANGE)
+    cluster.restart("immediate", ptrack__map_size=1)
+    refused(snapshot, cluster)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("fast", "fast"), ("immediate", "fast"), ("immediate", "immediate")]
+)
+def test_library_out_and_in(cluster: Cluster, first: str, second: str) -> None:
+    """Out of shared_preload_libraries for one life of the server, which changes things."""
+    snapshot = before(cluster)
+    cluster.restart(first, shared_preload_libraries="")
+    cluster.sql(CHANGE)
+    cluster.evict()
+    assert cluster.map.exists(), "no one is there to remove it"
+    cluster.restart(second, shared_preload_libraries="ptrack")
+    refused(snapshot, cluster)
+
+
+def test_library_out_crash_without_checkpoint(factory: Factory) -> None:
+    """Out, changes, a crash in it before any checkpoint, in again.
+
+    The redo point did not move while the library was away: what was missed is replayed.
+    """
+    cluster = factory.create(checksums=True, full_page_writes=False)
+    snapshot = before(cluster)
+    cluster.restart(shared_preload_libraries="")
+    redo = cluster.redo()
+    cluster.sql(CHANGE)
+    cluster.sql("CREATE UNLOGGED TABLE u AS SELECT generate_series(1, 1000)")
+    cluster.sql("CREATE INDEX ON t (i)")
+    cluster.evict()
+    assert cluster.redo() == redo
+    cluster.restart("immediate", shared_preload_libraries="ptrack")
+    safe(snapshot, cluster)
+
+
+def test_library_out_during_recovery(cluster: Cluster) -> None:
+    """Killed somewhere in the recovery of a server without it."""
+    snapshot = before(cluster)
+    cluster.sql(CHANGE)
+    cluster.stop("immediate")
+    cluster.configure(shared_preload_libraries="")
+    for seconds in (0.02, 0.04, 0.3):
+        cluster.start_and_kill(seconds)
+    cluster.configure(shared_preload_libraries="ptrack")
+    cluster.start()
+    safe(snapshot, cluster, mask_hints=True)
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_library_out_and_wal_minimal(cluster: Cluster, mode: str) -> None:
+    snapshot = before(cluster)
+    cluster.restart(
+        shared_preload_libraries="", wal_level="minimal", max_wal_senders=0
+    )
+    cluster.sql("BEGIN; CREATE TABLE m AS SELECT generate_series(1, 5000) i; COMMIT")
+    cluster.sql(CHANGE)
+    cluster.restart(
+        mode, shared_preload_libraries="ptrack", wal_level="replica", max_wal_senders=4
+    )
+    refused(snapshot, cluster)
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_single_user(cluster: Cluster, mode: str) -> None:
+    """Before 15 single-user mode does not preload: kept or refused, nothing may be lost."""
+    snapshot = before(cluster)
+    cluster.stop(mode)
+    cluster.single_user(CHANGE, "CREATE TABLE single AS SELECT 1")
+    cluster.start()
+    safe(snapshot, cluster, mask_hints=mode == "immediate")
+
+
+def test_single_user_without_the_library(cluster: Cluster) -> None:
+    snapshot = before(cluster)
+    cluster.stop()
+    cluster.single_user(CHANGE, shared_preload_libraries="")
+    cluster.start()
+    refused(snapshot, cluster)
+
+
+def test_old_map_put_back(cluster: Cluster) -> None:
+    """The file of an earlier checkpoint."""
+    snapshot = before(cluster)
+    cluster.stop()
+    old = cluster.map.read_bytes()
+    cluster.start()
+    cluster.sql(CHANGE)
+    cluster.stop()
+    cluster.map.write_bytes(old)
+    cluster.start()
+    refused(snapshot, cluster)
+
+
+def test_map_of_another_cluster(factory: Factory) -> None:
+    """From a cluster with the same history but another system identifier."""
+    cluster = factory.create()
+    snapshot = before(cluster)
+    other = factory.empty("other")
+    other.root.rmdir()
+    other.init(checksums=False)
+    other.adopt()
+    other.configure(shared_preload_libraries="ptrack", ptrack__map_size=1)
+    other.start()
+    other.sql("SELECT pg_switch_wal() FROM generate_series(1, 1)")
+    for _ in range(30):
+        other.sql("CREATE TABLE x (i int); DROP TABLE x; SELECT pg_switch_wal()")
+    other.stop()
+    cluster.stop()
+    cluster.map.write_bytes(other.map.read_bytes())
+    cluster.start()
+    refused(snapshot, cluster)
+
+
+def _flip(offset: int) -> Callable[[bytearray], None]:
+    def damage(content: bytearray) -> None:
+        content[offset] ^= 0x10
+
+    return damage
+
+
+def _zero(start: int, length: int) -> Callable[[bytearray], None]:
+    def damage(content: bytearray) -> None:
+        content[start : start + length] = bytes(length)
+
+    return damage
+
+
+def _cut(length: int) -> Callable[[bytearray], None]:
+    def damage(content: bytearray) -> None:
+        del content[length:]
+
+    return damage
+
+
+def _append(content: bytearray) -> None:
+    content += bytes(4096)
+
+
+def _swap(content: bytearray) -> None:
+    """Two different pages exchanged: each is right, but not where it is."""
+    pages = [bytes(content[at : at + 4096]) for at in range(4096, len(content), 4096)]
+    one = next(i for i, page in enumerate(pages) if any(page))
+    two = next(i for i, page in enumerate(pages) if page != pages[one])
+    for at, page in ((one, pages[two]), (two, pages[one])):
+        content[(at + 1) * 4096 : (at + 2) * 4096] = page
+
+
+def _used(content: bytes | bytearray, start: int = 4096) -> int:
+    """Offset of a byte within a slot that is in use."""
+    return next(at for at in range(start, len(content)) if content[at])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(_flip(0), id="magic"),
+        pytest.param(_flip(5), id="version"),
+        pytest.param(_flip(9), id="header"),
+        pytest.param(_flip(40), id="header 40"),
+        pytest.param(_flip(-5), id="last page"),
+        pytest.param(_cut(0), id="empty"),
+        pytest.param(_cut(100), id="part of the header"),
+        pytest.param(_cut(300_000), id="truncated"),
+        pytest.param(_append, id="extended"),
+        pytest.param(_zero(0, 4096), id="header zeroed"),
+    ],
+)
+def test_damaged(cluster: Cluster, damage: Callable[[bytearray], None]) -> None:
+    snapshot = before(cluster)
+    cluster.sql(CHANGE)
+    cluster.stop()
+    content = bytearray(cluster.map.read_bytes())
+    damage(content)
+    cluster.map.write_bytes(content)
+    mark = cluster.log_size()
+    cluster.start()
+    if cluster.init_lsn() <= snapshot.lsn:  # a region without meaning
+        oracle.check(snapshot, cluster, changed=20)
+    else:
+        refused(snapshot, cluster)
+        assert "WARNING:  ptrack" in cluster.log_text(mark)
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_flipped_byte_is_an_incorrect_checksum(cluster: Cluster, mode: str) -> None:
+    """The text that pg_probackup's own tests look for."""
+    snapshot = before(cluster)
+    cluster.sql(CHANGE)
+    cluster.checkpoint()
+    cluster.stop(mode)
+    content = bytearray(cluster.map.read_bytes())
+    content[_used(content)] ^= 0x40
+    cluster.map.write_bytes(content)
+    mark = cluster.log_size()
+    cluster.start()
+    refused(snapshot, cluster)
+    expected = f'WARNING:  ptrack read map: incorrect checksum of file "{cluster.map}"'
+    cluster.wait_for(lambda: expected in cluster.log_text(mark), "the WARNING", 10)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_any_flipped_byte(session_factory: Factory, seed: int) -> None:
+    """Bytes all over what a small map has in use: lost marks are never taken for none."""
+    cluster = session_factory.create("flip")
+    try:
+        snapshot = before(cluster)
+        cluster.sql(CHANGE)
+        cluster.stop()
+        content = bytearray(cluster.map.read_bytes())
+        used = [at for at, byte in enumerate(content) if byte]
+        at = used[(len(used) - 1) * seed // 11]
+        content[at] ^= 1 << seed % 8
+        cluster.map.write_bytes(content)
+        cluster.start()
+        safe(snapshot, cluster)
+    finally:
+        session_factory.destroy_one(cluster)
+
+
+def test_page_zeroed(cluster: Cluster) -> None:
+    snapshot = before(cluster)
+    cluster.sql(CHANGE)
+    cluster.stop()
+    content = bytearray(cluster.map.read_bytes())
+    at = _used(content) // 4096 * 4096
+    content[at : at + 4096] = bytes(4096)
+    cluster.map.write_bytes(content)
+    cluster.start()
+    refused(snapshot, cluster)
+
+
+def test_pages_swapped(cluster: Cluster) -> None:
+    snapshot = before(cluster)
+    cluster.sql(CHANGE)
+    cluster.stop()
+    content = bytearray(cluster.map.read_bytes())
+    _swap(content)
+    cluster.map.write_bytes(content)
+    cluster.start()
+    refused(snapshot, cluster)
+
+
+def test_temporary_file_left_behind(cluster: Cluster) -> None:
+    """A crash between writing the new file and its rename."""
+    snapshot = before(cluster)
+    cluster.sql(CHANGE)
+    cluster.stop("immediate")
+    cluster.write(str(MAP_TMP), "half a map")
+    cluster.start()
+    oracle.check(snapshot, cluster, changed=20, mask_hints=True)
+    cluster.restart(ptrack__map_size=2)
+    oracle.check(snapshot, cluster, changed=20, mask_hints=True)
+    assert not (cluster.data / MAP_TMP).exists()
+
+
+def test_removed_by_hand(cluster: Cluster) -> None:
+    snapshot = before(cluster)
+    cluster.stop()
+    cluster.map.unlink()
+    cluster.start()
+    refused(snapshot, cluster)
+
+
+# ---- writing it
+
+
+def test_full_disk(factory: Factory) -> None:
+    """A flush that fails is a WARNING; checkpoints go on; it recovers with the disk."""
+    cluster = factory.create(checksums=True, ptrack__map_size=8)
+    snapshot = before(cluster)
+    cluster.stop()
+    with system.small_disk(cluster.data / "global", megabytes=4) as disk:
+        if disk is None:
+            pytest.skip("needs root and the right to mount a small file system")
+        try:
+            cluster.start()
+            disk.fill()
+            mark = cluster.log_size()
+            cluster.sql("CREATE TABLE u AS SELECT i, repeat('x', 900) FROM generate_series(1, 9000) i")
+            cluster.sql(CHANGE)
+            redo = cluster.redo()
+            cluster.checkpoint()
+            assert cluster.redo() > redo, "checkpoints go on"
+            assert "WARNING:  ptrack" in cluster.log_text(mark)
+            oracle.look(snapshot, cluster)
+            cluster.kill_all()
+            cluster.start()
+            safe(snapshot, cluster)
+            disk.free()
+            parent = oracle.take(cluster)
+            cluster.sql("UPDATE t SET i = i + 5 WHERE abs(i) % 90 = 0")
+            cluster.restart()
+            oracle.check(parent, cluster)
+        finally:
+            cluster.kill_all()
+
+
+def test_map_that_cannot_be_written(cluster: Cluster) -> None:
+    """The file made a directory: like a full disk, but for any user."""
+    snapshot = before(cluster)
+    cluster.sql(CHANGE)
+    cluster.map.unlink()
+    system.make_dir(cluster.map)
+    cluster.write("global/ptrack.map/x", "")
+    redo = cluster.redo()
+    cluster.checkpoint()
+    assert cluster.redo() > redo, "checkpoints go on"
+    oracle.look(snapshot, cluster)
+    (cluster.map / "x").unlink()
+    cluster.map.rmdir()
+    cluster.sql("UPDATE t SET x = x || 'y' WHERE abs(i) % 80 = 0")
+    cluster.checkpoint()
+    oracle.check(snapshot, cluster, changed=20)
+    cluster.restart()
+    safe(snapshot, cluster)
+
+
+def test_map_file_deleted_while_running(cluster: Cluster) -> None:
+    snapshot = before(cluster)
+    cluster.sql(CHANGE)
+    cluster.map.unlink()
+    cluster.checkpoint()
+    oracle.check(snapshot, cluster, changed=20)
+    cluster.sql("UPDATE t SET x = x || 'y' WHERE abs(i) % 80 = 0")
+    cluster.restart()
+    safe(snapshot, cluster)
+
+
+def test_client_over_a_reset(cluster: Cluster) -> None:
+    """Refused, then a full backup, then increments again."""
+    cluster.sql(TABLE)
+    parent = client.full(cluster)
+    cluster.stop()
+    content = bytearray(cluster.map.read_bytes())
+    content[_used(content)] ^= 1
+    cluster.map.write_bytes(content)
+    cluster.start()
+    with pytest.raises(client.Refused):
+        client.incremental(cluster, parent)
+    parent = client.full(cluster)
+    cluster.sql(CHANGE)
+    assert client.incremental(cluster, parent).blocks > 0

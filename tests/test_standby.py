@@ -1,0 +1,181 @@
+"""A standby tracks what it replays; its own files are held against its own map."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.harness import client, files, lsn, oracle, verify, workload
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.harness.cluster import Cluster
+    from tests.harness.factory import Factory
+    from tests.harness.oracle import Snapshot
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A primary and its standby."""
+
+    primary: Cluster
+    standby: Cluster
+
+    def restartpoint(self) -> None:
+        """Bring the standby to a restartpoint at the primary's newest checkpoint."""
+        self.primary.checkpoint()
+        self.standby.catch_up(self.primary)
+        self.standby.checkpoint()
+        assert self.standby.redo() == self.primary.redo()
+
+    def snapshot(self) -> Snapshot:
+        """The standby's files at a restartpoint."""
+        self.restartpoint()
+        return oracle.take(self.standby, checkpoint=False)
+
+
+def make_pair(factory: Factory, *, checksums: bool = True, **settings: str | bool) -> Pair:
+    """A primary with tablespace ``ts`` and a streaming standby."""
+    primary = factory.create(checksums=checksums)
+    primary.configure({**settings, "allow_in_place_tablespaces": True})
+    primary.restart()
+    workload.prepare(primary)
+    return Pair(primary=primary, standby=factory.standby(primary))
+
+
+def _running(_pair: Pair) -> None:
+    pass
+
+
+def _clean(pair: Pair) -> None:
+    pair.standby.restart()
+
+
+def _immediate(pair: Pair) -> None:
+    pair.standby.restart("immediate")
+
+
+def _kill_all(pair: Pair) -> None:
+    pair.standby.kill_all()
+    pair.standby.start()
+
+
+def _promote(pair: Pair) -> None:
+    pair.standby.promote()
+
+
+def _kill_and_promote(pair: Pair) -> None:
+    pair.standby.kill_all()
+    pair.standby.start()
+    pair.standby.promote()
+
+
+@pytest.mark.parametrize(
+    ("end", "checksums", "settings"),
+    [
+        pytest.param(_running, False, {}, id="running"),
+        pytest.param(_clean, False, {}, id="clean restart"),
+        pytest.param(_clean, True, {"full_page_writes": False}, id="clean restart, no fpw"),
+        pytest.param(_immediate, True, {"full_page_writes": False}, id="immediate, no fpw"),
+        pytest.param(_kill_all, True, {}, id="kill all"),
+        pytest.param(_promote, True, {}, id="promotion"),
+        pytest.param(_kill_and_promote, True, {"full_page_writes": False}, id="kill, promotion"),
+    ],
+)
+def test_everything(
+    factory: Factory,
+    end: Callable[[Pair], None],
+    *,
+    checksums: bool,
+    settings: dict[str, str | bool],
+) -> None:
+    pair = make_pair(factory, checksums=checksums, **settings)
+    scenarios = workload.available(pair.primary)
+    workload.set_up(pair.primary, scenarios)
+    snapshot = pair.snapshot()
+    workload.change(pair.primary, scenarios)
+    pair.standby.catch_up(pair.primary)
+    pair.standby.evict()
+    assert oracle.compare(snapshot, files.read_all(pair.standby.data), []).changed > 300
+    end(pair)
+    if end not in (_promote, _kill_and_promote):
+        pair.standby.catch_up(pair.primary)
+    oracle.look(snapshot, pair.standby)
+    pair.primary.checkpoint()
+    oracle.check(snapshot, pair.standby, changed=300)
+    if not pair.standby.in_recovery:
+        again = oracle.take(pair.standby)
+        pair.standby.sql("UPDATE heap.t SET id = id + 1 WHERE id % 50 = 0")
+        oracle.check(again, pair.standby)
+
+
+def test_restarts_without_restartpoint(factory: Factory) -> None:
+    """Replay from the same redo point over and over: what is there already is skipped."""
+    pair = make_pair(factory, full_page_writes=False)
+    pair.primary.sql("CREATE TABLE t AS SELECT i, repeat('x', 200) FROM generate_series(1, 900) i")
+    snapshot = pair.snapshot()
+    pair.primary.sql("UPDATE t SET i = -i WHERE i % 30 = 0")
+    pair.standby.catch_up(pair.primary)
+    for mode in ("immediate", "immediate", "fast"):
+        pair.standby.evict()
+        pair.standby.restart(mode)
+        pair.standby.catch_up(pair.primary)
+        oracle.look(snapshot, pair.standby)
+    pair.restartpoint()
+    oracle.check(snapshot, pair.standby, changed=20)
+
+
+def test_fresh_standby_is_a_parent_at_once(factory: Factory) -> None:
+    """The map came with the base backup and is kept: nothing to wait for."""
+    pair = make_pair(factory)
+    assert pair.standby.init_lsn() == pair.primary.init_lsn()
+    snapshot = oracle.take(pair.standby, checkpoint=False)
+    pair.primary.sql("CREATE TABLE t AS SELECT generate_series(1, 2000)")
+    pair.standby.catch_up(pair.primary)
+    oracle.check(snapshot, pair.standby)
+
+
+def test_map_started_on_a_standby(factory: Factory) -> None:
+    """Switched on on the standby only: usable from its next restartpoint on."""
+    primary = factory.create(checksums=True, ptrack__map_size=0)
+    standby = factory.standby(primary, ptrack__map_size=1)
+    pair = Pair(primary=primary, standby=standby)
+    primary.sql("CREATE TABLE t AS SELECT i, repeat('x', 99) FROM generate_series(1, 3000) i")
+    started = standby.position()
+    snapshot = pair.snapshot()
+    assert standby.init_lsn() <= snapshot.lsn
+    assert standby.init_lsn() > 0
+    assert snapshot.lsn >= started
+    primary.sql("UPDATE t SET i = -i WHERE i % 77 = 0")
+    standby.catch_up(primary)
+    standby.evict()
+    oracle.look(snapshot, standby)
+    standby.restart("immediate")
+    standby.catch_up(primary)
+    pair.restartpoint()
+    oracle.check(snapshot, standby, changed=20)
+
+
+def test_cascade_after_promotion(factory: Factory) -> None:
+    """The old primary's parent serves on the new timeline, and on a standby of it."""
+    pair = make_pair(factory)
+    pair.primary.sql("CREATE TABLE t AS SELECT i, repeat('x', 200) FROM generate_series(1, 900) i")
+    pair.restartpoint()
+    parent = client.full(pair.standby)
+    snapshot = oracle.take(pair.standby, checkpoint=False)
+    pair.primary.sql("UPDATE t SET i = -i WHERE i % 9 = 0")
+    pair.standby.catch_up(pair.primary)
+    pair.primary.stop()
+    pair.standby.promote()
+    pair.standby.sql("UPDATE t SET i = i + 1 WHERE i % 5 = 0")
+    oracle.check(snapshot, pair.standby, changed=20)
+    backup = client.incremental(pair.standby, parent)
+    third = factory.empty("third")
+    client.restore(backup, third)
+    third.start()
+    verify.whole(third)
+    assert verify.content(third) == verify.content(pair.standby)
+    assert 0 < third.init_lsn() <= parent.start, lsn.show(parent.start)

@@ -1,0 +1,184 @@
+"""Each kind of change by itself, on a running cluster and over a crash."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.harness import files, oracle, workload
+from tests.harness.workload import SCENARIOS, Scenario
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.harness.cluster import Cluster
+    from tests.harness.factory import Factory
+
+EACH = pytest.mark.parametrize("scenario", [pytest.param(one, id=one.name) for one in SCENARIOS])
+
+
+class Shared:
+    """A cluster that several tests use in turn; a broken one is replaced."""
+
+    def __init__(self, factory: Factory, *, checksums: bool, full_page_writes: bool) -> None:
+        self.factory = factory
+        self.checksums = checksums
+        self.full_page_writes = full_page_writes
+        self.cluster: Cluster | None = None
+
+    def get(self) -> Cluster:
+        """A running cluster without leftovers."""
+        if self.cluster is None:
+            self.cluster = self.factory.create(
+                "shared", checksums=self.checksums, full_page_writes=self.full_page_writes
+            )
+            workload.prepare(self.cluster)
+        return self.cluster
+
+    def spoilt(self) -> None:
+        """Have the next test make a new one."""
+        if self.cluster is not None:
+            self.factory.destroy_one(self.cluster)
+            self.cluster = None
+
+
+@pytest.fixture(scope="module")
+def plain(session_factory: Factory) -> Iterator[Shared]:
+    """Without checksums, full page writes on."""
+    shared = Shared(session_factory, checksums=False, full_page_writes=True)
+    yield shared
+    shared.spoilt()
+
+
+@pytest.fixture(scope="module")
+def bare(session_factory: Factory) -> Iterator[Shared]:
+    """With checksums, so that nothing is masked, and without full page writes."""
+    shared = Shared(session_factory, checksums=True, full_page_writes=False)
+    yield shared
+    shared.spoilt()
+
+
+def _skip_too_old(scenario: Scenario, cluster: Cluster) -> None:
+    if scenario.since > cluster.major:
+        pytest.skip(f"from major {scenario.since} on")
+
+
+@EACH
+def test_running(plain: Shared, scenario: Scenario) -> None:
+    cluster = plain.get()
+    _skip_too_old(scenario, cluster)
+    try:
+        workload.set_up(cluster, [scenario])
+        snapshot = oracle.take(cluster)
+        workload.change(cluster, [scenario])
+        oracle.check(snapshot, cluster)
+        workload.tear_down(cluster, [scenario])
+    except BaseException:
+        plain.spoilt()
+        raise
+
+
+@EACH
+def test_crash(bare: Shared, scenario: Scenario) -> None:
+    """Stopped at once after everything was pushed out of the buffer pool, never checkpointed."""
+    cluster = bare.get()
+    _skip_too_old(scenario, cluster)
+    try:
+        workload.set_up(cluster, [scenario])
+        snapshot = oracle.take(cluster)
+        workload.change(cluster, [scenario])
+        cluster.evict()
+        on_disk = oracle.compare(snapshot, files.read_all(cluster.data), [])
+        assert on_disk.changed > 0, "nothing was evicted"
+        cluster.stop("immediate")
+        cluster.start()
+        oracle.check(snapshot, cluster)
+        workload.tear_down(cluster, [scenario])
+    except BaseException:
+        bare.spoilt()
+        raise
+
+
+@pytest.mark.major(since=18)
+def test_clone(cluster: Cluster) -> None:
+    """file_copy_method = clone, where the file system can."""
+    cluster.configure(file_copy_method="clone")
+    cluster.restart()
+    cluster.sql("CREATE DATABASE tmpl")
+    cluster.sql("CREATE TABLE t AS SELECT generate_series(1, 20000)", database="tmpl")
+    snapshot = oracle.take(cluster)
+    try:
+        cluster.sql("CREATE DATABASE copy TEMPLATE tmpl STRATEGY file_copy")
+    except Exception as error:
+        if "could not clone file" not in str(error):
+            raise
+        pytest.skip(f"the file system refuses: {error}")
+    oracle.check(snapshot, cluster, changed=100)
+
+
+def test_temporary_relations_are_not_reported(cluster: Cluster) -> None:
+    before = cluster.redo()
+    with cluster.connect() as connection:
+        connection.execute("CREATE TEMPORARY TABLE x AS SELECT generate_series(1, 30000)")
+        connection.execute("CREATE INDEX ON x (generate_series)")
+        row = connection.execute("SELECT pg_relation_filepath('x')").fetchone()
+        assert row is not None
+        assert (cluster.data / row[0]).exists()
+        for since in (0, before):
+            paths = [found.path for found in cluster.pagemapset(since)]
+            assert not [path for path in paths if "/t" in path]
+
+
+def test_other_segments(cluster: Cluster) -> None:
+    """One block in each segment file, among them the first and last block of one."""
+    if cluster.segment_blocks > 1024:
+        pytest.skip("needs a build with small segments")
+    per = cluster.segment_blocks
+    cluster.script(
+        [
+            "CREATE TABLE t (i int, x text) WITH (fillfactor = 80)",
+            "ALTER TABLE t ALTER x SET STORAGE PLAIN",
+            f"INSERT INTO t SELECT i, repeat('x', 5000) FROM generate_series(0, {per * 6 - 1}) i",
+        ]
+    )
+    snapshot = oracle.take(cluster)
+    wanted = {0, per - 1, per, per * 2 + 3, per * 4 - 1, per * 5 + 1}
+    for block in sorted(wanted):
+        cluster.sql(f"DELETE FROM t WHERE i = {block}")
+    oracle.check(snapshot, cluster, changed=len(wanted))
+    assert wanted <= cluster.reported("t", snapshot.lsn)
+
+
+def test_many_looks(cluster: Cluster) -> None:
+    """Marks stay: each snapshot of a history is still served."""
+    cluster.sql("CREATE TABLE t AS SELECT i, repeat('x', 300) FROM generate_series(1, 3000) i")
+    snapshots = []
+    for step in range(5):
+        snapshots.append(oracle.take(cluster))
+        cluster.sql(f"UPDATE t SET i = -i WHERE i % 200 = {step}")
+        if step == 2:
+            cluster.restart()
+    for snapshot in snapshots:
+        oracle.check(snapshot, cluster)
+
+
+def test_precision(cluster: Cluster) -> None:
+    """What did not change is not reported, but for what the parent's own checkpoint wrote."""
+    cluster.script(
+        [
+            "CREATE TABLE t (i int, x text)",
+            "ALTER TABLE t ALTER x SET STORAGE PLAIN",
+            "INSERT INTO t SELECT i, repeat('x', 5000) FROM generate_series(0, 1999) i",
+            "CREATE INDEX ON t (i)",
+            "VACUUM FREEZE t",
+            "CHECKPOINT",
+        ]
+    )
+    snapshot = oracle.take(cluster)
+    cluster.sql("UPDATE t SET x = x || 'y' WHERE i % 400 = 7")
+    found = oracle.check(snapshot, cluster)
+    assert found.blocks > 2000
+    # a chunk of 64 blocks at the most for each that changed, collisions included
+    assert found.reported < found.blocks / 2, str(found)
+    assert found.reported - found.changed < 200, str(found)
