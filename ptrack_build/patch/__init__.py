@@ -18,7 +18,6 @@ each minor of a branch renders with other line numbers, context and blob ids:
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 from dataclasses import asdict, dataclass
@@ -28,7 +27,6 @@ from typing import TYPE_CHECKING, Final, Literal
 from ptrack_build import REPO, cache
 from ptrack_build.errors import PatchError
 from ptrack_build.patch import committed, edits
-from ptrack_build.patch import objects as plumbing
 from ptrack_build.patch.committed import HINT, Diff
 from ptrack_build.patch.objects import REGULAR, Applied, File, Objects
 from ptrack_build.progress import say
@@ -308,8 +306,7 @@ def _memo(source: SourceTree, templates: Path, patches: Path) -> Path:
         str(source.major.number),
         templates,
         diff if diff.is_file() else "none",
-        Path(__file__).parent.joinpath("__init__.py"),
-        *(Path(module.__file__) for module in (committed, edits, plumbing)),
+        *sorted(Path(__file__).parent.glob("*.py")),
     ]
     return cache.directory("memo") / f"patch-{cache.digest(*inputs)[:20]}.json"
 
@@ -569,11 +566,8 @@ def _misfits(objects: Objects, diff: Diff, old: Mapping[str, File], applied: App
             if re.search(failed, applied.said, re.MULTILINE):
                 there = texts[old[file.path].blob] if file.path in old else ""
                 misfits.append(_misfit(file, number, hunk, there.splitlines()))
-        if re.search(rf"{re.escape(file.path)}: (?:does not exist|already exists)", applied.said):
-            with contextlib.suppress(StopIteration):
-                misfits.append(
-                    next(line for line in applied.said.splitlines() if file.path in line)
-                )
+        gone = rf"error: ({re.escape(file.path)}: (?:does not exist|already exists).*)"
+        misfits += re.findall(gone, applied.said)
     return misfits or applied.said.strip().splitlines()[-1:]
 
 
