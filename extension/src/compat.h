@@ -57,6 +57,11 @@ typedef RelFileNode RelFileLocator;
 #define MyProcNumber	(MyProc->pgprocno)
 #endif
 
+/* StaticAssertDecl (f1f10a1ba9) */
+#ifndef StaticAssertDecl
+#define StaticAssertDecl(condition, message)	_Static_assert(condition, message)
+#endif
+
 /* LSN_FORMAT_ARGS (6f6f284c7e) */
 #ifndef LSN_FORMAT_ARGS
 #define LSN_FORMAT_ARGS(lsn)	(uint32) ((lsn) >> 32), (uint32) (lsn)
@@ -97,7 +102,7 @@ ptrack_max_procs(void)
 
 /*
  * Prepare a set-returning function to return all its rows in a tuplestore.
- * InitMaterializedSRF came with a19e5cee63 and 5c279a6d35.
+ * InitMaterializedSRF came with 5b81703787 and a19e5cee63.
  */
 static inline ReturnSetInfo *
 ptrack_begin_rows(FunctionCallInfo fcinfo)

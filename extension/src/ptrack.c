@@ -45,7 +45,7 @@ PG_MODULE_MAGIC;
 PG_FUNCTION_INFO_V1(ptrack_version);
 
 extern void _PG_init(void);
-extern PGDLLEXPORT void ptrack_loader_main(Datum main_arg) pg_attribute_noreturn();
+extern PGDLLEXPORT void ptrack_loader_main(Datum main_arg);
 
 static shmem_startup_hook_type prev_shmem_startup_hook = NULL;
 #ifdef PTRACK_SHMEM_REQUEST_HOOK
