@@ -1,16 +1,17 @@
 """Compile: from a patched tree to a prefix with PostgreSQL and ptrack.
 
 Two keys. The server's is a hash of its source, the rendered patch, the configure flags, the
-compiler, the libraries and the environment that matters; the prefix's adds the extension. So an edit
-in extension/ compiles the extension only: the new prefix is made of hard links to the server's
-files, and each published prefix stays as it is for ever.
+compiler, the libraries and the environment that matters; the prefix's adds the extension. So an
+edit in extension/ compiles the extension only: the new prefix is made of hard links to the
+server's files, and each published prefix stays as it is for ever.
 
-A prefix can be moved: PostgreSQL's programs find share/ and lib/ from where they lie themselves, and
-the libraries are found by $ORIGIN. It is configured for one constant place, so that neither the
-key nor what ccache sees depends on the cache's.
+A prefix can be moved: PostgreSQL's programs find share/ and lib/ from where they lie themselves,
+and the libraries are found by $ORIGIN. It is configured for one constant place, so that neither
+the key nor what ccache sees depends on the cache's.
 
-The compiling happens at <cache>/build/<major>-<variant>, the same place each time, in which src/ are
-hard links to the patched tree: with the same paths, ccache holds what an edit did not touch.
+The compiling happens at <cache>/build/<major>-<variant>, the same place each time, in which src/
+is made of hard links to the patched tree: with the same paths, ccache holds what an edit did not
+touch.
 """
 
 from __future__ import annotations
@@ -205,9 +206,8 @@ def _flags(tree: PatchedTree, variant: Variant, libraries: tuple[str, ...]) -> t
     """Configure's arguments; only those that this major's configure knows."""
     offered = tree.source.major.libraries
     flags = [f"--prefix={NOMINAL_PREFIX}", "--enable-debug", "--enable-depend", "--disable-rpath"]
-    for name in ("zlib", "readline"):
-        if name in offered and name not in libraries:
-            flags.append(f"--without-{name}")
+    absent = [name for name in offered if name not in libraries]
+    flags += [f"--without-{name}" for name in ("zlib", "readline") if name in absent]
     if "icu" in offered:
         flags.append("--with-icu" if "icu" in libraries else "--without-icu")
     flags += [f"--with-{name}" for name in ("openssl", "lz4", "zstd") if name in libraries]
@@ -357,7 +357,8 @@ def _configure(plan: _Plan, place: Path, shown: Step) -> None:
     log = plan.log
     # The compiler itself: what configure tries is too small and too many for ccache.
     env["PATH"] = os.environ.get("PATH", os.defpath)
-    call([script, f"--cache-file={mine}", *flags], cwd=place / "obj", env=env, log=log, quiet=True)
+    argv = [script, "--cache-file=config.cache", *flags]
+    call(argv, cwd=place / "obj", env=env, log=log, quiet=True)
     cache.write(memory, mine.read_text(encoding="utf-8", errors="replace"))
     blocks = plan.variant.segsize_blocks
     if blocks is not None and not any("segsize-blocks" in flag for flag in flags):

@@ -1,0 +1,298 @@
+#!/usr/bin/env -S uv run --script
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "filelock>=3.16",
+#     "httpx>=0.27",
+#     "jinja2>=3.1.4",
+#     "msgspec>=0.19",
+#     "nox>=2026.8.10",
+#     "packaging>=24",
+#     "platformdirs>=4.3",
+#     "rich>=13.9",
+#     "unidiff>=0.7.5",
+# ]
+# ///
+"""ptrack: PostgreSQL with changed-block tracking, from a major's number to a tested server.
+
+NN is 12 to 19 or devel. `./nox -s build-17 test-17`, `./nox -t pg17`, `./nox -t demo`, `-j 2`.
+After `--`: --debug (show tracebacks), --locked (build what matrix.lock records), and what the
+session itself takes; test-NN hands the rest to pytest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import functools
+import json
+import os
+import re
+import sys
+from typing import TYPE_CHECKING
+
+import nox
+
+from ptrack_build import REPO, matrix
+from ptrack_build.errors import PtrackError, UsageError
+from ptrack_build.run import terminate_politely
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ptrack_build.matrix import Major
+
+nox.needs_version = ">=2026.8.10"
+nox.options.error_on_external_run = True
+nox.options.stop_on_first_error = False
+
+try:
+    MATRIX = matrix.load()
+except UsageError as _error:
+    sys.exit(f"nox: {_error}")
+
+FAMILIES = ("build", "test", "demo")
+
+for _word in sys.argv[1:]:  # nox names no neighbours of a session that does not exist
+    _asked = re.fullmatch(rf"({'|'.join(FAMILIES)})-([\w.]+)", _word)
+    if _asked and _asked[2] not in MATRIX.names:
+        try:
+            MATRIX.major(_asked[2])
+        except UsageError as _error:
+            sys.exit(f"nox: {_error}")
+
+
+class Options(argparse.ArgumentParser):
+    """What stands after `--`; a mistake there is an error like any other."""
+
+    def __init__(self, session: nox.Session) -> None:
+        super().__init__(prog=f"nox -s {session.name} --", add_help=True, allow_abbrev=False)
+        self.add_argument("--debug", action="store_true", help="show tracebacks")
+        self.session = session
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        """Raise what is reported without a traceback."""
+        raise UsageError(message, hint=f"nox -s {self.session.name} -- --help")
+
+    def read(self) -> argparse.Namespace:
+        """All words must be known."""
+        return self.parse_args(self.session.posargs)
+
+    def read_some(self) -> tuple[argparse.Namespace, list[str]]:
+        """Unknown words are somebody else's."""
+        return self.parse_known_args(self.session.posargs)
+
+
+def reported(function: Callable[[nox.Session], None]) -> Callable[[nox.Session], None]:
+    """Turn what went wrong into one message; --debug and PTRACK_DEBUG=1 show where."""
+
+    @functools.wraps(function)
+    def wrapper(session: nox.Session) -> None:
+        terminate_politely()
+        debug = "--debug" in session.posargs or os.environ.get("PTRACK_DEBUG", "") not in {"", "0"}
+        try:
+            function(session)
+        except PtrackError as error:
+            if debug:
+                raise
+            session.error(str(error))
+        except OSError as error:
+            if debug:
+                raise
+            hint = "-- --debug shows where"
+            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                hint = "free some space, or set PTRACK_CACHE to where there is more"
+            session.error(f"{error}\nnext: {hint}")
+
+    return wrapper
+
+
+def session(
+    name: str, *tags: str
+) -> Callable[[Callable[[nox.Session], None]], Callable[[nox.Session], None]]:
+    """Register a session that runs in nox's own Python and may run beside others."""
+
+    def register(function: Callable[[nox.Session], None]) -> Callable[[nox.Session], None]:
+        guarded = reported(function)
+        nox.session(
+            guarded, name=name, python=False, tags=list(tags), default=False, allow_parallel=True
+        )
+        return guarded
+
+    return register
+
+
+def major_sessions(major: Major) -> None:
+    """build-NN, test-NN, demo-NN"""
+    label = "the development branch" if major.state == "devel" else f"PostgreSQL {major.name}"
+    eol = " (end of life)" if major.state == "eol" else ""
+
+    def build(session: nox.Session) -> None:
+        from ptrack_build import compile as compiling
+        from ptrack_build import suite
+
+        options = Options(session)
+        options.add_argument("--locked", action="store_true", help="what matrix.lock records")
+        options.add_argument("--variant", choices=compiling.VARIANTS, default="release")
+        given = options.read()
+        made = suite.prefix(major, compiling.VARIANTS[given.variant], locked=given.locked)
+        print(made.path)
+
+    def test(session: nox.Session) -> None:
+        from ptrack_build import report, suite
+
+        options = Options(session)
+        options.add_argument("--locked", action="store_true", help="what matrix.lock records")
+        given, rest = options.read_some()
+        outcome = suite.one(major, rest, locked=given.locked)
+        print(report.table([outcome]), flush=True)
+        if outcome.status != "passed":
+            what = f"{outcome.failures} of {outcome.tests} tests failed"
+            raise suite.SuiteFailed(outcome.note or what, hint="pytest's output above says which")
+
+    def demo(session: nox.Session) -> None:
+        from ptrack_build import compile as compiling
+        from ptrack_build import demo, suite
+
+        options = Options(session)
+        options.add_argument("--locked", action="store_true", help="what matrix.lock records")
+        given = options.read()
+        demo.show(suite.prefix(major, compiling.RELEASE, locked=given.locked))
+
+    build.__doc__ = f"{label}{eol} with ptrack: fetch, patch, compile, install; prints where"
+    test.__doc__ = f"{label}{eol}: the shared suite on a build with assertions and tiny segments"
+    demo.__doc__ = f"{label}{eol}: what an incremental backup would read against a full one"
+    for family, function in (("build", build), ("test", test), ("demo", demo)):
+        BY_FAMILY[family].append((f"{family}-{major.name}", (family, f"pg{major.name}"), function))
+
+
+BY_FAMILY: dict[str, list[tuple[str, tuple[str, ...], Callable[[nox.Session], None]]]] = {
+    family: [] for family in FAMILIES
+}
+for _major in MATRIX.majors:
+    major_sessions(_major)
+for _rows in BY_FAMILY.values():
+    for _name, _tags, _function in _rows:
+        session(_name, *_tags)(_function)
+
+
+@session("build", "all")
+def build_all(session: nox.Session) -> None:
+    """Build every major whose source can be had; says which could not, and why."""
+    from ptrack_build import compile as compiling
+    from ptrack_build import suite
+
+    options = Options(session)
+    options.add_argument("--locked", action="store_true", help="what matrix.lock records")
+    options.add_argument("--variant", choices=compiling.VARIANTS, default="release")
+    given = options.read()
+    suite.built_all(MATRIX.majors, compiling.VARIANTS[given.variant], locked=given.locked)
+
+
+@session("test", "all")
+def test_all(session: nox.Session) -> None:
+    """Test the build line and every major whose source can be had; says which could not, why."""
+    from ptrack_build import suite
+
+    options = Options(session)
+    options.add_argument("--locked", action="store_true", help="what matrix.lock records")
+    given, rest = options.read_some()
+    suite.every(MATRIX.majors, rest, locked=given.locked)
+
+
+@session("selftest", "check")
+def selftest(session: nox.Session) -> None:
+    """The build line's own tests, which need no server."""
+    from ptrack_build import report, suite
+
+    _, rest = Options(session).read_some()
+    outcome = suite.own(rest)
+    print(report.table([outcome]), flush=True)
+    if outcome.status != "passed":
+        what = f"{outcome.failures} of {outcome.tests} tests failed"
+        raise suite.SuiteFailed(outcome.note or what)
+
+
+@session("patches", "check")
+def patches(session: nox.Session) -> None:
+    """Render every major's core patch from the templates; -- --check only compares."""
+    from ptrack_build import cores
+
+    options = Options(session)
+    options.add_argument("--check", action="store_true", help="change nothing; fail on differences")
+    options.add_argument("--anew", action="store_true", help="render even where the diff agrees")
+    options.add_argument("majors", nargs="*", metavar="NN", help="these majors only")
+    given = options.read()
+    majors = [MATRIX.major(name) for name in given.majors] or list(MATRIX.majors)
+    if given.check:
+        cores.check(majors)
+    else:
+        cores.write(majors, anew=given.anew)
+
+
+@session("drift", "check")
+def drift(session: nox.Session) -> None:
+    """How far the branch tips are from the core patch: clean, offset, re-rendered, conflict."""
+    from ptrack_build import cores
+
+    options = Options(session)
+    options.add_argument("--json", metavar="FILE", help="write the table there as JSON, too")
+    options.add_argument("majors", nargs="*", metavar="NN", help="these majors only")
+    given = options.read()
+    majors = [MATRIX.major(name) for name in given.majors] or list(MATRIX.majors)
+    cores.drift(majors, json_file=given.json)
+
+
+@session("lint", "check")
+def lint(session: nox.Session) -> None:
+    """Style and types of the Python, and whether the generated workflows are up to date."""
+    from ptrack_build import ci, suite
+
+    options = Options(session)
+    options.add_argument("--fix", action="store_true", help="format, and fix what can be")
+    given = options.read()
+    python = str(suite.tools())
+    fix = ["--fix"] if given.fix else []
+    check = [] if given.fix else ["--check"]
+    session.run(python, "-m", "ruff", "check", *fix, ".", external=True)
+    session.run(python, "-m", "ruff", "format", *check, ".", external=True)
+    session.run(python, "-m", "mypy", external=True)
+    ci.check(MATRIX, REPO)
+
+
+@session("workflows", "check")
+def workflows(session: nox.Session) -> None:
+    """Write .github/workflows from the list of sessions; -- --check only compares."""
+    from ptrack_build import ci
+
+    options = Options(session)
+    options.add_argument("--check", action="store_true", help="change nothing; fail on differences")
+    if options.read().check:
+        ci.check(MATRIX, REPO)
+    else:
+        ci.write(MATRIX, REPO)
+
+
+@session("matrix", "check")
+def print_matrix(session: nox.Session) -> None:
+    """What there is to run, as JSON for CI."""
+    from ptrack_build import ci
+
+    Options(session).read()
+    print(json.dumps(ci.matrix(MATRIX), indent=1))
+
+
+@session("bench-build", "bench")
+def bench_build(session: nox.Session) -> None:
+    """Time the build line: cold against bare make, unchanged, after edits; into benchmarks/."""
+    from benchmarks import build_line
+
+    options = Options(session)
+    options.add_argument("--major", default="17", choices=MATRIX.names)
+    options.add_argument("--no-write", action="store_true", help="print only")
+    given = options.read()
+    build_line.measure(MATRIX.major(given.major), write=not given.no_write)
+
+
+if __name__ == "__main__":
+    nox.main()

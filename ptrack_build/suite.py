@@ -1,0 +1,210 @@
+"""The suite: pytest on a prefix, for one major or for all that can be had."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ptrack_build import REPO, host, report
+from ptrack_build import compile as compiling
+from ptrack_build.errors import PtrackError, SourceError, UsageError
+from ptrack_build.progress import say
+from ptrack_build.run import call
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ptrack_build.compile import Prefix, Variant
+    from ptrack_build.matrix import Major
+
+RESULTS = REPO / "results"
+LOCK = REPO / "requirements" / "lock.txt"
+#: How long pytest may take to stop its servers after ctrl-C, in seconds.
+PATIENCE = 30.0
+
+
+class SuiteFailed(PtrackError):
+    """Tests failed; pytest has said which."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """A pytest that ran to its end."""
+
+    returncode: int
+    tests: int
+    failures: int
+    skipped: int
+    seconds: float
+
+
+def tools() -> Path:
+    """A Python that has the locked tools: this one where it is the lock's, else that of .venv.
+
+    Raises UsageError when .venv cannot be made.
+    """
+    venv = Path(os.environ.get("PTRACK_VENV", REPO / ".venv"))
+    text = LOCK.read_text()
+    for prefix in (Path(sys.prefix), venv):
+        with contextlib.suppress(OSError):
+            if (prefix / ".lock").read_text() == text:
+                return prefix / "bin" / "python"
+    done = call([REPO / "nox"], env={"PTRACK_TOOLS_ONLY": "1"}, check=False, quiet=True)
+    if done.returncode != 0:
+        what = f"the tools of requirements/lock.txt could not be had in {venv}"
+        raise UsageError(what, hint="./nox -l shows why")
+    return venv / "bin" / "python"
+
+
+def prefix(major: Major, variant: Variant, *, locked: bool = False) -> Prefix:
+    """Fetch, patch and compile a major."""
+    from ptrack_build import patch, source
+
+    host.ensure(["git"])
+    return compiling.build(patch.apply(source.fetch(major, locked=locked)), variant)
+
+
+def pytest(
+    name: str, paths: Sequence[str], args: Sequence[str], *, built: Prefix | None = None
+) -> Ended:
+    """Run pytest on some of tests/; its record goes to results/<name>.xml."""
+    RESULTS.mkdir(exist_ok=True)
+    junit = RESULTS / f"{name}.xml"
+    junit.unlink(missing_ok=True)
+    workers = os.environ.get("PTRACK_TEST_WORKERS", str(max(2, host.cpus())))
+    given = [
+        arg for arg in args if not arg.startswith("-") and (REPO / arg.split("::")[0]).exists()
+    ]
+    words = [
+        str(tools()), "-m", "pytest", f"--junitxml={junit}", "-n", workers, "--dist", "worksteal",
+        *([] if given else paths), *args,
+    ]  # fmt: skip
+    env = dict(os.environ)
+    if built is not None:
+        host.check_reachable(built.path, host.server_user())
+        env["PTRACK_PREFIX"] = str(built.path)
+    print("+ " + " ".join(words[1:]), flush=True)
+    began = time.monotonic()
+    process = subprocess.Popen(words, cwd=REPO, env=env, stdin=subprocess.DEVNULL)
+    try:
+        returncode = process.wait()
+    except BaseException:
+        # The terminal's ctrl-C reached it as well; it is given time to stop its servers.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(PATIENCE / 3)
+        if process.poll() is None:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(PATIENCE)
+        process.kill()
+        raise
+    tests, failures, skipped = report.counted(junit)
+    return Ended(
+        returncode=returncode,
+        tests=tests,
+        failures=failures,
+        skipped=skipped,
+        seconds=time.monotonic() - began,
+    )
+
+
+def judged(name: str, ended: Ended, version: str, build_seconds: float) -> report.Outcome:
+    """Pytest's end as an outcome."""
+    note = ""
+    if ended.returncode != 0 and not ended.failures:
+        note = f"pytest ended with status {ended.returncode}"
+    return report.Outcome(
+        session=name,
+        status="passed" if ended.returncode == 0 else "failed",
+        version=version,
+        tests=ended.tests,
+        failures=ended.failures,
+        skipped=ended.skipped,
+        build_seconds=build_seconds,
+        test_seconds=ended.seconds,
+        note=note,
+    )
+
+
+def one(major: Major, args: Sequence[str], *, locked: bool = False) -> report.Outcome:
+    """Build a major's test variant and run the shared suite on it. Tests that fail do not raise."""
+    name = f"test-{major.name}"
+    began = time.monotonic()
+    built = prefix(major, compiling.TEST, locked=locked)
+    seconds = time.monotonic() - began
+    say(f"testing {built.path}")
+    ended = pytest(name, ["tests", "--ignore=tests/build"], args, built=built)
+    return judged(name, ended, built.version, seconds)
+
+
+def own(args: Sequence[str]) -> report.Outcome:
+    """The build line's own tests, which need no server."""
+    return judged("tests/build", pytest("build-line", ["tests/build"], args), "", 0.0)
+
+
+def every(majors: Sequence[Major], args: Sequence[str], *, locked: bool = False) -> None:
+    """The build line's tests, then the suite for all majors whose source can be had.
+
+    Ends with a table that also says which majors could not be had, and why. Raises SuiteFailed if
+    anything that ran failed, and when no major could be had at all.
+    """
+    outcomes = []
+    if any((REPO / "tests" / "build").glob("test_*.py")):
+        outcomes.append(own(args))
+    for major in majors:
+        say(f"\n==== PostgreSQL {major.name} ====")
+        name = f"test-{major.name}"
+        try:
+            outcomes.append(one(major, args, locked=locked))
+        except SourceError as error:
+            say(str(error))
+            note = error.what
+            outcomes.append(report.Outcome(session=name, status="unreachable", note=note))
+        except PtrackError as error:
+            say(str(error))
+            outcomes.append(report.Outcome(session=name, status="failed", note=str(error)))
+    report.keep(outcomes, RESULTS / "test.json")
+    say("\n" + report.table(outcomes))
+    failed = [each.session for each in outcomes if each.status == "failed"]
+    if failed:
+        what = f"failed: {', '.join(failed)}"
+        raise SuiteFailed(what, hint=f"./nox -s {failed[-1]} shows it alone")
+    if not any(each.status == "passed" and each.version for each in outcomes):
+        what = "no major's source could be had, so nothing was tested"
+        raise SourceError(what, hint="set PTRACK_PG_GIT to a PostgreSQL repository")
+
+
+def built_all(majors: Sequence[Major], variant: Variant, *, locked: bool = False) -> None:
+    """Build all majors whose source can be had; ends like `every`."""
+    outcomes = []
+    for major in majors:
+        name = f"build-{major.name}"
+        began = time.monotonic()
+        try:
+            made = prefix(major, variant, locked=locked)
+        except SourceError as error:
+            outcomes.append(report.Outcome(session=name, status="unreachable", note=error.what))
+        except PtrackError as error:
+            say(str(error))
+            outcomes.append(report.Outcome(session=name, status="failed", note=str(error)))
+        else:
+            seconds = time.monotonic() - began
+            note = f"{made.path} in {seconds:.1f} s"
+            outcomes.append(
+                report.Outcome(session=name, status="passed", version=made.version, note=note)
+            )
+    report.keep(outcomes, RESULTS / "build.json")
+    say("\n" + report.table(outcomes))
+    failed = [each.session for each in outcomes if each.status == "failed"]
+    if failed:
+        what = f"failed: {', '.join(failed)}"
+        raise SuiteFailed(what, hint=f"./nox -s {failed[-1]} shows it alone")
+    if not any(each.status == "passed" for each in outcomes):
+        what = "no major's source could be had, so nothing was built"
+        raise SourceError(what, hint="set PTRACK_PG_GIT to a PostgreSQL repository")
