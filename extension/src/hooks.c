@@ -41,6 +41,9 @@
 #include "storage/changetrack.h"
 #include "storage/md.h"
 
+/* how far ahead an append is marked when it has to be durable: 64 MB */
+#define APPEND_BLOCKS	8192
+
 /* a server without the core patch has none of these, and is told so */
 #pragma weak changetrack_abi
 #pragma weak change_begin_hook
@@ -90,6 +93,36 @@ flush_may_have_passed(ChangeKind kind, BlockNumber nblocks, const void **pages)
 	return false;
 }
 
+/*
+ * Mark a change before it happens, and make the mark durable.
+ *
+ * A writer that gets here once may do so for every page it appends (the pages
+ * of an unlogged GiST index have LSNs that are none): so what follows is taken
+ * along.  It will be new, and reported, if it comes to be.
+ */
+static void
+mark_durably(const PtrackFork *fork, BlockNumber first, uint64 nblocks, ChangeKind kind)
+{
+	static PtrackRange durable; /* marked and written through ... */
+	static XLogRecPtr durable_redo; /* ... since the flush with this redo */
+	XLogRecPtr	flush_redo = pg_atomic_read_u64(&ptrack_shared->flush_redo);
+
+	if (kind == CHANGE_EXTEND)
+	{
+		if (durable_redo == flush_redo &&
+			memcmp(&durable.fork, fork, sizeof(PtrackFork)) == 0 &&
+			first >= durable.first && first + nblocks <= durable.first + durable.nblocks)
+			return;
+		nblocks = Max(nblocks, Min((uint64) APPEND_BLOCKS, (uint64) MaxBlockNumber - first));
+		durable.fork = *fork;
+		durable.first = first;
+		durable.nblocks = nblocks;
+		durable_redo = flush_redo;
+	}
+	ptrack_mark(fork, first, nblocks, ptrack_now());
+	ptrack_file_write_through();
+}
+
 static void
 change_begin(SMgrRelation reln, ForkNumber forknum, BlockNumber first,
 			 BlockNumber nblocks, ChangeKind kind, const void **pages)
@@ -118,10 +151,7 @@ change_begin(SMgrRelation reln, ForkNumber forknum, BlockNumber first,
 
 		ptrack_publish(&fork, from, n);
 		if (flush_may_have_passed(kind, nblocks, pages))
-		{
-			ptrack_mark(&fork, from, n, ptrack_now());
-			ptrack_file_write_through();
-		}
+			mark_durably(&fork, from, n, kind);
 	}
 }
 

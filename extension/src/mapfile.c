@@ -726,7 +726,7 @@ write_pages(int fd, bool all)
 			}
 			copy_page(&write_buffer[n++], number);
 			number = next_page(number + 1, all);
-		} while (n < IO_PAGES && number == first + n);
+		} while (n < IO_PAGES && number < shared->npages && number == first + n);
 
 		if (!write_fully(fd, write_buffer, (size_t) n * PTRACK_PAGE_SIZE, page_offset(first)))
 		{

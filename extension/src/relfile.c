@@ -158,16 +158,17 @@ relfile_list(const char *path, RelFileList *list)
 }
 
 /*
- * Call back for each subdirectory of path that is a database's.
+ * Call back for each subdirectory of path that is a database's; false if path
+ * does not exist.
  */
-static void
+static bool
 each_database_in(const char *path, Oid spc, DatabaseDirCallback callback, void *arg)
 {
 	DIR		   *dir = AllocateDir(path);
 	struct dirent *de;
 
 	if (dir == NULL && errno == ENOENT)
-		return;
+		return false;
 	while ((de = ReadDir(dir, path)) != NULL)
 	{
 		char		sub_path[MAXPGPATH * 2];
@@ -180,6 +181,35 @@ each_database_in(const char *path, Oid spc, DatabaseDirCallback callback, void *
 		callback(sub_path, spc, db, arg);
 	}
 	FreeDir(dir);
+	return true;
+}
+
+/*
+ * The same for a tablespace, which is a link, or a directory if it is in
+ * place.  One that is being dropped loses what it leads to first and the link
+ * soon after; if the link stays, there is something that cannot be read.
+ */
+static void
+each_database_in_tablespace(Oid spc, DatabaseDirCallback callback, void *arg)
+{
+	char		link[MAXPGPATH];
+	char		path[MAXPGPATH];
+	struct stat st;
+
+	snprintf(link, sizeof(link), "pg_tblspc/%u", spc);
+	snprintf(path, sizeof(path), "%s/%s", link, TABLESPACE_VERSION_DIRECTORY);
+
+	for (int tries = 0; !each_database_in(path, spc, callback, arg); tries++)
+	{
+		if (lstat(link, &st) != 0 && errno == ENOENT)
+			return;
+		if (tries == 50)
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_FILE),
+					 errmsg("tablespace directory \"%s\" does not exist", path)));
+		CHECK_FOR_INTERRUPTS();
+		pg_usleep(20000L);
+	}
 }
 
 /*
@@ -192,20 +222,19 @@ relfile_each_database(DatabaseDirCallback callback, void *arg)
 	struct dirent *de;
 
 	callback("global", GLOBALTABLESPACE_OID, InvalidOid, arg);
-	each_database_in("base", DEFAULTTABLESPACE_OID, callback, arg);
+	if (!each_database_in("base", DEFAULTTABLESPACE_OID, callback, arg))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_FILE),
+				 errmsg("directory \"%s\" does not exist", "base")));
 
-	/* a tablespace is a link, or a directory if it is in place */
 	dir = AllocateDir("pg_tblspc");
 	while ((de = ReadDir(dir, "pg_tblspc")) != NULL)
 	{
-		char		path[MAXPGPATH];
 		const char *p = de->d_name;
 		Oid			spc;
 
-		if (!parse_number(&p, &spc) || *p != '\0')
-			continue;
-		snprintf(path, sizeof(path), "pg_tblspc/%u/%s", spc, TABLESPACE_VERSION_DIRECTORY);
-		each_database_in(path, spc, callback, arg);
+		if (parse_number(&p, &spc) && *p == '\0')
+			each_database_in_tablespace(spc, callback, arg);
 	}
 	FreeDir(dir);
 }
