@@ -126,6 +126,8 @@ def _look(want: Want, chosen: tuple[Provider, ...], key: str) -> SourceTree:
     if cut_off and (known := _newest(want, names)):
         record, tree = known
         reasons = "; ".join(f"{name}: {error.what}" for name, error in failures)
+        if len(failures) > 1 and len({error.what for _, error in failures}) == 1:
+            reasons = failures[0][1].what
         say(
             f"PostgreSQL {tree.version}: {tree.provider}, {tree.origin}, as of {_age(record.when)} "
             f"ago, from the cache" + _in_brackets(reasons)

@@ -173,6 +173,8 @@ class DistroProvider:
             if secured:
                 asked += [entry.stanza(secured) for entry in security.values()]
             stages.append((asked, "-".join(suites)))
+            done = {s + p for s in suites for p in (*POCKETS, "-security")}
+            other = [(entry, named) for entry, named in other if named[0] not in done]
         if other:
             stages.append(([entry.stanza(named) for entry, named in other], codename or "host"))
         return stages
@@ -190,13 +192,13 @@ class DistroProvider:
             raise SourceError(what)
         if complaint:
             say(f"distro: {complaint}")
-        failures: list[tuple[Upload, str]] = []
+        failures: list[tuple[Upload, SourceError]] = []
         for upload in uploads:
             where = f"{apt.package} {upload.version}"
             try:
                 self._import(apt, want, upload, where)
             except SourceError as error:
-                failures.append((upload, error.what))
+                failures.append((upload, error))
                 if upload is not uploads[-1]:
                     say(f"distro: {where} is listed but cannot be had ({error.what}): next one")
                 continue
@@ -211,9 +213,10 @@ class DistroProvider:
                 origin=f"{where} of {apt.label}",
                 sha256=upload.sha256,
             )
-        tried = ", ".join(f"{upload.version} ({why})" for upload, why in failures)
+        tried = ", ".join(f"{upload.version} ({error.what})" for upload, error in failures)
         what = f"{apt.label} lists {tried}: none can be downloaded"
-        raise SourceError(what)
+        cut_off = any(isinstance(error, Unreachable) for _, error in failures)
+        raise (Unreachable if cut_off else SourceError)(what)
 
     def _import(self, apt: Apt, want: Want, upload: Upload, where: str) -> None:
         if imported(want.mirror, upload.sha256):
@@ -314,14 +317,15 @@ class Apt:
             complaint = _complaint(done)
             if not any((self.home / "state/lists").glob("*_Sources*")):
                 what = complaint or first_line(done.stdout) or f"status {done.returncode}"
-                raise SourceError(what)
+                raise _failure(what)
             cache.write(stamp, complaint)
         return complaint
 
     def _proxied(self) -> bool:
         """Whether apt goes through a proxy, so that its servers need not be reachable from here."""
         out = self.run("apt-config", "dump", "--format", "%F=%v%n").stdout
-        return re.search(r"(?im)^acquire::https?::(.*::)?proxy(-?auto-?detect)?=.", out) is not None
+        proxy = r"(?im)^acquire::https?::(.*::)?proxy(-?auto-?detect)?=(?!direct$|false$)."
+        return re.search(proxy, out) is not None
 
     def uploads(self) -> list[Upload]:
         """The uploads that the indexes list, the newest version first, each tarball once."""
@@ -350,6 +354,7 @@ class Apt:
                 done = self.run(
                     "apt-get", "source", "--download-only", "--tar-only", wanted, cwd=folder
                 )
+            file.with_name(file.name + ".FAILED").unlink(missing_ok=True)
             if file.is_file() and sha256_of(file) == upload.sha256:
                 return file
             reason = _complaint(done) or f"status {done.returncode}"
@@ -359,7 +364,7 @@ class Apt:
             if re.search(r"\b(404|403|410)\b", reason):
                 break
         file.unlink(missing_ok=True)
-        raise SourceError(reason)
+        raise _failure(reason)
 
 
 def parse_uploads(text: str, package: str) -> list[Upload]:
@@ -482,6 +487,12 @@ def _younger(path: Path, seconds: float) -> bool:
         return 0 <= time.time() - path.stat().st_mtime < seconds
     except OSError:
         return False
+
+
+def _failure(reason: str) -> SourceError:
+    """The error for what apt said: whether it is the network decides what may be done about it."""
+    network = r"(?i)could not (connect|resolve)|timed? ?out|temporary failure|network is"
+    return (Unreachable if re.search(network, reason) else SourceError)(reason)
 
 
 def _complaint(done: Completed) -> str:

@@ -167,7 +167,12 @@ def _ask(repository: str, name: str) -> tuple[str, str]:
         return name, name
     if re.fullmatch(r"\d+(\.\d+|beta\d+|rc\d+)?", name):
         name = "REL_" + re.sub(r"^(\d+)(beta|rc)", r"\1_\2", name).replace(".", "_").upper()
-    patterns = (f"refs/heads/{name}", f"refs/tags/{name}", f"refs/remotes/*/{name}")
+    patterns = (
+        f"refs/heads/{name}",
+        f"refs/tags/{name}",
+        f"refs/tags/{name}^{{}}",
+        f"refs/remotes/*/{name}",
+    )
     out = git_remote("ls-remote", repository, *patterns, timeout=ASK_SECONDS).stdout
     found = [line.split("\t", 1) for line in out.splitlines() if "\t" in line]
     for kind in ("refs/heads/", "refs/tags/", "refs/remotes/"):

@@ -107,6 +107,8 @@ def global_config() -> Path:
         "[credential]\n\thelper =",
         "[core]\n\thooksPath = /dev/null\n\tfsmonitor = false",
         "[gc]\n\tauto = 0",
+        # a repository on this machine packs for the mirror: new deltas are not worth the time
+        "[pack]\n\twindow = 0\n\tcompression = 1",
         "[maintenance]\n\tauto = false",
         "[advice]\n\tdetachedHead = false",
     ]

@@ -61,8 +61,8 @@ def unreachable(urls: Iterable[str], *, refresh: bool = False) -> dict[str, str]
         failure = known.get(f"{host}:{port}")
         if failure is not None and 0 <= now - failure.when < REMEMBER_SECONDS:
             minutes = int((now - failure.when) / 60)
-            ago = f"{minutes} min ago" if minutes else "just now"
-            reasons[host, port] = f"{failure.reason}, tried {ago}"
+            ago = f", tried {minutes} min ago" if minutes else ""
+            reasons[host, port] = failure.reason + ago
     untried = {place for place in places.values() if place not in reasons}
     failures = _try_all(untried)
     if failures:

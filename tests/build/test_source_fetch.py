@@ -1,0 +1,268 @@
+"""The order of providers, what is remembered, and matrix.lock."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ptrack_build import source
+from ptrack_build.errors import SourceError, UsageError
+from ptrack_build.source import lock
+from ptrack_build.source.distro import DistroProvider
+from ptrack_build.source.git import GitProvider
+from ptrack_build.source.tarball import TarballProvider
+from tests.build._source_fixtures import NOWHERE, cache_root, server
+from tests.build._sources import Server, commit, major, repository, tarball, tree
+
+if TYPE_CHECKING:
+    from ptrack_build.source.base import Provider
+
+__all__ = ["cache_root", "server"]
+
+
+@pytest.fixture(autouse=True)
+def bare_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host whose apt has no sources, so that nothing outside is asked."""
+    etc = tmp_path / "apt"
+    etc.mkdir()
+
+    def all_three() -> tuple[Provider, ...]:
+        return (GitProvider(), DistroProvider(etc=etc), TarballProvider())
+
+    monkeypatch.setattr(source, "providers", all_three)
+    monkeypatch.setattr(lock, "default", lambda: tmp_path / "matrix.lock")
+
+
+@pytest.fixture
+def repo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = repository(tmp_path / "pg", {"REL_17_STABLE": "17.2"})
+    monkeypatch.setenv("PTRACK_PG_GIT", str(path))
+    return path
+
+
+def test_git_comes_first(repo: Path, server: Server) -> None:
+    server.release("17.3", tarball(tree("17.3")))
+    assert source.fetch(major()).provider == "git"
+    assert server.requests == []
+    assert repo.is_dir()
+
+
+def test_the_next_one_when_git_fails(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    server.release("17.3", tarball(tree("17.3")))
+    assert source.fetch(major()).provider == "tarball"
+    out = capsys.readouterr().out
+    assert "PostgreSQL 17.3: tarball, " in out
+    assert "(git: 127.0.0.1: connection refused" in out
+
+
+def test_all_fail() -> None:
+    began = time.monotonic()
+    with pytest.raises(SourceError) as caught:
+        source.fetch(major())
+    lines = caught.value.what.splitlines()
+    assert lines[0] == "PostgreSQL 17: no source could be had"
+    assert [line.split(":")[0] for line in lines[1:]] == ["  git", "  distro", "  tarball"]
+    assert "PTRACK_PG_GIT" in (caught.value.hint or "")
+    assert time.monotonic() - began < 5
+    assert caught.value.exit_code == 1
+
+
+def test_remembered(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    server.release("17.3", tarball(tree("17.3")))
+    first = source.fetch(major())
+    asked = len(server.requests)
+    capsys.readouterr()
+    began = time.monotonic()
+    assert source.fetch(major()) == first
+    assert time.monotonic() - began < 0.3
+    assert len(server.requests) == asked
+    assert "looked up 0 min ago (PTRACK_REFRESH=1 looks again)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("how", ["refresh", "ttl", "old", "settings"])
+def test_looked_up_again(server: Server, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.release("17.3", tarball(tree("17.3")))
+    source.fetch(major())
+    server.release("17.4", tarball(tree("17.4")))
+    match how:
+        case "refresh":
+            monkeypatch.setenv("PTRACK_REFRESH", "1")
+        case "ttl":
+            monkeypatch.setenv("PTRACK_SOURCE_TTL", "0")
+        case "old":
+            now = time.time()
+            monkeypatch.setattr(time, "time", lambda: now + 90_000)
+        case _:
+            monkeypatch.setenv("PTRACK_PG_TARBALLS", server.url + "/")
+            monkeypatch.setenv("PTRACK_SOURCE", "tarball")
+    assert source.fetch(major()).version == "17.4"
+
+
+def test_a_mirror_that_was_removed_is_made_again(server: Server, cache_root: Path) -> None:
+    import shutil
+
+    server.release("17.3", tarball(tree("17.3")))
+    first = source.fetch(major())
+    shutil.rmtree(cache_root / "postgresql.git")
+    assert source.fetch(major()) == first
+
+
+def test_offline(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.release("17.3", tarball(tree("17.3")))
+    source.fetch(major(), spec="tarball")
+    monkeypatch.setenv("PTRACK_OFFLINE", "1")
+    asked = len(server.requests)
+    assert source.fetch(major()).version == "17.3"
+    assert "from the cache (" in capsys.readouterr().out
+    with pytest.raises(SourceError, match="PTRACK_OFFLINE is set"):
+        source.fetch(major("16"))
+    assert len(server.requests) == asked
+
+
+def test_cut_off_from_the_network_the_newest_in_the_cache_will_do(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for version in ("17.9", "17.10"):
+        server.release(version, tarball(tree(version)))
+        source.fetch(major(), spec=f"tarball:{version}")
+    source.fetch(major(), spec="tarball:17.9", refresh=True)
+    monkeypatch.setenv("PTRACK_PG_TARBALLS", NOWHERE)
+    assert source.fetch(major()).version == "17.10"
+    assert "from the cache (git: " in capsys.readouterr().out
+    assert source.fetch(major(), spec="tarball:17.9").version == "17.9"
+
+
+def test_a_wrong_setting_is_not_papered_over(
+    repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source.fetch(major(), spec="git")
+    monkeypatch.setenv("PTRACK_PG_GIT", str(tmp_path / "typo"))
+    with pytest.raises(SourceError, match="typo"):
+        source.fetch(major(), spec="git")
+    assert repo.is_dir()
+
+
+def test_no_number_of_seconds(monkeypatch: pytest.MonkeyPatch, server: Server) -> None:
+    monkeypatch.setenv("PTRACK_SOURCE_TTL", "a day")
+    server.release("17.3", tarball(tree("17.3")))
+    source.fetch(major(), refresh=True)
+    with pytest.raises(UsageError, match="no number of seconds"):
+        source.fetch(major())
+
+
+@pytest.mark.parametrize("text", ["", "{", '[{"when": "x"}]', "[]"])
+def test_a_damaged_memory_is_forgotten(server: Server, cache_root: Path, text: str) -> None:
+    server.release("17.3", tarball(tree("17.3")))
+    first = source.fetch(major())
+    (cache_root / "source/found-17.json").write_text(text)
+    assert source.fetch(major()) == first
+
+
+# ---- matrix.lock
+
+
+def test_locked_is_what_was_proven(server: Server, tmp_path: Path) -> None:
+    server.release("17.3", tarball(tree("17.3")))
+    proven = source.fetch(major())
+    source.write_lock([proven], proven=dt.date(2026, 1, 2))
+    row = source.read_lock()["17"]
+    assert (row.version, row.tree, row.sha256) == ("17.3", proven.digest, proven.sha256)
+    assert row.proven == dt.date(2026, 1, 2)
+    server.release("17.4", tarball(tree("17.4")))
+    assert source.fetch(major(), refresh=True).version == "17.4"
+    assert source.fetch(major(), locked=True).commit == proven.commit
+    assert str(tmp_path) not in (tmp_path / "matrix.lock").read_text()
+
+
+def test_locked_on_a_fresh_machine(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.release("17.3", tarball(tree("17.3")))
+    proven = source.fetch(major())
+    source.write_lock([proven])
+    server.release("17.4", tarball(tree("17.4")))
+    monkeypatch.setenv("PTRACK_CACHE", str(tmp_path / "fresh"))
+    monkeypatch.setenv("PTRACK_LOCKED", "1")
+    found = source.fetch(major())
+    assert (found.version, found.digest) == ("17.3", proven.digest)
+
+
+def test_locked_to_a_commit(repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    proven = source.fetch(major())
+    source.write_lock([proven])
+    assert str(repo) not in (tmp_path / "matrix.lock").read_text()
+    commit(repo, tree("17.3"))
+    monkeypatch.setenv("PTRACK_CACHE", str(tmp_path / "fresh"))
+    assert source.fetch(major(), locked=True).commit == proven.commit
+
+
+def test_the_locked_one_is_gone(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.release("17.3", tarball(tree("17.3")))
+    source.write_lock([source.fetch(major())])
+    server.files.clear()
+    server.release("17.4", tarball(tree("17.4")))
+    monkeypatch.setenv("PTRACK_CACHE", str(tmp_path / "fresh"))
+    source.fetch(major())
+    with pytest.raises(SourceError) as caught:
+        source.fetch(major(), locked=True)
+    assert "PostgreSQL 17.3, which matrix.lock asks for" in caught.value.what
+    assert "in the cache: 17.4" in caught.value.what
+    assert "--locked" in (caught.value.hint or "")
+
+
+def test_locked_and_republished(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.release("17.3", tarball(tree("17.3")))
+    source.write_lock([source.fetch(major())])
+    server.release("17.3", tarball(tree("17.3") | {"README": b"other\n"}))
+    monkeypatch.setenv("PTRACK_CACHE", str(tmp_path / "fresh"))
+    with pytest.raises(SourceError, match="is wanted"):
+        source.fetch(major(), locked=True)
+
+
+def test_locked_to_nothing() -> None:
+    with pytest.raises(SourceError, match=r"matrix\.lock has no PostgreSQL 17"):
+        source.fetch(major(), locked=True)
+
+
+def test_a_directory_is_held_against_the_lock(repo: Path) -> None:
+    source.write_lock([source.fetch(major())])
+    assert source.fetch(major(), spec=str(repo), locked=True).version == "17.2"
+    commit(repo, tree("17.3"))
+    with pytest.raises(SourceError, match="is another tree"):
+        source.fetch(major(), spec=str(repo), locked=True)
+
+
+def test_rows_of_others_stay(server: Server, tmp_path: Path) -> None:
+    server.release("17.3", tarball(tree("17.3")))
+    server.release("9.9", b"")
+    server.release("16.1", tarball(tree("16.1")))
+    path = tmp_path / "matrix.lock"
+    source.write_lock([source.fetch(major("17"))])
+    source.write_lock([source.fetch(major("16"))])
+    assert list(source.read_lock()) == ["16", "17"]
+    before = path.read_text()
+    source.write_lock([source.fetch(major("17"))])
+    assert path.read_text() == before
+
+
+def test_no_lock_at_all(tmp_path: Path) -> None:
+    (tmp_path / "matrix.lock").write_text("[[major]]\nname = 17\n")
+    with pytest.raises(UsageError, match=r"matrix\.lock cannot be read"):
+        source.fetch(major(), locked=True)
+
+
+def test_the_projects_own_lock_can_be_read() -> None:
+    path = Path(source.__file__).parents[2] / "matrix.lock"
+    rows = source.read_lock(path)
+    assert json.dumps(sorted(rows, key=int)) == json.dumps(list(rows))

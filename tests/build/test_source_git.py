@@ -1,0 +1,273 @@
+"""The provider `git` and the mirror."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ptrack_build import REPO, source
+from ptrack_build.errors import SourceError
+from ptrack_build.source import net
+from ptrack_build.source.mirror import Mirror, open_mirror
+from tests.build._source_fixtures import NOWHERE, cache_root
+from tests.build._sources import MD, commit, git, major, repository, tree, write_tree
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+__all__ = ["cache_root"]
+
+
+@pytest.fixture
+def repo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with two stable branches, the one that is asked."""
+    path = repository(tmp_path / "pg", {"REL_16_STABLE": "16.4", "REL_17_STABLE": "17.2"})
+    monkeypatch.setenv("PTRACK_PG_GIT", str(path))
+    monkeypatch.setenv("PTRACK_SOURCE", "git")
+    return path
+
+
+def test_takes_the_tip_of_the_branch(repo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = source.fetch(major("17"))
+    tip = git("rev-parse", "REL_17_STABLE", cwd=repo)
+    assert (found.version, found.provider, found.commit) == ("17.2", "git", tip)
+    assert found.digest == git("rev-parse", "REL_17_STABLE^{tree}", cwd=repo)
+    assert found.mirror == open_mirror().path
+    assert f"PostgreSQL 17.2: git, REL_17_STABLE of {repo} at {tip[:12]}" in capsys.readouterr().out
+
+
+def test_fetches_one_branch_and_no_history(repo: Path) -> None:
+    commit(repo, tree("17.3"))
+    found = source.fetch(major("17"))
+    mirror = Mirror(found.mirror)
+    assert mirror.git("rev-list", "--count", found.commit).stdout == b"1\n"
+    assert not mirror.commit(git("rev-parse", "REL_16_STABLE", cwd=repo))
+    assert source.fetch(major("16")).version == "16.4"
+
+
+def test_a_branch_that_moved_is_seen_at_once(repo: Path) -> None:
+    before = source.fetch(major("17"))
+    moved = commit(repo, tree("17.3"))
+    after = source.fetch(major("17"))
+    assert (after.commit, after.version) == (moved, "17.3")
+    assert source.read_file(before, MD) == source.read_file(after, MD)
+
+
+def test_nothing_is_fetched_twice(repo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = source.fetch(major("17"))
+    capsys.readouterr()
+    assert source.fetch(major("17")) == first
+    assert "fetching" not in capsys.readouterr().out
+    assert repo.is_dir()
+
+
+@pytest.mark.parametrize("kind", ["file", "bare", "clone", "shallow"])
+def test_kinds_of_repositories(
+    repo: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    options = {"bare": ["--bare"], "shallow": ["--depth=1", "--no-single-branch"]}.get(kind, [])
+    git("clone", "-q", *options, f"file://{repo}", str(other), cwd=tmp_path)
+    monkeypatch.setenv("PTRACK_PG_GIT", f"file://{other}" if kind == "file" else str(other))
+    # of the branches only the one of the work tree is a clone's own; the other is origin's
+    assert source.fetch(major("16")).version == "16.4"
+
+
+def test_tags_versions_and_commits(repo: Path) -> None:
+    git("tag", "-a", "-m", "x", "REL_17_2", cwd=repo)
+    tagged = git("rev-parse", "HEAD", cwd=repo)
+    commit(repo, tree("17.3"))
+    assert source.fetch(major("17"), spec="git:17.2").commit == tagged
+    assert source.fetch(major("17"), spec="git:REL_17_2").commit == tagged
+    assert source.fetch(major("17"), spec=f"git:{tagged}").commit == tagged
+    assert source.fetch(major("17")).version == "17.3"
+
+
+def test_brings_a_commit_for_its_blobs(repo: Path) -> None:
+    old = git("rev-parse", "HEAD", cwd=repo)
+    commit(repo, tree("17.3"))
+    found = source.fetch(major("17"))
+    assert not Mirror(found.mirror).commit(old)
+    assert source.bring(found, old)
+    assert Mirror(found.mirror).has([f"{old}:{MD}"])
+    assert not source.bring(found, "0" * 40)
+
+
+def test_no_such_branch(repo: Path) -> None:
+    with pytest.raises(SourceError, match=r"PostgreSQL 15: .* has no branch or tag REL_15_STABLE"):
+        source.fetch(major("15"))
+    assert repo.is_dir()
+
+
+def test_no_such_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PTRACK_PG_GIT", str(tmp_path / "nothing"))
+    with pytest.raises(SourceError, match=r"nothing: .*(not appear to be a git|does not exist)"):
+        source.fetch(major(), spec="git")
+
+
+def test_another_major_on_the_branch(repo: Path) -> None:
+    commit(repo, tree("16.9"))
+    with pytest.raises(SourceError, match=r"is PostgreSQL 16\.9, not 17"):
+        source.fetch(major("17"))
+
+
+def test_master_was_branched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = repository(tmp_path / "pg", {"master": "20devel"})
+    monkeypatch.setenv("PTRACK_PG_GIT", str(path))
+    assert source.fetch(major("devel"), spec="git").version == "20devel"
+    commit(path, tree("21devel"))
+    with pytest.raises(SourceError, match="21devel, not devel") as caught:
+        source.fetch(major("devel"), spec="git")
+    assert "matrix.toml" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"src/include/storage/changetrack.h": b""},
+        {MD: b"mdwrite_hook_type mdwrite_hook = NULL;\n"},
+    ],
+    ids=["ours", "2.x"],
+)
+def test_a_patched_tree_is_refused(repo: Path, files: dict[str, bytes]) -> None:
+    commit(repo, tree("17.2") | files)
+    with pytest.raises(SourceError, match="has the core patch of ptrack already"):
+        source.fetch(major("17"))
+
+
+def test_no_postgresql(repo: Path) -> None:
+    commit(repo, {"README": b"something else\n"})
+    with pytest.raises(SourceError, match="no PostgreSQL source tree"):
+        source.fetch(major("17"))
+
+
+def test_the_next_repository_when_one_is_dead(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PTRACK_PG_GIT", f"{NOWHERE}/pg.git {repo}")
+    assert source.fetch(major("17")).version == "17.2"
+
+
+def test_a_dead_server_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[object] = []
+    connect = socket.create_connection
+
+    def counted(place: tuple[str, int], timeout: float) -> socket.socket:
+        tried.append(place)
+        return connect(place, timeout)
+
+    monkeypatch.setattr(socket, "create_connection", counted)
+    for name in ("12", "13", "14"):
+        with pytest.raises(SourceError, match="connection refused"):
+            source.fetch(major(name), spec="git")
+    assert tried == [("127.0.0.1", 9)]
+    with pytest.raises(SourceError):
+        source.fetch(major("12"), spec="git", refresh=True)
+    assert len(tried) == 2
+
+
+@pytest.fixture
+def silence(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of a server that never answers: its queue of connections is full."""
+    monkeypatch.setattr(net, "CONNECT_SECONDS", 0.3)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        place = listener.getsockname()
+        waiting = []
+        for _ in range(3):
+            filler = socket.socket()
+            filler.setblocking(False)
+            filler.connect_ex(place)
+            waiting.append(filler)
+        try:
+            yield f"http://127.0.0.1:{place[1]}"
+        finally:
+            for filler in waiting:
+                filler.close()
+
+
+def test_a_silent_server_costs_seconds_not_minutes(
+    silence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PTRACK_PG_GIT", f"{silence}/pg.git")
+    with pytest.raises(SourceError, match=r"127\.0\.0\.1 does not answer within 0\.3 s"):
+        source.fetch(major(), spec="git")
+
+
+def test_what_a_hook_sets_is_ignored(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_DIR", str(repo / ".git"))
+    monkeypatch.setenv("GIT_INDEX_FILE", "/nonexistent/index")
+    monkeypatch.setenv("GIT_WORK_TREE", str(repo))
+    assert source.fetch(major("17")).version == "17.2"
+    assert git("for-each-ref", "refs/ptrack", cwd=repo) == ""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving a repository away takes root")
+def test_a_repository_of_somebody_else(repo: Path) -> None:
+    for path in [repo, *repo.rglob("*")]:
+        os.chown(path, 65534, 65534, follow_symlinks=False)
+    assert source.fetch(major("17")).version == "17.2"
+    assert source.fetch(major("17"), spec=str(repo)).version == "17.2"
+
+
+def test_what_a_killed_fetch_left_is_no_obstacle(repo: Path) -> None:
+    mirror = open_mirror().path
+    leftovers = [
+        mirror / "shallow.lock",
+        mirror / "refs/ptrack/git/17/abc.lock",
+        mirror / "objects/pack/tmp_pack_abc",
+    ]
+    for path in leftovers:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    os.utime(leftovers[-1], (1, 1))
+    assert source.fetch(major("17")).version == "17.2"
+    assert not any(path.exists() for path in leftovers)
+    assert repo.is_dir()
+
+
+def test_two_at_once(repo: Path) -> None:
+    script = (
+        "from tests.build._sources import major; from ptrack_build import source; import sys;"
+        "print(source.fetch(major(sys.argv[1])).commit)"
+    )
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, name],
+            cwd=REPO,
+            env=os.environ | {"PYTHONPATH": str(REPO)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("17", "16", "17", "16")
+    ]
+    out = [run.communicate(timeout=60)[0].splitlines()[-1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0, 0, 0]
+    tips = [git("rev-parse", f"REL_{n}_STABLE", cwd=repo) for n in (17, 16)]
+    assert out == tips * 2
+    Mirror(open_mirror().path).git("fsck", "--connectivity-only")
+
+
+def test_export_is_byte_for_byte(repo: Path, tmp_path: Path) -> None:
+    found = source.fetch(major("17"))
+    dest = tmp_path / "out"
+    source.export(found, dest)
+    names = {p.relative_to(dest).as_posix(): p for p in dest.rglob("*") if p.is_file()}
+    assert {name: path.read_bytes() for name, path in names.items()} == tree("17.2")
+    assert oct(names["configure"].stat().st_mode) == "0o100755"
+    assert oct(names[MD].stat().st_mode) == "0o100644"
+    assert len({path.stat().st_mtime for path in names.values()}) == 1
+    assert repo.is_dir()
+
+
+def test_export_into_something(repo: Path, tmp_path: Path) -> None:
+    found = source.fetch(major("17"))
+    write_tree(tmp_path / "out", {"x": b""})
+    with pytest.raises(Exception, match="is not empty"):
+        source.export(found, tmp_path / "out")
+    assert repo.is_dir()
