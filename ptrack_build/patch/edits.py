@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 SUFFIX: Final = ".j2"
 _MARK: Final = "\x1f"  # ends each line of a template before rendering, with the line's number
 _KEYWORDS: Final = ("file", "new", "in", "after", "before", "insert", "end")
-_NEAREST: Final = 3
+_NEAREST: Final = 3  # places named in a message
+_COMMON: Final = 20  # a line that occurs more often says nothing about a place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,21 +317,24 @@ def _shown(path: str, index: int, lines: Sequence[str]) -> str:
 def nearest(block: Sequence[str], lines: Sequence[str]) -> list[tuple[int, float]]:
     """Where in lines something like the block begins: indices with likenesses (0 to 1), best first.
 
-    The block's longest line is looked for; its neighbours then decide between the places.
+    Looked at is where a line of the block occurs as it is (unless it is all over the place), and
+    where something like its longest line does.
     """
     wanted = [_plain(line) for line in block if line.strip()]
     if not wanted:
         return []
-    anchor = max(range(len(wanted)), key=lambda index: len(wanted[index]))
     solid = [(index, _plain(line)) for index, line in enumerate(lines) if line.strip()]
-    close = difflib.get_close_matches(
-        wanted[anchor], sorted({line for _, line in solid}), n=2 * _NEAREST, cutoff=0.5
-    )
-    found: list[tuple[int, float]] = []
+    occurs: dict[str, list[int]] = {}
     for position, (_, line) in enumerate(solid):
-        if line not in close:
-            continue
-        begin = max(position - anchor, 0)
+        occurs.setdefault(line, []).append(position)
+    anchor = max(range(len(wanted)), key=lambda index: len(wanted[index]))
+    close = difflib.get_close_matches(wanted[anchor], sorted(occurs), n=2 * _NEAREST, cutoff=0.5)
+    begins = {max(position - anchor, 0) for line in close for position in occurs[line]}
+    for offset, line in enumerate(wanted):
+        if len(line) > 1 and len(occurs.get(line, ())) <= _COMMON:
+            begins |= {max(position - offset, 0) for position in occurs.get(line, ())}
+    found: list[tuple[int, float]] = []
+    for begin in begins:
         there = [text for _, text in solid[begin : begin + len(wanted)]]
         likeness = difflib.SequenceMatcher(None, "\n".join(wanted), "\n".join(there)).ratio()
         found.append((solid[begin][0], likeness))
