@@ -26,6 +26,7 @@ import argparse
 import errno
 import functools
 import json
+import logging
 import os
 import re
 import sys
@@ -43,8 +44,12 @@ if TYPE_CHECKING:
     from ptrack_build.matrix import Major
 
 nox.needs_version = ">=2026.8.10"
+nox.options.default_venv_backend = "none"
 nox.options.error_on_external_run = True
 nox.options.stop_on_first_error = False
+
+# No session has an environment of nox's, so that there is no uv is nothing to tell.
+logging.getLogger("nox").addFilter(lambda record: "uv binary" not in str(record.msg))
 
 try:
     MATRIX = matrix.load()
@@ -114,9 +119,10 @@ def session(
 
     def register(function: Callable[[nox.Session], None]) -> Callable[[nox.Session], None]:
         guarded = reported(function)
-        nox.session(
-            guarded, name=name, python=False, tags=list(tags), default=False, allow_parallel=True
+        registered = nox.session(
+            name=name, python=False, tags=list(tags), default=False, allow_parallel=True
         )
+        registered(guarded)
         return guarded
 
     return register
@@ -156,8 +162,10 @@ def major_sessions(major: Major) -> None:
 
         options = Options(session)
         options.add_argument("--locked", action="store_true", help="what matrix.lock records")
+        options.add_argument("--stay", action="store_true", help="leave the server running")
         given = options.read()
-        demo.show(suite.prefix(major, compiling.RELEASE, locked=given.locked))
+        made = suite.prefix(major, compiling.RELEASE, locked=given.locked)
+        demo.show(made, stay=given.stay)
 
     build.__doc__ = f"{label}{eol} with ptrack: fetch, patch, compile, install; prints where"
     test.__doc__ = f"{label}{eol}: the shared suite on a build with assertions and tiny segments"

@@ -357,7 +357,7 @@ def _configure(plan: _Plan, place: Path, shown: Step) -> None:
     log = plan.log
     # The compiler itself: what configure tries is too small and too many for ccache.
     env["PATH"] = os.environ.get("PATH", os.defpath)
-    argv = [script, "--cache-file=config.cache", *flags]
+    argv = [str(script), "--cache-file=config.cache", *flags]
     call(argv, cwd=place / "obj", env=env, log=log, quiet=True)
     cache.write(memory, mine.read_text(encoding="utf-8", errors="replace"))
     blocks = plan.variant.segsize_blocks

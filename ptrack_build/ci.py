@@ -1,0 +1,125 @@
+"""CI: what there is to run as data, and the workflows generated from it.
+
+ptrack_build/workflows/*.yml.j2 become .github/workflows/*.yml; lint fails where they differ.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ptrack_build import REPO, cache, host
+from ptrack_build.errors import PtrackError
+
+if TYPE_CHECKING:
+    from ptrack_build.matrix import Major, Matrix
+
+TEMPLATES = Path(__file__).parent / "workflows"
+TARGET = Path(".github") / "workflows"
+
+#: Checked once a push, whatever the major.
+CHECKS = ("lint", "patches", "selftest")
+
+#: What decides, besides the source, how a server comes out.
+SHARED_INPUTS = ("ptrack_build/compile.py", "ptrack_build/host.py", "templates/core")
+
+
+def matrix(majors: Matrix) -> dict[str, Any]:
+    """What there is to run.
+
+    `include` is for a CI's matrix: one row a major, with its session and the key under which its
+    cache may be kept; `sessions` lists all names by family.
+    """
+    return {
+        "majors": [
+            {"name": m.name, "number": m.number, "branch": m.branch, "state": m.state}
+            for m in majors.majors
+        ],
+        "sessions": {
+            "check": list(CHECKS),
+            "build": [f"build-{name}" for name in majors.names],
+            "test": [f"test-{name}" for name in majors.names],
+            "demo": [f"demo-{name}" for name in majors.names],
+        },
+        "include": [
+            {
+                "major": m.name,
+                "state": m.state,
+                "session": f"test-{m.name}",
+                "key": content_key(m),
+                "experimental": m.state in {"beta", "devel"},
+            }
+            for m in majors.majors
+        ],
+    }
+
+
+def content_key(major: Major) -> str:
+    """A hash over what this tree contributes to a major's server, for naming a CI's cache."""
+    diff = REPO / "patches" / f"{major.branch}-ptrack-core.diff"
+    inputs = [REPO / name for name in SHARED_INPUTS]
+    parts = [path for path in (*inputs, diff) if path.exists()]
+    return f"pg{major.name}-{cache.digest(repr(major), *parts)[:16]}"
+
+
+def render(majors: Matrix) -> dict[Path, str]:
+    """The workflows by their path below the repository."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        # ${{ }} is the workflows' own
+        variable_start_string="[[",
+        variable_end_string="]]",
+        block_start_string="[%",
+        block_end_string="%]",
+        comment_start_string="[#",
+        comment_end_string="#]",
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    wanted = (*host.TOOLS, *host.EXTRAS, *("zlib", "readline", "icu", "openssl", "lz4", "zstd"))
+    packages = dict.fromkeys(name for need in wanted for name in host.NEEDS[need].apt)
+    return {
+        TARGET / source.name.removesuffix(".j2"): environment.get_template(source.name).render(
+            majors=majors.majors, checks=CHECKS, packages=" ".join(packages)
+        )
+        for source in sorted(TEMPLATES.glob("*.yml.j2"))
+    }
+
+
+def write(majors: Matrix, repo: Path) -> None:
+    """Write the workflows, and remove those that nothing renders any more."""
+    rendered = render(majors)
+    (repo / TARGET).mkdir(parents=True, exist_ok=True)
+    for path in (repo / TARGET).glob("*.yml"):
+        if path.relative_to(repo) not in rendered:
+            path.unlink()
+    for name, text in rendered.items():
+        (repo / name).write_text(text)
+        print(f"wrote {name}")
+
+
+def check(majors: Matrix, repo: Path) -> None:
+    """Raise PtrackError with the first differing lines where a workflow is not what is rendered."""
+    rendered = render(majors)
+    present = {p.relative_to(repo): p.read_text() for p in (repo / TARGET).glob("*.yml")}
+    problems = []
+    for name in sorted({*rendered, *present}):
+        old, new = present.get(name), rendered.get(name)
+        if old == new:
+            continue
+        if old is None or new is None:
+            problems.append(f"{name} {'is missing' if old is None else 'is rendered by nothing'}")
+            continue
+        lines = difflib.unified_diff(
+            old.splitlines(), new.splitlines(), f"{name} as committed", f"{name} as rendered",
+            lineterm="", n=1,
+        )  # fmt: skip
+        problems.append("\n".join(list(lines)[:14]))
+    if problems:
+        raise PtrackError("\n".join(problems), hint="./nox -s workflows, and commit what it writes")
