@@ -178,13 +178,13 @@ def _plan(tree: PatchedTree, variant: Variant) -> _Plan:
     libraries = host.libraries(wanted)
     compiler = tuple(host.compiler())
     identity = call([*compiler, "--version"], capture=True, quiet=True).stdout
-    flags = _flags(tree, variant, libraries)
+    options = flags(tree, variant)
     key = cache.digest(
         SERVER_FORMAT,
         tree.source.digest,
         tree.patch_digest,
         tree.source.version,
-        repr(flags),
+        repr(options),
         repr(variant),
         repr(compiler),
         identity,
@@ -197,14 +197,15 @@ def _plan(tree: PatchedTree, variant: Variant) -> _Plan:
         compiler=compiler,
         compiler_id=identity,
         libraries=libraries,
-        flags=flags,
+        flags=options,
         key=key,
     )
 
 
-def _flags(tree: PatchedTree, variant: Variant, libraries: tuple[str, ...]) -> tuple[str, ...]:
-    """Configure's arguments; only those that this major's configure knows."""
+def flags(tree: PatchedTree, variant: Variant) -> tuple[str, ...]:
+    """Configure's arguments for a major, a variant, and the libraries that this machine has."""
     offered = tree.source.major.libraries
+    libraries = host.libraries(offered)
     flags = [f"--prefix={NOMINAL_PREFIX}", "--enable-debug", "--enable-depend", "--disable-rpath"]
     absent = [name for name in offered if name not in libraries]
     flags += [f"--without-{name}" for name in ("zlib", "readline") if name in absent]
