@@ -39,9 +39,9 @@ class Pair:
 
 def make_pair(factory: Factory, *, checksums: bool = True, **settings: str | bool) -> Pair:
     """A primary with tablespace ``ts`` and a streaming standby."""
-    primary = factory.create(checksums=checksums)
-    primary.configure({**settings, "allow_in_place_tablespaces": True})
-    primary.restart()
+    primary = factory.create(checksums=checksums, start=False)
+    primary.configure(settings)
+    primary.start()
     workload.prepare(primary)
     return Pair(primary=primary, standby=factory.standby(primary))
 

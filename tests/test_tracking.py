@@ -26,9 +26,12 @@ class Shared:
         self.checksums = checksums
         self.full_page_writes = full_page_writes
         self.cluster: Cluster | None = None
+        self.broken = False
 
     def get(self) -> Cluster:
         """A running cluster without leftovers."""
+        if self.broken:
+            self.destroy()
         if self.cluster is None:
             self.cluster = self.factory.create(
                 "shared", checksums=self.checksums, full_page_writes=self.full_page_writes
@@ -36,11 +39,12 @@ class Shared:
             workload.prepare(self.cluster)
         return self.cluster
 
-    def spoilt(self) -> None:
-        """Have the next test make a new one."""
+    def destroy(self) -> None:
+        """Destroy it; the next test makes a new one."""
         if self.cluster is not None:
             self.factory.destroy_one(self.cluster)
-            self.cluster = None
+        self.cluster = None
+        self.broken = False
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +52,7 @@ def plain(session_factory: Factory) -> Iterator[Shared]:
     """Without checksums, full page writes on."""
     shared = Shared(session_factory, checksums=False, full_page_writes=True)
     yield shared
-    shared.spoilt()
+    shared.destroy()
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +60,7 @@ def bare(session_factory: Factory) -> Iterator[Shared]:
     """With checksums, so that nothing is masked, and without full page writes."""
     shared = Shared(session_factory, checksums=True, full_page_writes=False)
     yield shared
-    shared.spoilt()
+    shared.destroy()
 
 
 def _skip_too_old(scenario: Scenario, cluster: Cluster) -> None:
@@ -75,7 +79,7 @@ def test_running(plain: Shared, scenario: Scenario) -> None:
         oracle.check(snapshot, cluster)
         workload.tear_down(cluster, [scenario])
     except BaseException:
-        plain.spoilt()
+        plain.broken = True
         raise
 
 
@@ -96,7 +100,7 @@ def test_crash(bare: Shared, scenario: Scenario) -> None:
         oracle.check(snapshot, cluster)
         workload.tear_down(cluster, [scenario])
     except BaseException:
-        bare.spoilt()
+        bare.broken = True
         raise
 
 

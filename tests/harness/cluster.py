@@ -56,8 +56,9 @@ BASE: Mapping[str, Value] = {
     "checkpoint_timeout": "1h",
     "max_wal_size": "2GB",
     "min_wal_size": "2MB",
-    "log_checkpoints": True,
+    "log_checkpoints": False,
     "log_line_prefix": "%m [%p] ",
+    "allow_in_place_tablespaces": True,  # for the session and for replay
     "dynamic_shared_memory_type": "mmap",
     "huge_pages": False,
     "jit": False,
@@ -542,7 +543,11 @@ class Cluster:
 
     def relation_bytes(self, relation: str, database: str = "postgres") -> bytes:
         """The main fork as it is on disk, all segments."""
-        first = self.data / self.path_of(relation, database)
+        return self.file_bytes(self.path_of(relation, database))
+
+    def file_bytes(self, path: str) -> bytes:
+        """The same, by the path of the first segment; the server may be down."""
+        first = self.data / path
         return first.read_bytes() + b"".join(
             segment.read_bytes()
             for segment in sorted(

@@ -299,7 +299,6 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario(
         name="in_place_tablespace",
         setup=(
-            "SET allow_in_place_tablespaces = on",
             "CREATE TABLESPACE in_place LOCATION ''",
             _table("t", extra="TABLESPACE in_place"),
             "CREATE INDEX t_id ON t (id) TABLESPACE in_place",

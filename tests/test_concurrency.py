@@ -1,0 +1,179 @@
+"""Many at once: writers, checkpoints, queries, and relations that come and go."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+
+from tests.harness import client, files, oracle, verify
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.harness.cluster import Cluster
+    from tests.harness.factory import Factory
+
+
+@contextlib.contextmanager
+def beside(*bodies: Callable[[], None]) -> Iterator[None]:
+    """Run functions over and over in threads beside the body; the first failure is raised."""
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def loop(body: Callable[[], None]) -> None:
+        try:
+            while not stop.is_set():
+                body()
+        except BaseException as failure:  # noqa: BLE001
+            failures.append(failure)
+
+    threads = [threading.Thread(target=loop, args=(body,)) for body in bodies]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    if failures:
+        raise failures[0]
+
+
+def test_checkpoint_storm(factory: Factory) -> None:
+    """Nothing is lost at any of many snapshots taken under load."""
+    cluster = factory.create(checksums=True, max_connections=30)
+    cluster.run("pgbench", "-i", "-s", "1", "--quiet")
+    snapshots = [oracle.take(cluster)]
+    with factory.pgbench(cluster, seconds=4, clients=6), beside(cluster.checkpoint):
+        for _ in range(4):
+            time.sleep(0.6)
+            # not at rest: newer than its LSN in places, which asks less of the map, not more
+            snapshots.append(oracle.take(cluster))
+    for snapshot in snapshots:
+        oracle.check(snapshot, cluster)
+    cluster.restart("immediate")
+    for snapshot in snapshots:
+        oracle.check(snapshot, cluster)
+
+
+def test_crash_under_load(factory: Factory) -> None:
+    cluster = factory.create(checksums=True, full_page_writes=False)
+    cluster.run("pgbench", "-i", "-s", "1", "--quiet")
+    for _ in range(3):
+        snapshot = oracle.take(cluster)
+        with contextlib.suppress(AssertionError), factory.pgbench(cluster, seconds=20, clients=4):
+            time.sleep(0.7)
+            cluster.kill_all()
+        cluster.start()
+        oracle.check(snapshot, cluster, changed=20)
+
+
+def test_relations_that_come_and_go(factory: Factory) -> None:
+    """Queries beside DROP TABLE, TRUNCATE and DROP DATABASE: no error, and nothing missed."""
+    cluster = factory.create(checksums=True, max_connections=30)
+    cluster.sql("CREATE TABLE keep AS SELECT i, repeat('x', 200) FROM generate_series(1, 2000) i")
+    snapshot = oracle.take(cluster)
+    cluster.sql("UPDATE keep SET i = -i WHERE i % 100 = 0")
+    cluster.checkpoint()
+    path = cluster.path_of("keep")
+    current = files.read_all(cluster.data)
+    need = {
+        lost.block
+        for lost in oracle.compare(snapshot, current, []).lost
+        if lost.path == path
+    }
+    assert need
+
+    def tables() -> None:
+        cluster.sql(
+            "CREATE TABLE gone AS SELECT i, repeat('x', 500) FROM generate_series(1, 500) i; "
+            "TRUNCATE gone; DROP TABLE gone"
+        )
+
+    def databases() -> None:
+        cluster.sql("CREATE DATABASE gone")
+        cluster.sql("DROP DATABASE gone")
+
+    def queries() -> None:
+        for since in (snapshot.lsn, 0):
+            rows = {row.path: set(row.blocks()) for row in cluster.pagemapset(since)}
+            assert need <= rows[path]
+
+    with beside(tables, databases, queries, queries):
+        time.sleep(4)
+    oracle.check(snapshot, cluster)
+
+
+def test_query_while_a_table_grows_and_shrinks(cluster: Cluster) -> None:
+    cluster.sql("CREATE TABLE t (i int, x text)")
+
+    def grow() -> None:
+        cluster.sql("INSERT INTO t SELECT i, repeat('x', 700) FROM generate_series(1, 800) i")
+        cluster.sql("DELETE FROM t")
+        cluster.sql("VACUUM t")
+
+    with beside(grow):
+        deadline = time.monotonic() + 2
+        while time.monotonic() < deadline:
+            for row in cluster.pagemapset(0):
+                assert row.pagecount == len(row.blocks())
+
+
+def test_small_map_many_relations(factory: Factory) -> None:
+    """More chunks than the map has slots: collisions add blocks and take none away."""
+    cluster = factory.create(checksums=True, ptrack__map_size=1)
+    cluster.sql(
+        "DO $$ BEGIN FOR i IN 1..250 LOOP "
+        "EXECUTE format('CREATE TABLE t%s (i int PRIMARY KEY, x text)', i); "
+        "EXECUTE format('INSERT INTO t%s SELECT g, repeat(''x'', 400) "
+        "FROM generate_series(1, 60) g', i); END LOOP; END $$"
+    )
+    snapshot = oracle.take(cluster)
+
+    def update(connection: psycopg.Connection[tuple[object, ...]], first: int) -> None:
+        for number in range(first, 251, 4):
+            connection.execute(f"UPDATE t{number} SET x = x || 'y' WHERE i % 9 = 0".encode())
+
+    with contextlib.ExitStack() as stack:
+        threads = []
+        for first in range(1, 5):
+            connection = stack.enter_context(cluster.connect())
+            threads.append(threading.Thread(target=update, args=(connection, first)))
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    oracle.check(snapshot, cluster, changed=250)
+    cluster.evict()
+    cluster.restart("immediate")
+    oracle.check(snapshot, cluster, changed=250)
+
+
+@pytest.mark.parametrize("fsync", [False, True], ids=["fsync off", "fsync on"])
+def test_backup_during_flushes(factory: Factory, *, fsync: bool) -> None:
+    """The map is copied while checkpoints write it; restored, it is whole or refused."""
+    cluster = factory.create(checksums=True, fsync=fsync)
+    cluster.run("pgbench", "-i", "-s", "1", "--quiet")
+    parent = client.full(cluster)
+    with factory.pgbench(cluster, seconds=4), beside(cluster.checkpoint):
+        backup = client.incremental(cluster, parent)
+        base = factory.base_backup(cluster, "base", "-X", "stream")
+    target = factory.empty("restored")
+    client.restore(backup, target)
+    for restored in (target, base):
+        restored.start()
+        verify.whole(restored)
+        snapshot = oracle.take(restored, usable=False)
+        if not 0 < restored.init_lsn() <= snapshot.lsn:
+            snapshot = oracle.take(restored)
+        restored.sql("UPDATE pgbench_branches SET bbalance = 0")
+        restored.restart()
+        oracle.check(snapshot, restored)
+    if target.init_lsn() <= parent.start:
+        client.incremental(target, parent)

@@ -1,0 +1,168 @@
+"""One test for each hook of the core patch, which fails when just that hook is missing.
+
+What makes each its own: nothing that the other hooks see happens to the blocks it looks at.
+
+=============  =========================================================================
+write          rows changed in place on pages that exist; no crash, so nothing is redone
+extend         a copy made page by page past the buffer pool, which only ever extends
+zero-extend    a page that the file grew by, and that is not written yet
+truncate       blocks cut off before a checkpoint, come back as zeros after a crash
+copydir        a database copied file by file, not opened since
+redo           pages that were on disk before the crash, without full page images
+flush          marks over a clean restart
+=============  =========================================================================
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.harness import files, oracle
+
+if TYPE_CHECKING:
+    from tests.harness.cluster import Cluster
+    from tests.harness.factory import Factory
+
+
+def _pages(cluster: Cluster, name: str = "t", pages: int = 40, database: str = "postgres") -> None:
+    """A table with a row a page and room on it, all hint bits set."""
+    cluster.script(
+        [
+            f"CREATE TABLE {name} (i int, x text)",
+            f"ALTER TABLE {name} ALTER x SET STORAGE PLAIN",
+            f"INSERT INTO {name} SELECT i, repeat('x', 4100) FROM generate_series(0, {pages - 1}) i",
+            f"VACUUM FREEZE {name}",
+        ],
+        database=database,
+    )
+
+
+def _changed(snapshot: oracle.Snapshot, cluster: Cluster, relation: str) -> set[int]:
+    """Blocks of a relation's main fork that differ on disk."""
+    base = cluster.path_of(relation)
+    found = oracle.compare(snapshot, files.read_all(cluster.data), []).lost
+    blocks = set()
+    for one in found:
+        path, _, segment = one.path.partition(".")
+        if path == base:
+            blocks.add(int(segment or 0) * cluster.segment_blocks + one.block)
+    return blocks
+
+
+def test_write_hook(cluster: Cluster) -> None:
+    _pages(cluster)
+    snapshot = oracle.take(cluster)
+    size = cluster.value("SELECT pg_relation_size('t')")
+    cluster.sql("DELETE FROM t WHERE i % 2 = 0")
+    cluster.checkpoint()
+    assert cluster.value("SELECT pg_relation_size('t')") == size
+    changed = _changed(snapshot, cluster, "t")
+    assert changed == set(range(0, 40, 2))
+    assert changed <= cluster.reported("t", snapshot.lsn)
+    oracle.check(snapshot, cluster, changed=20)
+
+
+def test_extend_hook(cluster: Cluster) -> None:
+    cluster.sql(f"CREATE TABLESPACE ts LOCATION '{cluster.tablespace('ts')}'")
+    _pages(cluster)
+    snapshot = oracle.take(cluster)
+    cluster.sql("ALTER TABLE t SET TABLESPACE ts")
+    changed = _changed(snapshot, cluster, "t")
+    assert changed == set(range(40)), "written, and in no buffer"
+    assert changed <= cluster.reported("t", snapshot.lsn)
+    oracle.check(snapshot, cluster, changed=40)
+
+
+@pytest.mark.major(since=16)
+def test_zero_extend_hook(factory: Factory) -> None:
+    """The page is zeros on disk, its content still in the buffer pool."""
+    cluster = factory.create(shared_buffers="16MB")
+    _pages(cluster)
+    snapshot = oracle.take(cluster)
+    cluster.sql("INSERT INTO t SELECT 1, repeat('x', 4100)")
+    on_disk = cluster.relation_bytes("t")
+    assert len(on_disk) // cluster.block_size > 40
+    assert not any(on_disk[40 * cluster.block_size :]), "it was written already"
+    assert set(range(40, len(on_disk) // cluster.block_size)) <= cluster.reported(
+        "t", snapshot.lsn
+    )
+    oracle.check(snapshot, cluster)
+
+
+def test_truncate_hook(factory: Factory) -> None:
+    """Cut off, checkpoint, grown again by a transaction whose WAL is lost in the crash."""
+    cluster = factory.create(checksums=True, shared_buffers="16MB", wal_writer_delay="10s")
+    _pages(cluster)
+    snapshot = oracle.take(cluster)
+    cluster.sql("DELETE FROM t")
+    cluster.sql("VACUUM t")
+    assert cluster.value("SELECT pg_relation_size('t')") == 0
+    cluster.checkpoint()
+    with cluster.connect(autocommit=False) as connection:
+        connection.execute("SELECT count(*) FROM t")
+        with cluster.paused("walwriter", "background writer"):
+            connection.execute(
+                "INSERT INTO t SELECT i, repeat('x', 4100) FROM generate_series(1, 12) i"
+            )
+            cluster.kill_all()
+        connection.close()
+    cluster.start()
+    on_disk = cluster.relation_bytes("t")
+    assert len(on_disk) >= 12 * cluster.block_size, "the file did not grow"
+    assert not any(on_disk), "the rows' WAL was not lost"
+    assert set(range(12)) <= cluster.reported("t", snapshot.lsn)
+    oracle.check(snapshot, cluster, changed=12)
+
+
+def test_copydir_hook(cluster: Cluster) -> None:
+    cluster.sql("CREATE DATABASE source")
+    _pages(cluster, database="source")
+    cluster.checkpoint()
+    snapshot = oracle.take(cluster)
+    strategy = "STRATEGY file_copy" if cluster.major >= 15 else ""
+    cluster.sql(f"CREATE DATABASE copy TEMPLATE source {strategy}")
+    oid = cluster.value("SELECT oid FROM pg_database WHERE datname = 'copy'")
+    reported = {row.path: set(row.blocks()) for row in cluster.pagemapset(snapshot.lsn)}
+    content = {
+        path: data
+        for path, data in files.read_all(cluster.data).items()
+        if path.startswith(f"base/{oid}/") and data
+    }
+    assert len(content) > 100
+    lost = {
+        path
+        for path, data in content.items()
+        if set(range(len(data) // cluster.block_size)) - reported.get(path, set())
+    }
+    assert not lost
+    oracle.check(snapshot, cluster, changed=500)
+
+
+def test_redo_hook(factory: Factory) -> None:
+    cluster = factory.create(checksums=True, full_page_writes=False)
+    _pages(cluster)
+    snapshot = oracle.take(cluster)
+    cluster.sql("UPDATE t SET x = repeat('y', 3000) WHERE i % 3 = 0")
+    cluster.evict()
+    changed = _changed(snapshot, cluster, "t")
+    assert {block for block in range(40) if block % 3 == 0} <= changed, "not on disk"
+    path = cluster.path_of("t")
+    cluster.stop("immediate")
+    before = cluster.file_bytes(path)
+    cluster.start()
+    assert cluster.file_bytes(path) == before, "recovery wrote it"
+    assert changed <= cluster.reported("t", snapshot.lsn)
+    oracle.check(snapshot, cluster, changed=14)
+
+
+def test_flush_hook(cluster: Cluster) -> None:
+    _pages(cluster)
+    snapshot = oracle.take(cluster)
+    init = cluster.init_lsn()
+    cluster.sql("DELETE FROM t WHERE i % 2 = 0")
+    cluster.restart()
+    assert cluster.init_lsn() == init, "the map was not in the file"
+    assert set(range(0, 40, 2)) <= cluster.reported("t", snapshot.lsn)
+    oracle.check(snapshot, cluster, changed=20)

@@ -1,0 +1,335 @@
+"""PostgreSQL's own programs on a cluster that has a map."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.harness import client, files, lsn, oracle, system, verify
+from tests.harness.cluster import MAP, MAP_TMP
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.harness.cluster import Cluster
+    from tests.harness.factory import Factory
+    from tests.harness.oracle import Snapshot
+
+TABLE = "CREATE TABLE t AS SELECT i, repeat('x', 300) AS x FROM generate_series(1, 3000) i"
+CHANGE = "UPDATE t SET i = -i WHERE i % 150 = 0"
+
+
+def refused(snapshot: Snapshot, cluster: Cluster) -> None:
+    """The map must not serve the parent, and works from now on."""
+    cluster.checkpoint()
+    assert cluster.init_lsn() > snapshot.lsn, "the parent is taken"
+    again = oracle.take(cluster)
+    cluster.sql("UPDATE t SET i = i + 1 WHERE abs(i) % 77 = 0")
+    oracle.check(again, cluster)
+
+
+# ---- pg_basebackup
+
+
+@pytest.mark.parametrize("wal", ["fetch", "stream"])
+def test_base_backup(factory: Factory, wal: str) -> None:
+    """The map goes along, its temporary file does not; restored it is kept."""
+    cluster = factory.create(checksums=True)
+    cluster.sql(TABLE)
+    snapshot = oracle.take(cluster)
+    init = cluster.init_lsn()
+    cluster.sql(CHANGE)
+    cluster.write(str(MAP_TMP), "half a map")
+    cluster.write("global/ptrack.map.mmap", "from long ago")
+    restored = factory.base_backup(cluster, "restored", "-X", wal)
+    assert restored.map.exists()
+    assert not (restored.data / MAP_TMP).exists()
+    if cluster.major >= 13:
+        manifest = json.loads((restored.data / "backup_manifest").read_text())
+        names = [file["Path"] for file in manifest["Files"]]
+        assert str(MAP) in names
+        assert str(MAP_TMP) not in names
+        restored.run("pg_verifybackup", restored.data)
+    restored.start()
+    assert restored.init_lsn() == init
+    oracle.check(snapshot, restored, changed=20)
+    restored.sql("UPDATE t SET x = x || 'y' WHERE abs(i) % 99 = 0")
+    restored.restart()
+    assert restored.init_lsn() == init
+    oracle.check(snapshot, restored, changed=20)
+
+
+def test_base_backup_as_tar(factory: Factory) -> None:
+    cluster = factory.create()
+    cluster.sql(TABLE)
+    cluster.checkpoint()
+    target = factory.empty("tar")
+    cluster.run("pg_basebackup", "-D", target.data, "-Ft", "-X", "fetch", "-c", "fast")
+    names = system.run(["tar", "tf", target.data / "base.tar"], cwd=target.root).stdout.split()
+    assert str(MAP) in names
+
+
+def test_point_in_time(factory: Factory) -> None:
+    """To an older point and promoted: the map of the base backup stays valid."""
+    cluster = factory.create(checksums=True)
+    archive = system.make_dir(cluster.root / "archive")
+    cluster.restart(archive_mode=True, archive_command=f"cp %p {archive}/%f")
+    cluster.sql(TABLE)
+    snapshot = oracle.take(cluster)
+    cluster.sql(CHANGE)
+    restored = factory.base_backup(cluster, "restored", "-X", "none")
+    cluster.sql("UPDATE t SET x = 'wanted' WHERE abs(i) % 40 = 0")
+    cluster.sql("CREATE INDEX ON t (i)")
+    cluster.sql("SELECT pg_create_restore_point('here')")
+    cluster.sql("UPDATE t SET x = 'too late'")
+    last = cluster.value("SELECT pg_walfile_name(pg_current_wal_lsn())")
+    cluster.sql("SELECT pg_switch_wal()")
+    cluster.wait_for(lambda: (archive / last).exists(), "the archive")
+    restored.configure(
+        archive_mode=False,
+        restore_command=f"cp {archive}/%f %p",
+        recovery_target_name="here",
+        recovery_target_action="promote",
+    )
+    restored.write("recovery.signal", "")
+    restored.start()
+    restored.wait_for(lambda: not restored.in_recovery, "the end of recovery")
+    assert restored.value("SELECT count(*) FROM t WHERE x = 'wanted'") > 0
+    assert restored.value("SELECT count(*) FROM t WHERE x = 'too late'") == 0
+    oracle.check(snapshot, restored, changed=20)
+    restored.sql("UPDATE t SET x = 'new life' WHERE abs(i) % 90 = 0")
+    restored.restart("immediate")
+    oracle.check(snapshot, restored, changed=20)
+
+
+# ---- pg_rewind
+
+
+def test_rewind(factory: Factory) -> None:
+    """The old primary gets no map: its own would know nothing of what was rewound."""
+    primary = factory.create(checksums=True)
+    primary.sql(TABLE)
+    standby = factory.standby(primary)
+    primary.checkpoint()
+    standby.catch_up(primary)
+    snapshot = oracle.take(primary)
+    standby.promote()
+    standby.checkpoint()
+    primary.sql("UPDATE t SET x = 'lost' WHERE i % 60 = 0")
+    standby.sql("UPDATE t SET x = 'kept' WHERE i % 70 = 0")
+    primary.stop()
+    assert primary.map.exists()
+    primary.run(
+        "pg_rewind", "-D", primary.data, f"--source-server={standby.conninfo()}", "--no-sync"
+    )
+    assert not primary.map.exists()
+    primary.adopt()
+    primary.configure(primary_conninfo=standby.conninfo())
+    primary.write("standby.signal", "")
+    primary.start()
+    primary.catch_up(standby)
+    standby.checkpoint()
+    primary.catch_up(standby)
+    primary.checkpoint()
+    init = primary.init_lsn()
+    assert init == 0 or init > snapshot.lsn
+
+    fresh = oracle.take(primary, checkpoint=False)
+    standby.sql("UPDATE t SET x = 'again' WHERE i % 80 = 0")
+    standby.checkpoint()
+    primary.catch_up(standby)
+    oracle.check(fresh, primary)
+
+
+def test_rewind_from_directory(factory: Factory) -> None:
+    primary = factory.create(checksums=True)
+    primary.sql(TABLE)
+    standby = factory.standby(primary)
+    standby.catch_up(primary)
+    standby.promote()
+    standby.checkpoint()
+    primary.sql(CHANGE)
+    primary.stop()
+    standby.stop()
+    source_map = standby.map.read_bytes()
+    primary.run(
+        "pg_rewind", "-D", primary.data, f"--source-pgdata={standby.data}", "--no-sync"
+    )
+    assert not primary.map.exists(), "the source's map is not the target's"
+    assert standby.map.read_bytes() == source_map
+
+
+# ---- pg_checksums
+
+
+def test_checksums_check(factory: Factory) -> None:
+    cluster = factory.create(checksums=True)
+    cluster.sql(TABLE)
+    snapshot = oracle.take(cluster)
+    cluster.sql(CHANGE)
+    cluster.stop()
+    for name in (str(MAP_TMP), "global/ptrack.map.mmap"):
+        cluster.write(name, "x" * 20_000)
+    cluster.run("pg_checksums", "--check", "-D", cluster.data)
+    assert cluster.map.exists(), "checking changes nothing"
+    cluster.start()
+    oracle.check(snapshot, cluster, changed=20)
+
+
+def test_checksums_enable(cluster: Cluster) -> None:
+    cluster.sql(TABLE)
+    snapshot = oracle.take(cluster)
+    cluster.stop()
+    cluster.run("pg_checksums", "--enable", "-D", cluster.data, "--no-sync")
+    assert not cluster.map.exists()
+    cluster.start()
+    refused(snapshot, cluster)
+
+
+def test_checksums_enable_then_disable(cluster: Cluster) -> None:
+    """Leaves pages with a checksum and no trace of why."""
+    cluster.sql(TABLE)
+    snapshot = oracle.take(cluster)
+    before = files.read_all(cluster.data)
+    cluster.stop()
+    cluster.run("pg_checksums", "--enable", "-D", cluster.data, "--no-sync")
+    cluster.run("pg_checksums", "--disable", "-D", cluster.data, "--no-sync")
+    assert oracle.compare(
+        oracle.Snapshot(lsn=0, content=before), files.read_all(cluster.data), []
+    ).lost
+    cluster.start()
+    refused(snapshot, cluster)
+
+
+def test_checksums_enable_interrupted(cluster: Cluster) -> None:
+    """It fails half way, at a broken file; pages before that are rewritten."""
+    cluster.sql(TABLE)
+    snapshot = oracle.take(cluster)
+    cluster.stop()
+    torn = cluster.data / "base" / "1" / "99999"
+    cluster.write(str(torn.relative_to(cluster.data)), "not a page")
+    done = cluster.run("pg_checksums", "--enable", "-D", cluster.data, check=False)
+    assert done.returncode != 0
+    assert not cluster.map.exists()
+    torn.unlink()
+    cluster.start()
+    refused(snapshot, cluster)
+
+
+def test_checksums_disable(factory: Factory) -> None:
+    """Only pg_control changes: kept, and from now on hint bits count as usual."""
+    cluster = factory.create(checksums=True)
+    cluster.sql(TABLE)
+    snapshot = oracle.take(cluster)
+    cluster.sql(CHANGE)
+    cluster.stop()
+    cluster.run("pg_checksums", "--disable", "-D", cluster.data)
+    cluster.start()
+    if 0 < cluster.init_lsn() <= snapshot.lsn:
+        oracle.check(snapshot, cluster, changed=20)
+    else:
+        refused(snapshot, cluster)
+
+
+# ---- pg_resetwal
+
+
+def test_resetwal(cluster: Cluster) -> None:
+    cluster.sql(TABLE)
+    snapshot = oracle.take(cluster)
+    cluster.stop()
+    for name in (str(MAP_TMP), "global/ptrack.map.mmap"):
+        cluster.write(name, "left over")
+    cluster.run("pg_resetwal", "-n", cluster.data)
+    assert cluster.map.exists(), "a dry run changes nothing"
+    cluster.run("pg_resetwal", cluster.data)
+    assert not cluster.map.exists()
+    assert not (cluster.data / MAP_TMP).exists()
+    cluster.start()
+    refused(snapshot, cluster)
+
+
+def test_resetwal_after_a_crash(cluster: Cluster) -> None:
+    cluster.sql(TABLE)
+    snapshot = oracle.take(cluster)
+    cluster.sql(CHANGE)
+    cluster.evict()
+    cluster.stop("immediate")
+    cluster.run("pg_resetwal", "-f", cluster.data)
+    assert not cluster.map.exists()
+    cluster.start()
+    refused(snapshot, cluster)
+
+
+# ---- pg_upgrade
+
+
+def test_upgrade(factory: Factory) -> None:
+    """From one cluster to another of the same version, maps around both."""
+    old = factory.create("old")
+    old.sql(TABLE)
+    old.checkpoint()
+    redo = old.redo()
+    old.stop()
+    assert old.map.exists()
+    new = factory.create("new", start=False)
+    # an empty cluster is what it wants: as initdb made it
+    shutil.rmtree(new.root)
+    new.init(checksums=False)
+    new.adopt()
+    new.configure(shared_preload_libraries="ptrack", ptrack__map_size=1)
+    new.start()
+    new.checkpoint()
+    new.stop()
+    stale = new.map.read_bytes()
+    assert stale
+    bindir = new.install.bindir
+    args: list[str | Path] = ["-b", bindir, "-B", bindir, "-d", old.data, "-D", new.data, "-U", "postgres"]
+    if new.major >= 13:
+        args += ["-s", new.root]
+    new.run("pg_upgrade", *args, "--copy" if new.major >= 14 else "--verbose")
+    new.start()
+    verify.whole(new)
+    assert new.value("SELECT count(*) FROM t") == 3000
+    snapshot = oracle.take(new, usable=False)
+    init = new.init_lsn()
+    if not 0 < init <= snapshot.lsn:
+        snapshot = oracle.take(new)
+        init = new.init_lsn()
+    assert init > redo or new.redo() > redo, lsn.show(init)
+    new.sql(CHANGE)
+    oracle.check(snapshot, new, changed=20)
+
+
+# ---- all of it in a row
+
+
+def test_backup_chain_over_failover(factory: Factory) -> None:
+    """Full on the primary, increments over a switch-over and back."""
+    primary = factory.create(checksums=True)
+    primary.sql(TABLE)
+    backup = client.full(primary)
+    standby = factory.standby(primary)
+    primary.sql(CHANGE)
+    standby.catch_up(primary)
+    primary.stop()
+    standby.promote()
+    standby.sql("UPDATE t SET x = x || 'z' WHERE abs(i) % 100 = 0")
+    backup = client.incremental(standby, backup)
+    # the old primary, stopped cleanly, follows the new one
+    primary.configure(primary_conninfo=standby.conninfo(), recovery_target_timeline="latest")
+    primary.write("standby.signal", "")
+    primary.start()
+    standby.sql("UPDATE t SET x = x || 'w' WHERE abs(i) % 130 = 0")
+    standby.checkpoint()
+    primary.catch_up(standby)
+    primary.checkpoint()
+    backup = client.incremental(primary, backup)
+    target = factory.empty("restored")
+    client.restore(backup, target)
+    target.start()
+    verify.whole(target)
+    assert verify.content(target) == verify.content(standby)
