@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ptrack_build import cache
-from ptrack_build.errors import SourceError
+from ptrack_build.errors import CommandFailed, SourceError
 from ptrack_build.progress import say, step
 from ptrack_build.run import Completed, call
 from ptrack_build.source import net
@@ -33,6 +33,7 @@ from ptrack_build.source.archive import import_tarball, imported, sha256_of
 from ptrack_build.source.base import SourceTree, Unreachable, Want, first_line, offline, version_key
 
 UPDATED_SECONDS = 900.0  # for so long a package index just fetched is not fetched again
+UPDATE_SECONDS = 240.0
 POCKETS = ("", "-updates", "-proposed-updates", "-backports")
 ROLLING = {"sid", "unstable", "experimental", "rc-buggy"}
 ALIASES = ROLLING | {"stable", "testing", "oldstable", "oldoldstable"}
@@ -282,18 +283,26 @@ class Apt:
                 shutil.chown(home / "download", "_apt")
         return home
 
-    def run(self, *argv: str, cwd: Path | None = None) -> Completed:
-        """Run an apt command, whatever its status; stdout has both streams."""
+    def run(self, *argv: str, cwd: Path | None = None, timeout: float | None = None) -> Completed:
+        """Run an apt command, whatever its status; stdout has both streams.
+
+        Raises Unreachable when it takes more than timeout seconds.
+        """
         config = ["-c", str(self.home / "apt.conf"), "-q", *self.options]
-        return call(
-            [argv[0], *config, *argv[1:]],
-            cwd=cwd,
-            env={"LC_ALL": "C.UTF-8"},
-            log=cache.directory("log") / f"source-{self.want.major.name}.log",
-            capture=True,
-            check=False,
-            quiet=True,
-        )
+        try:
+            return call(
+                [argv[0], *config, *argv[1:]],
+                cwd=cwd,
+                env={"LC_ALL": "C.UTF-8"},
+                log=cache.directory("log") / f"source-{self.want.major.name}.log",
+                capture=True,
+                check=False,
+                quiet=True,
+                timeout=timeout,
+            )
+        except CommandFailed as error:
+            what = f"{' '.join(argv[:2])}: {first_line(error.tail)}"
+            raise Unreachable(what) from error
 
     def update(self) -> str:
         """Fetch the indexes unless that was done just now; what is to be said about it, or "".
@@ -313,7 +322,7 @@ class Apt:
             if uris and len(silent) == len(uris):
                 raise Unreachable(next(iter(silent.values())))
             with step(f"asking the archive for {self.package} in {self.label}", estimate=3.0):
-                done = self.run("apt-get", "update")
+                done = self.run("apt-get", "update", timeout=UPDATE_SECONDS)
             complaint = _complaint(done)
             if not any((self.home / "state/lists").glob("*_Sources*")):
                 what = complaint or first_line(done.stdout) or f"status {done.returncode}"

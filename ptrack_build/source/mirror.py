@@ -1,8 +1,11 @@
 """The bare mirror: every source tree, from whichever provider, is a commit of one git repository.
 
-Protocol: whoever adds to the mirror holds the lock "postgresql.git"; readers need none, since git
-adds objects before the ref that names them. A writer that was killed leaves at most temporary
-packs and lock files, which the next writer removes: it holds the lock, so they have no owner.
+Protocol: whoever fetches into the mirror holds the lock "postgresql.git", since a shallow fetch
+changes what the whole repository knows of its depth. An import of files only adds a pack and a ref,
+and holds a lock of that ref. Readers need none: git adds objects before the ref that names them. A
+writer that was killed leaves at most temporary packs and git's own lock files, which the next fetch
+removes: shallow.lock at once, for who holds our lock owns it; those of refs, which are held for
+milliseconds, when they are a few seconds old.
 
 Depth: branches are fetched with the newest commit only (`--depth 1`, with all of its blobs). The
 whole history would be 20 times as much and serves one thing: a 3-way apply needs the blobs that a
@@ -39,6 +42,7 @@ LOCK = "postgresql.git"
 WHEN = 946684800
 WHO = f"ptrack <ptrack@localhost> {WHEN} +0000"
 TEMPORARY_SECONDS = 3600.0
+LOCK_SECONDS = 5.0
 
 # What is read from a tree to know it, all at once.
 VERSION_FILES = ("configure.ac", "configure.in", "configure")
@@ -162,16 +166,17 @@ class Mirror:
             yield
 
     def _sweep(self) -> None:
-        locks = [*self.path.glob("*.lock"), *(self.path / "refs").rglob("*.lock")]
-        limit = time.time() - TEMPORARY_SECONDS
-        packs = [
-            p
-            for pattern in ("pack/tmp_*", "pack/.tmp*", "??/tmp_obj_*")
-            for p in (self.path / "objects").glob(pattern)
-            if p.stat().st_mtime < limit
-        ]
-        for leftover in (*locks, *packs, *self.path.glob("fast_import_crash_*")):
-            leftover.unlink(missing_ok=True)
+        (self.path / "shallow.lock").unlink(missing_ok=True)
+        objects = self.path / "objects"
+        for seconds, leftovers in (
+            (LOCK_SECONDS, (*self.path.glob("*.lock"), *(self.path / "refs").rglob("*.lock"))),
+            (TEMPORARY_SECONDS, (*objects.glob("pack/*tmp_*"), *objects.glob("??/tmp_obj_*"))),
+            (TEMPORARY_SECONDS, tuple(self.path.glob("fast_import_crash_*"))),
+        ):
+            for path in leftovers:
+                with contextlib.suppress(FileNotFoundError):
+                    if path.stat().st_mtime < time.time() - seconds:
+                        path.unlink()
 
     def commit(self, name: str) -> str:
         """The id of the commit a ref or an id stands for, or "" when it is not (wholly) here."""
@@ -212,8 +217,7 @@ class Mirror:
     def set_ref(self, ref: str, commit: str) -> None:
         """Let a ref name a commit, so that it stays."""
         if self.commit(ref) != commit:
-            with self.writing():
-                self.git("update-ref", ref, commit)
+            self.git("-c", "core.filesRefLockTimeout=10000", "update-ref", ref, commit)
 
     def version(self, commit: str, where: str) -> str:
         """The version that configure of a commit says.
@@ -230,7 +234,7 @@ class Mirror:
 
         It depends on the files and the message alone. Nothing is named before all is there.
         """
-        with self.writing():
+        with cache.lock(f"import-{cache.digest(ref)[:16]}"):
             before = self.commit(ref)
             if before:
                 return before

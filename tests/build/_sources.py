@@ -222,3 +222,61 @@ def serving() -> Iterator[Server]:
         server.http.shutdown()
         server.http.server_close()
         thread.join()
+
+
+@contextlib.contextmanager
+def git_over_http(top: Path) -> Iterator[tuple[str, list[str]]]:
+    """The repositories below a directory, by a git server: its URL, and what it was asked."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.backend(b"")
+
+        def do_POST(self) -> None:
+            self.backend(self.rfile.read(int(self.headers.get("Content-Length", "0"))))
+
+        def backend(self, body: bytes) -> None:
+            path, _, query = self.path.partition("?")
+            asked.append(path)
+            env = os.environ | {
+                "GIT_PROJECT_ROOT": str(top),
+                "GIT_HTTP_EXPORT_ALL": "1",
+                "GIT_PROTOCOL": self.headers.get("Git-Protocol", ""),
+                "GIT_CONFIG_COUNT": "1",
+                "GIT_CONFIG_KEY_0": "safe.directory",
+                "GIT_CONFIG_VALUE_0": "*",
+                "PATH_INFO": path,
+                "QUERY_STRING": query,
+                "REQUEST_METHOD": self.command,
+                "CONTENT_TYPE": self.headers.get("Content-Type", ""),
+                "CONTENT_LENGTH": str(len(body)),
+                "HTTP_CONTENT_ENCODING": self.headers.get("Content-Encoding", ""),
+            }
+            done = subprocess.run(
+                ["git", "http-backend"], env=env, input=body, capture_output=True, check=True
+            )
+            head, _, data = done.stdout.partition(b"\r\n\r\n")
+            fields = [line.partition(": ") for line in head.decode().split("\r\n")]
+            status = next((value for name, _, value in fields if name == "Status"), "200")
+            self.send_response(int(status.split()[0]))
+            for name, _, value in fields:
+                if name != "Status":
+                    self.send_header(name, value)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http.daemon_threads = True
+    thread = threading.Thread(target=http.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{http.server_address[1]}", asked
+    finally:
+        http.shutdown()
+        http.server_close()
+        thread.join()

@@ -13,9 +13,9 @@ import pytest
 from ptrack_build import REPO, source
 from ptrack_build.errors import SourceError
 from ptrack_build.source import net
-from ptrack_build.source.mirror import Mirror, open_mirror
+from ptrack_build.source.mirror import Entry, Mirror, open_mirror
 from tests.build._source_fixtures import NOWHERE, cache_root
-from tests.build._sources import MD, commit, git, major, repository, tree, write_tree
+from tests.build._sources import MD, commit, git, git_over_http, major, repository, tree, write_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -225,10 +225,45 @@ def test_what_a_killed_fetch_left_is_no_obstacle(repo: Path) -> None:
     for path in leftovers:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    os.utime(leftovers[-1], (1, 1))
+    for path in leftovers[1:]:
+        os.utime(path, (1, 1))
     assert source.fetch(major("17")).version == "17.2"
     assert not any(path.exists() for path in leftovers)
     assert repo.is_dir()
+
+
+def test_interrupted_in_mid_import(cache_root: Path) -> None:
+    mirror = open_mirror()
+
+    def files(*, broken: bool) -> Iterator[Entry]:
+        yield Entry(path="configure", mode=0o100755, data=b"x" * 100_000)
+        if broken:
+            raise KeyboardInterrupt
+        yield Entry(path="README", mode=0o100644, data=b"")
+
+    with pytest.raises(KeyboardInterrupt):
+        mirror.store("refs/ptrack/x", files(broken=True), "x")
+    assert not mirror.commit("refs/ptrack/x")
+    made = mirror.store("refs/ptrack/x", files(broken=False), "x")
+    assert mirror.read_all(made, ["README", "nothing"]) == [b"", None]
+    assert cache_root in mirror.path.parents
+
+
+def test_over_http(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with git_over_http(repo.parent) as (url, asked):
+        monkeypatch.setenv("PTRACK_PG_GIT", f"{url}/pg/.git")
+        first = source.fetch(major("17"))
+        assert first.version == "17.2"
+        many = len(asked)
+        assert many > 0
+        assert source.fetch(major("17")) == first
+        assert len(asked) == many
+        old = first.commit
+        moved = commit(repo, tree("17.3"))
+        assert source.fetch(major("17"), refresh=True).commit == moved
+        assert source.bring(first, old)
+    monkeypatch.setenv("PTRACK_REFRESH", "1")
+    assert source.fetch(major("17")).commit == moved
 
 
 def test_two_at_once(repo: Path) -> None:
@@ -240,7 +275,7 @@ def test_two_at_once(repo: Path) -> None:
         subprocess.Popen(
             [sys.executable, "-c", script, name],
             cwd=REPO,
-            env=os.environ | {"PYTHONPATH": str(REPO)},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(REPO), *sys.path])},
             stdout=subprocess.PIPE,
             text=True,
         )

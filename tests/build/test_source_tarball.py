@@ -281,7 +281,7 @@ def test_interrupted_in_mid_download(server: Server, release: bytes) -> None:
     run = subprocess.Popen(
         [sys.executable, "-c", script],
         cwd=REPO,
-        env=os.environ | {"PYTHONPATH": str(REPO)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(REPO), *sys.path])},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
