@@ -22,6 +22,7 @@ import os
 import re
 import shlex
 import shutil
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -261,6 +262,10 @@ def _server(plan: _Plan) -> Path:
     log = plan.log
     log.unlink(missing_ok=True)
     place = cache.directory("build", plan.slot)
+    # A name of its own: should a killed run have left a make behind, it meddles with nothing here.
+    for name in ("src", *(path.name for path in place.glob("work-*"))):
+        cache.remove(place / name)
+    work = Path(tempfile.mkdtemp(prefix="work-", dir=place))
     memo = _Memo(plan.slot)
     began = time.monotonic()
     try:
@@ -268,13 +273,11 @@ def _server(plan: _Plan) -> Path:
             step(f"compiling {plan.title}", estimate=memo.seconds) as shown,
             cache.building(final) as scratch,
         ):
-            for name in ("src", "obj", "dest"):
-                cache.remove(place / name)
             _hardlink(plan.tree.path, place / "src")
-            (place / "obj").mkdir()
-            _configure(plan, place, shown)
-            count = _make(plan, place, shown, memo)
-            for item in (place / "dest" / NOMINAL_PREFIX[1:]).iterdir():
+            (work / "obj").mkdir()
+            _configure(plan, place / "src", work / "obj", shown)
+            count = _make(plan, place / "src", work, shown, memo)
+            for item in (work / "dest" / NOMINAL_PREFIX[1:]).iterdir():
                 item.rename(scratch / item.name)
             _describe(scratch, plan, plan.key)
     except CommandFailed as error:
@@ -283,8 +286,7 @@ def _server(plan: _Plan) -> Path:
         what = f"{plan.title} could not be installed: {error}"
         raise CompileError(what, log=log, hint=_hint(str(error))) from error
     finally:
-        for name in ("obj", "dest"):
-            cache.remove(place / name)
+        cache.remove(work)
     memo.save(seconds=time.monotonic() - began, objects=count)
     _prune("server", plan, keep=final)
     return final
@@ -329,10 +331,10 @@ def _environment(plan: _Plan) -> dict[str, str]:
     return env
 
 
-def _configure(plan: _Plan, place: Path, shown: Step) -> None:
-    """Run configure in obj/; what it found out is kept for the next time with the same inputs."""
+def _configure(plan: _Plan, src: Path, obj: Path, shown: Step) -> None:
+    """Run configure in obj; what it found out is kept for the next time with the same inputs."""
     shown.update(0.0, "configure")
-    script = place / "src" / "configure"
+    script = src / "configure"
     flags = list(plan.flags)
     known = script.read_text(encoding="utf-8", errors="replace")
     for flag in plan.flags:
@@ -352,18 +354,18 @@ def _configure(plan: _Plan, place: Path, shown: Step) -> None:
         *(f"{name}={os.environ.get(name, '')}" for name in ENVIRONMENT),
     )  # fmt: skip
     memory = cache.directory("memo") / f"configure-{answers[:32]}.cache"
-    mine = place / "obj" / "config.cache"
+    mine = obj / "config.cache"
     if memory.is_file():
         shutil.copyfile(memory, mine)
     log = plan.log
     # The compiler itself: what configure tries is too small and too many for ccache.
     env["PATH"] = os.environ.get("PATH", os.defpath)
     argv = [str(script), "--cache-file=config.cache", *flags]
-    call(argv, cwd=place / "obj", env=env, log=log, quiet=True)
+    call(argv, cwd=obj, env=env, log=log, quiet=True)
     cache.write(memory, mine.read_text(encoding="utf-8", errors="replace"))
     blocks = plan.variant.segsize_blocks
     if blocks is not None and not any("segsize-blocks" in flag for flag in flags):
-        _segment_size(place / "obj" / "src" / "include" / "pg_config.h", blocks)
+        _segment_size(obj / "src" / "include" / "pg_config.h", blocks)
 
 
 def _segment_size(header: Path, blocks: int) -> None:
@@ -390,10 +392,10 @@ def _cflags(variant: Variant) -> list[str]:
     return flags
 
 
-def _make(plan: _Plan, place: Path, shown: Step, memo: _Memo) -> int:
-    """Compile and install into dest/; returns how many objects were compiled."""
+def _make(plan: _Plan, src: Path, work: Path, shown: Step, memo: _Memo) -> int:
+    """Compile in work/obj and install into work/dest; returns how many objects were compiled."""
     objects = 0
-    expected = memo.objects or max(1, sum(1 for _ in (place / "src" / "src").rglob("*.c")))
+    expected = memo.objects or max(1, sum(1 for _ in (src / "src").rglob("*.c")))
 
     def count(line: str) -> None:
         nonlocal objects
@@ -403,16 +405,17 @@ def _make(plan: _Plan, place: Path, shown: Step, memo: _Memo) -> int:
                 done = 0.12 + 0.82 * min(1.0, objects / expected)
                 shown.update(done, f"{objects} of about {max(expected, objects)} files")
 
-    world = "world-bin" in (place / "src" / "GNUmakefile.in").read_text()
-    make = ["make", "-C", str(place / "obj")]
-    into = f"DESTDIR={place / 'dest'}"
+    world = "world-bin" in (src / "GNUmakefile.in").read_text()
+    make = ["make", "-C", str(work / "obj")]
+    into = f"DESTDIR={work / 'dest'}"
     env = _environment(plan)
     with cache.lock("other majors"):
         jobs = f"-j{host.cpus()}"
         targets = [["world-bin"]] if world else [["all"], ["-C", "contrib", "all"]]
         modules = []
-        if any("injection-points" in flag for flag in plan.flags):
-            modules = [["-C", "src/test/modules/injection_points", "all"]]
+        module = "src/test/modules/injection_points"
+        if "--enable-injection-points" in plan.flags and (src / module).is_dir():
+            modules = [["-C", module, "all"]]
         for target in (*targets, *modules):
             call([*make, jobs, *target], env=env, log=plan.log, quiet=True, on_line=count)
         shown.update(0.95, "install")

@@ -92,7 +92,7 @@ def _explained(path: Path, text: bytes, message: str) -> UsageError:
             known: tuple[str, ...] = ("major",) if not row else Major.__struct_fields__
             hint = f"the keys are {', '.join(known)}"
         else:
-            key = re.search(r"\.(\w+)(?:\[.*\])?`?$", message)
+            key = re.search(r"\.(\w+)(?:\[[^\]]*\])?`?$", message)
             known = LIBRARIES if key and key[1] == "libraries" else STATES
             hint = f"the values are {', '.join(known)}"
         near = difflib.get_close_matches(field or value, known, n=1, cutoff=0.5)

@@ -93,6 +93,7 @@ def call(
             logfile.write(f"+ {shlex.join(words)}\n")
             logfile.flush()
         separate = capture and log is None
+        held = _Held()
         try:
             process = subprocess.Popen(
                 (program, *words[1:]),
@@ -108,16 +109,22 @@ def call(
                 **account,
             )
         except OSError as error:
+            held.release()
             raise CommandFailed(words, 127, log=log, tail=str(error)) from error
 
         def drain(stream: IO[str], *, keep: bool) -> None:
+            with stream:
+                drain_lines(stream, keep=keep)
+
+        def drain_lines(stream: IO[str], *, keep: bool) -> None:
             for line in stream:
                 tail.append(line.rstrip("\n"))
                 if keep:
                     out.append(line)
                 if logfile is not None:
-                    logfile.write(line)
-                    logfile.flush()
+                    with contextlib.suppress(OSError):  # a full disk: the command will tell
+                        logfile.write(line)
+                        logfile.flush()
                 if on_line is not None:
                     on_line(line.rstrip("\n"))
 
@@ -125,7 +132,7 @@ def call(
             with contextlib.suppress(BrokenPipeError), stream:
                 stream.write(text)
 
-        readers = []
+        readers: list[threading.Thread] = []
         if process.stdout is not None:
             readers.append(
                 threading.Thread(target=drain, args=(process.stdout,), kwargs={"keep": capture})
@@ -136,24 +143,48 @@ def call(
             )
         if process.stdin is not None and stdin is not None:
             readers.append(threading.Thread(target=feed, args=(process.stdin, stdin)))
-        for reader in readers:
-            reader.daemon = True
-            reader.start()
         try:
+            for reader in readers:
+                reader.daemon = True
+                reader.start()
+            held.release()
             returncode = process.wait(timeout)
             for reader in readers:
                 reader.join()
         except subprocess.TimeoutExpired as error:
             _kill(process)
+            _join(readers)
             raise CommandFailed(
                 words, -signal.SIGKILL, log=log, tail=f"killed after {timeout:g} s"
             ) from error
         except BaseException:
             _kill(process)
+            _join(readers)
             raise
     if returncode != 0 and check:
         raise CommandFailed(words, returncode, log=log, tail="\n".join(tail))
     return Completed(argv=words, returncode=returncode, stdout="".join(out))
+
+
+class _Held:
+    """Keeps ctrl-C and SIGTERM from coming between a child's start and our knowing of it."""
+
+    def __init__(self) -> None:
+        self._caught: list[int] = []
+        self._before: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if callable(before := signal.getsignal(number)):
+                    self._before[number] = before
+                    signal.signal(number, lambda caught, _frame: self._caught.append(caught))
+
+    def release(self) -> None:
+        """Let them through again, first of all those that came meanwhile."""
+        for number, before in self._before.items():
+            signal.signal(number, before)
+        self._before.clear()
+        while self._caught:
+            signal.raise_signal(self._caught.pop())
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
@@ -165,6 +196,12 @@ def _kill(process: subprocess.Popen[str]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def _join(readers: list[threading.Thread]) -> None:
+    """Let what was still in the pipes be read; a grandchild that left the group may keep one."""
+    for reader in readers:
+        reader.join(GRACE_SECONDS)
 
 
 def terminate_politely() -> None:

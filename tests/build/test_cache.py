@@ -1,0 +1,158 @@
+"""The cache: whole or not there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from ptrack_build import cache
+from ptrack_build.errors import HostError
+from tests.build.conftest import Script
+
+
+def test_root_is_tagged_and_open_to_readers(own_cache: Path) -> None:
+    assert (own_cache / "CACHEDIR.TAG").read_text().startswith("Signature: 8a477f597d28d172789f")
+    assert own_cache.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_root_that_cannot_be_is_an_error_with_a_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PTRACK_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(HostError, match="cannot be written") as caught:
+        cache.root()
+    assert "PTRACK_CACHE" in (caught.value.hint or "")
+
+
+def test_building_appears_at_once_and_leaves_no_scratch(tmp_path: Path) -> None:
+    final = tmp_path / "x" / "result"
+    with cache.building(final) as scratch:
+        assert scratch.parent == final.parent
+        (scratch / "file").write_text("whole")
+        assert not final.exists()
+    assert (final / "file").read_text() == "whole"
+    assert [p.name for p in final.parent.iterdir()] == ["result"]
+    assert final.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("x"), KeyboardInterrupt(), SystemExit(1), OSError(errno.ENOSPC, "full")]
+)
+def test_building_that_fails_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
+    def failing() -> None:
+        with cache.building(tmp_path / "result") as scratch:
+            (scratch / "file").write_text("half")
+            raise error
+
+    with pytest.raises(type(error)):
+        failing()
+    assert not list(tmp_path.iterdir())
+
+
+def test_building_what_is_there_keeps_the_first(tmp_path: Path) -> None:
+    final = tmp_path / "result"
+    for text in ("first", "second"):
+        with cache.building(final) as scratch:
+            (scratch / "file").write_text(text)
+    assert (final / "file").read_text() == "first"
+    assert [p.name for p in tmp_path.iterdir()] == ["result"]
+
+
+def test_scratch_of_a_killed_run_is_swept_after_a_day(tmp_path: Path) -> None:
+    old, new = tmp_path / ".result.a.part", tmp_path / ".result.b.part"
+    for path in (old, new):
+        path.mkdir()
+    os.utime(old, (1, 1))
+    with cache.building(tmp_path / "result"):
+        pass
+    assert not old.exists()
+    assert new.exists()
+
+
+def test_the_lock_makes_the_second_wait_and_say_so(own_cache: Path) -> None:
+    code = (
+        "from ptrack_build import cache\n"
+        "with cache.lock('PostgreSQL 17'):\n    print('mine', flush=True)"
+    )
+    with cache.lock("PostgreSQL 17"):
+        process = Script(code, {"PTRACK_CACHE": str(own_cache)}).start()
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        assert first == "waiting for another run that builds PostgreSQL 17\n"
+        assert process.poll() is None
+    out, _ = process.communicate(timeout=20)
+    assert out == "mine\n"
+
+
+def test_the_lock_ends_with_a_killed_holder(own_cache: Path) -> None:
+    code = (
+        "from ptrack_build import cache\nimport time\n"
+        "with cache.lock('x'):\n    print('mine', flush=True); time.sleep(60)"
+    )
+    process = Script(code, {"PTRACK_CACHE": str(own_cache)}).start()
+    assert process.stdout is not None
+    assert process.stdout.readline() == "mine\n"
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    done = threading.Event()
+
+    def take() -> None:
+        with cache.lock("x"):
+            done.set()
+
+    thread = threading.Thread(target=take, daemon=True)
+    thread.start()
+    assert done.wait(10)
+    thread.join()
+
+
+def test_a_link_is_moved_in_one_step(own_cache: Path) -> None:
+    for name in ("a", "b"):
+        (own_cache / name).mkdir()
+        assert cache.link("pg-17", own_cache / name).resolve() == own_cache / name
+    assert (own_cache / "pg-17").readlink() == Path("b")
+
+
+def test_digest_tells_parts_names_modes_and_contents_apart(tmp_path: Path) -> None:
+    def tree(name: str, files: dict[str, str], mode: int = 0o644) -> Path:
+        for file, text in files.items():
+            path = tmp_path / name / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+            path.chmod(mode)
+        return tmp_path / name
+
+    digests = [
+        cache.digest("ab", "c"),
+        cache.digest("a", "bc"),
+        cache.digest(b"ab", "c"),
+        cache.digest("abc"),
+        cache.digest(tree("one", {"a": "1", "b/c": "2"})),
+        cache.digest(tree("two", {"a": "1", "b/d": "2"})),
+        cache.digest(tree("three", {"a": "1", "b/c": "3"})),
+        cache.digest(tree("four", {"a": "1", "b/c": "2"}, 0o755)),
+    ]
+    assert len(set(digests)) == len(digests)
+    assert cache.digest(tree("five", {"b/c": "2", "a": "1"})) == digests[4]
+
+
+def test_write_replaces_whole_files(tmp_path: Path) -> None:
+    for text in ("one", "two"):
+        cache.write(tmp_path / "deep" / "file", text)
+    assert (tmp_path / "deep" / "file").read_text() == "two"
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["file"]
+
+
+def test_remove_takes_read_only_directories_and_absent_files(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "c").write_text("")
+    (tmp_path / "a" / "b").chmod(0o500)
+    cache.remove(tmp_path / "a")
+    cache.remove(tmp_path / "a")
+    assert not (tmp_path / "a").exists()

@@ -1,0 +1,293 @@
+"""Compile: keyed, whole, locked; on a PostgreSQL of two files that takes no time."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ptrack_build import cache, host
+from ptrack_build import compile as compiling
+from ptrack_build.compile import RELEASE, TEST
+from ptrack_build.errors import CompileError, HostError
+from tests.build.conftest import Fake, Script, make_fake
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.skipif(
+    not (shutil.which("gcc") and shutil.which("make")), reason="needs gcc and make"
+)
+
+
+@pytest.fixture(autouse=True)
+def _this_machine_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Install nothing; the real needs of a real PostgreSQL are not asked for."""
+    monkeypatch.setattr(host, "ensure", lambda *_args, **_options: None)
+
+
+def published() -> list[str]:
+    """What is in the cache that another run would take for finished or would have to clean up."""
+    return [
+        f"{kind}/{path.name}"
+        for kind in ("server", "prefix")
+        for path in (cache.root() / kind).glob("*")
+    ]
+
+
+def test_a_build_is_whole_linked_and_described(fake: Fake) -> None:
+    built = compiling.build(fake.tree, RELEASE, extension=fake.extension)
+    assert (built.path / "lib" / "ptrack.so").is_file()
+    assert subprocess.run([built.bin / "postgres"], check=False).returncode == 0
+    assert (cache.root() / "pg-17").resolve() == built.path
+    info = json.loads((built.path / ".ptrack" / "info.json").read_text())
+    assert info["version"] == "17.0"
+    assert info["variant"] == "release"
+    assert built.path.stat().st_mode & 0o777 == 0o755
+    assert built.pg_config.is_file()
+    assert built.log.is_file()
+
+
+def test_what_is_there_is_not_built_again(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = compiling.build(fake.tree, RELEASE, extension=fake.extension)
+    monkeypatch.setenv("FAKE_CONFIGURE_FAILS", "1")
+    began = time.monotonic()
+    second = compiling.build(fake.tree, RELEASE, extension=fake.extension)
+    assert second.path == first.path
+    assert time.monotonic() - began < 1
+
+
+def test_an_edit_of_the_extension_leaves_the_server_alone(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = compiling.build(fake.tree, RELEASE, extension=fake.extension)
+    before = (first.path / "lib" / "ptrack.so").read_bytes()
+    (fake.extension / "ptrack.c").write_text("int ptrack = 2;\n")
+    monkeypatch.setenv("FAKE_CONFIGURE_FAILS", "1")
+    second = compiling.build(fake.tree, RELEASE, extension=fake.extension)
+    assert second.server_key == first.server_key
+    assert second.path != first.path
+    assert (second.path / "lib" / "ptrack.so").read_bytes() != before
+    assert (first.path / "lib" / "ptrack.so").read_bytes() == before, "it must never change"
+    assert (cache.root() / "pg-17").resolve() == second.path
+
+
+def test_what_compiling_in_place_leaves_is_no_edit(fake: Fake) -> None:
+    first = compiling.build(fake.tree, RELEASE, extension=fake.extension)
+    (fake.extension / "ptrack.o").write_bytes(b"\0")
+    (fake.extension / ".deps").mkdir()
+    (fake.extension / ".deps" / "ptrack.Po").write_text("")
+    assert compiling.build(fake.tree, RELEASE, extension=fake.extension).path == first.path
+
+
+def test_the_key_follows_patch_variant_and_environment(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = [compiling.build(fake.tree, RELEASE, extension=fake.extension).key]
+    keys.append(compiling.build(fake.tree, TEST, extension=fake.extension).key)
+    other = fake.edit_server("p2")
+    keys.append(compiling.build(other, RELEASE, extension=fake.extension).key)
+    monkeypatch.setenv("CFLAGS", "-O1")
+    keys.append(compiling.build(fake.tree, RELEASE, extension=fake.extension).key)
+    assert len(set(keys)) == len(keys)
+    assert (cache.root() / "pg-17-test").resolve().name in {key[:32] for key in keys}
+
+
+def test_segments_are_small_where_configure_cannot_say_so(tmp_path: Path, own_cache: Path) -> None:
+    del own_cache
+    old = make_fake(tmp_path / "old", "15")
+    built = compiling.build(old.tree, TEST, extension=old.extension)
+    text = (built.path / "share" / "pg_config.h").read_text()
+    assert text == "#define RELSEG_SIZE 8\n"
+
+
+def test_flags_that_a_configure_does_not_know_are_left_out(fake: Fake) -> None:
+    built = compiling.build(fake.tree, TEST, extension=fake.extension)
+    configured = next(
+        line for line in built.log.read_text().splitlines() if line.startswith("configured with")
+    )
+    assert "--enable-cassert" in configured
+    assert "injection" not in configured
+    assert "segsize" not in configured
+
+
+def test_the_compiler_that_is_recorded_is_not_ccache(fake: Fake) -> None:
+    built = compiling.build(fake.tree, RELEASE, extension=fake.extension)
+    assert "configured with gcc:" in built.log.read_text()
+
+
+def test_what_does_not_compile_shows_the_telling_lines_and_the_log(fake: Fake) -> None:
+    broken = fake.edit_server("p3", "int main(void) { return nonsense; }\n")
+    with pytest.raises(CompileError, match="nonsense") as caught:
+        compiling.build(broken, RELEASE, extension=fake.extension)
+    error = caught.value
+    assert error.log is not None
+    assert "nonsense" in error.log.read_text()
+    assert error.hint
+    assert published() == []
+    assert not (cache.root() / "pg-17").exists()
+
+
+def test_an_extension_that_does_not_compile_keeps_the_server(fake: Fake) -> None:
+    (fake.extension / "ptrack.c").write_text("int ptrack = nonsense;\n")
+    with pytest.raises(CompileError, match="nonsense"):
+        compiling.build(fake.tree, RELEASE, extension=fake.extension)
+    assert [entry.split("/")[0] for entry in published()] == ["server"]
+    (fake.extension / "ptrack.c").write_text("int ptrack = 1;\n")
+    compiling.build(fake.tree, RELEASE, extension=fake.extension)
+
+
+def test_warnings_are_errors_in_the_test_variant_only(fake: Fake) -> None:
+    (fake.extension / "ptrack.c").write_text("static int unused;\nint ptrack = 1;\n")
+    compiling.build(fake.tree, RELEASE, extension=fake.extension)
+    with pytest.raises(CompileError, match="unused"):
+        compiling.build(fake.tree, TEST, extension=fake.extension)
+
+
+def test_there_is_no_extension(fake: Fake, tmp_path: Path) -> None:
+    with pytest.raises(CompileError, match="no extension"):
+        compiling.build(fake.tree, RELEASE, extension=tmp_path / "none")
+
+
+def test_a_configure_that_fails(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_CONFIGURE_FAILS", "1")
+    with pytest.raises(CompileError, match="it was told to fail"):
+        compiling.build(fake.tree, RELEASE, extension=fake.extension)
+    assert published() == []
+
+
+def test_too_little_room_is_said_before_anything_starts(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiling, "FREE_MB", 10**9)
+    with pytest.raises(HostError, match="MB free") as caught:
+        compiling.build(fake.tree, RELEASE, extension=fake.extension)
+    assert "PTRACK_CACHE" in (caught.value.hint or "")
+
+
+def test_a_disk_that_fills_up_is_named_and_leaves_nothing(fake: Fake) -> None:
+    full = "echo 'cp: error writing: No space left on device' >&2; exit 1"
+    makefile = fake.tree.path / "GNUmakefile.in"
+    makefile.write_text(makefile.read_text().replace("$(FAKE_INSTALL)", full))
+    with pytest.raises(CompileError, match="No space left") as caught:
+        compiling.build(fake.tree, RELEASE, extension=fake.extension)
+    assert "free some space" in (caught.value.hint or "")
+    assert published() == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
+def test_a_disk_that_is_really_full(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(small)],
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    if mounted.returncode != 0:
+        pytest.skip(f"mount: {mounted.stderr.strip()}")
+    try:
+        monkeypatch.setenv("PTRACK_CACHE", str(small))
+        monkeypatch.setenv("CCACHE_DISABLE", "1")
+        monkeypatch.setattr(compiling, "FREE_MB", 0)
+        big = fake.edit_server("p9", "char big[400000] = {1};\nint main(void) { return 0; }\n")
+        with pytest.raises(CompileError, match=r"No space left|could not be installed"):
+            compiling.build(big, RELEASE, extension=fake.extension)
+        assert published() == []
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+BUILD = """
+import sys
+from pathlib import Path
+from ptrack_build import compile as compiling, host
+from ptrack_build.run import terminate_politely
+from tests.build.conftest import make_fake
+terminate_politely()
+host.ensure = lambda *a, **o: None
+fake = make_fake(Path(sys.argv[1] if len(sys.argv) > 1 else {folder!r}))
+print(compiling.build(fake.tree, compiling.RELEASE, extension=fake.extension).path)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_build_leaves_nothing_that_looks_finished(
+    tmp_path: Path, own_cache: Path, number: signal.Signals
+) -> None:
+    started = tmp_path / "started"
+    env = {
+        "PTRACK_CACHE": str(own_cache),
+        "FAKE_BEFORE": f"touch {started}; exec sleep 15",
+        "CCACHE_DISABLE": "1",
+    }
+    process = Script(BUILD.format(folder=str(tmp_path / "a")), env).start()
+    for _ in range(300):
+        if started.exists():
+            break
+        time.sleep(0.05)
+    assert started.exists(), "it never began to compile"
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode != 0
+    left = [entry for entry in published() if not entry.split("/")[1].startswith(".")]
+    assert left == []
+    if number is not signal.SIGKILL:
+        assert published() == []
+    # The next run, with the same inputs, builds it whole.
+    again = Script(BUILD.format(folder=str(tmp_path / "b")), {"PTRACK_CACHE": str(own_cache)})
+    out, _ = again.start().communicate(timeout=60)
+    assert "/prefix/" in out.splitlines()[-1], out
+    whole = [entry for entry in published() if not entry.split("/")[1].startswith(".")]
+    assert len(whole) == 2
+
+
+def test_two_runs_at_once_build_once(tmp_path: Path, own_cache: Path) -> None:
+    runs = tmp_path / "runs"
+    env = {"PTRACK_CACHE": str(own_cache), "FAKE_BEFORE": f"echo run >> {runs}; sleep 2"}
+    first = Script(BUILD.format(folder=str(tmp_path / "a")), env).start()
+    for _ in range(300):
+        if runs.exists():
+            break
+        time.sleep(0.05)
+    second = Script(BUILD.format(folder=str(tmp_path / "b")), env).start()
+    outputs = [process.communicate(timeout=60)[0] for process in (first, second)]
+    assert outputs[0].splitlines()[-1] == outputs[1].splitlines()[-1]
+    assert "waiting for another run that builds PostgreSQL 17" in outputs[1]
+    assert runs.read_text() == "run\n"
+
+
+def test_old_prefixes_go_and_recent_ones_stay(fake: Fake) -> None:
+    paths = []
+    for number in range(3):
+        (fake.extension / "ptrack.c").write_text(f"int ptrack = {number};\n")
+        paths.append(compiling.build(fake.tree, RELEASE, extension=fake.extension).path)
+    os.utime(paths[0] / ".ptrack", (1, 1))
+    (fake.extension / "ptrack.c").write_text("int ptrack = 9;\n")
+    compiling.build(fake.tree, RELEASE, extension=fake.extension)
+    assert [path.exists() for path in paths] == [False, True, True]
+
+
+def test_compile_commands_name_the_sources_where_they_are_edited(fake: Fake) -> None:
+    built = compiling.build(fake.tree, RELEASE, extension=fake.extension)
+    entries = json.loads((built.path / ".ptrack" / "compile_commands.json").read_text())
+    assert [entry["file"] for entry in entries] == ["ptrack.c"]
+    assert entries[0]["directory"] == "@extension@"
+    assert not any("prefix-map" in word for word in entries[0]["arguments"])
+
+
+def test_the_mask_of_the_process_does_not_reach_the_prefix(fake: Fake) -> None:
+    before = os.umask(0o077)
+    try:
+        built = compiling.build(fake.tree, RELEASE, extension=fake.extension)
+    finally:
+        os.umask(before)
+    closed = [p for p in built.path.rglob("*") if not p.stat().st_mode & 0o004]
+    assert closed == []

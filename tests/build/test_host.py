@@ -1,0 +1,163 @@
+"""The machine: what is missing is installed, or named in a line that can be pasted."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import stat
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ptrack_build import host
+from ptrack_build.errors import HostError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+APT = """#!/bin/sh
+echo "apt-get $*" >> {log}
+case "$*" in
+*install*)
+    [ -z "$FAKE_APT_FAILS" ] || {{ echo "E: Unable to locate package"; exit 100; }}
+    for word; do case $word in flex) cp /bin/true {bin}/flex ;; esac; done ;;
+esac
+"""
+
+
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> Path:
+    """A PATH with nothing but what a shell needs; its directory."""
+    del own_cache
+    path = tmp_path / "bin"
+    path.mkdir()
+    for name in ("sh", "cp", "true"):
+        (path / name).symlink_to(shutil.which(name) or name)
+    monkeypatch.setenv("PATH", str(path))
+    host._advise.cache_clear()
+    return path
+
+
+@pytest.fixture
+def apt(bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An apt-get that writes down what it is asked, and root to ask it; its log."""
+    log = tmp_path / "apt.log"
+    (bare / "apt-get").write_text(APT.format(log=log, bin=bare))
+    (bare / "apt-get").chmod(0o755)
+    (bare / "flex").unlink(missing_ok=True)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(host, "_lists_stale", lambda: True)
+    return log
+
+
+def test_no_compiler(bare: Path) -> None:
+    del bare
+    with pytest.raises(HostError, match="no C compiler") as caught:
+        host.compiler()
+    assert "gcc" in (caught.value.hint or "")
+
+
+def test_a_compiler_that_is_named_but_absent(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    del bare
+    monkeypatch.setenv("CC", "gcc-99 -m64")
+    with pytest.raises(HostError, match="gcc-99"):
+        host.missing(["cc"])
+
+
+def test_an_ordinary_user_gets_one_line_to_paste(
+    bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (bare / "apt-get").symlink_to(bare / "true")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(HostError, match="lacks make, bison") as caught:
+        host.ensure(["make", "bison"])
+    line = "sudo apt-get update && sudo apt-get install -y make bison"
+    assert caught.value.hint == line
+
+
+def test_fedora_has_its_own_names(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (bare / "dnf").symlink_to(bare / "true")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert host.paste(["zlib", "git"]) == "sudo dnf install -y zlib-devel git-core"
+
+
+def test_elsewhere_the_packages_are_named(bare: Path) -> None:
+    del bare
+    assert host.paste(["zlib"]) == "install these (Debian's names): zlib1g-dev"
+
+
+def test_optional_needs_are_only_advised_once(
+    bare: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (bare / "apt-get").symlink_to(bare / "true")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    for _ in range(2):
+        host.ensure(["ccache"], optional=True)
+    out = capsys.readouterr().out
+    assert out.count("going on without ccache") == 1
+    assert "install -y ccache" in out
+
+
+def test_root_gets_them_installed_after_an_update(apt: Path) -> None:
+    host.ensure(["flex"])
+    update, install = apt.read_text().splitlines()
+    assert update.endswith("update")
+    assert install.endswith("install -y --no-install-recommends flex")
+    host.ensure(["flex"])
+    assert len(apt.read_text().splitlines()) == 2
+
+
+def test_what_apt_cannot_install_is_told_with_the_line(
+    apt: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del apt
+    monkeypatch.setenv("FAKE_APT_FAILS", "1")
+    with pytest.raises(HostError, match="Unable to locate") as caught:
+        host.ensure(["flex"])
+    assert "install -y flex" in (caught.value.hint or "")
+
+
+def test_root_can_forbid_it(apt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PTRACK_NO_INSTALL", "1")
+    with pytest.raises(HostError, match="lacks flex"):
+        host.ensure(["flex"])
+    assert not apt.exists()
+
+
+def test_the_servers_user() -> None:
+    user = host.server_user()
+    if os.geteuid() != 0:
+        assert user is None
+        return
+    assert user is not None
+    assert user.uid != 0
+    assert pwd.getpwuid(user.uid).pw_name == user.name
+
+
+def test_scratch_is_the_servers_and_goes_away() -> None:
+    user = host.server_user()
+    with host.scratch() as path:
+        status = path.stat()
+        assert status.st_uid == (user.uid if user else os.geteuid())
+        if user:
+            host.check_reachable(path, user)
+        assert len(str(path)) < 60
+    assert not path.exists()
+
+
+def test_a_cache_that_keeps_the_server_out_is_named(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    (closed / "prefix").mkdir(parents=True)
+    closed.chmod(stat.S_IRWXU)
+    somebody = host.ServerUser(uid=65534, gid=65534, name="nobody")
+    with pytest.raises(HostError, match="keeps out the user nobody") as caught:
+        host.check_reachable(closed / "prefix", somebody)
+    assert "PTRACK_CACHE" in (caught.value.hint or "")
+
+
+def test_jobs_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PTRACK_JOBS", "7")
+    assert host.cpus() == 7
+    monkeypatch.setenv("PTRACK_JOBS", "many")
+    assert host.cpus() >= 1

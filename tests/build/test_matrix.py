@@ -1,0 +1,82 @@
+"""matrix.toml: what it says, and what a mistake in it is told."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ptrack_build import matrix
+from ptrack_build.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ROW = """[[major]]
+name = "17"
+number = 17
+branch = "REL_17_STABLE"
+state = "stable"
+suites = ["trixie"]
+libraries = ["icu"]
+"""
+
+
+def load(tmp_path: Path, text: str) -> matrix.Matrix:
+    path = tmp_path / "matrix.toml"
+    path.write_text(text)
+    return matrix.load(path)
+
+
+def test_the_matrix_has_nine_majors_in_order() -> None:
+    loaded = matrix.load()
+    assert loaded.names == ("12", "13", "14", "15", "16", "17", "18", "19", "devel")
+    assert loaded.major("devel").branch == "master"
+    assert loaded.major("13").suites == ("bullseye",)
+
+
+def test_an_unknown_major_is_told_the_known_ones() -> None:
+    with pytest.raises(UsageError, match="'20'") as caught:
+        matrix.load().major("20")
+    assert "12, 13" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "what", "hint"),
+    [
+        ('state = "stable"', 'stats = "stable"', "stats", "did you mean 'state'"),
+        ('"stable"', '"stabel"', "stabel", "did you mean 'stable'"),
+        ('["icu"]', '["icv"]', "icv", "did you mean 'icu'"),
+        ('name = "17"\n', "", "name", ""),
+        ("number = 17", 'number = "17"', "number|int", ""),
+        ("number = 17", "number = 16", "number 16", ""),
+        ("[[major]]", "[[mayor]]", "mayor", "did you mean 'major'"),
+        ("= 17", "17", "matrix.toml", ""),
+    ],
+)
+def test_a_typo_is_named_with_its_row_and_the_nearest_word(
+    tmp_path: Path, old: str, new: str, what: str, hint: str
+) -> None:
+    with pytest.raises(UsageError, match=what) as caught:
+        load(tmp_path, ROW.replace(old, new))
+    assert "matrix.toml" in caught.value.what
+    assert hint in (caught.value.hint or "")
+
+
+def test_the_row_of_a_typo_is_named(tmp_path: Path) -> None:
+    second = ROW.replace("17", "18").replace("suites", "suits")
+    with pytest.raises(UsageError, match=r"row 2 \(name '18'\).*suits") as caught:
+        load(tmp_path, ROW + second)
+    assert "'suites'" in (caught.value.hint or "")
+
+
+def test_majors_twice_or_out_of_order(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unique"):
+        load(tmp_path, ROW + ROW)
+    with pytest.raises(UsageError, match="ascending"):
+        load(tmp_path, ROW + ROW.replace("17", "16"))
+
+
+def test_no_matrix_at_all(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read"):
+        matrix.load(tmp_path / "none.toml")

@@ -1,0 +1,127 @@
+"""Commands: shown, logged, and never left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from ptrack_build.errors import CommandFailed
+from ptrack_build.run import call
+from tests.build.conftest import Script
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended, within a few seconds."""
+    for _ in range(100):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        state = Path(f"/proc/{pid}/stat")
+        if not state.exists() or ") Z" in state.read_text():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_shows_the_command_and_returns_its_output(capsys: pytest.CaptureFixture[str]) -> None:
+    done = call(["echo", "two words"], capture=True)
+    assert (done.returncode, done.stdout) == (0, "two words\n")
+    assert capsys.readouterr().out == "+ echo 'two words'\n"
+
+
+def test_quiet_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    call(["true"], quiet=True)
+    assert capsys.readouterr().out == ""
+
+
+def test_log_gets_both_streams_and_is_appended_to(tmp_path: Path) -> None:
+    log = tmp_path / "deep" / "x.log"
+    for word in ("one", "two"):
+        call(["sh", "-c", f"echo {word}; echo err >&2"], log=log, quiet=True)
+    text = log.read_text()
+    assert text.count("\nerr\n") == 2
+    assert text.index("one") < text.index("two")
+
+
+def test_stdin_environment_and_directory(tmp_path: Path) -> None:
+    done = call(
+        ["sh", "-c", 'cat; echo "$WORD"; pwd'], stdin="in\n", env={"WORD": "out"}, cwd=tmp_path,
+        capture=True, quiet=True,
+    )  # fmt: skip
+    assert done.stdout == f"in\nout\n{tmp_path}\n"
+
+
+def test_there_is_no_stdin_unless_given() -> None:
+    assert call(["cat"], capture=True, quiet=True, timeout=10).stdout == ""
+
+
+def test_a_failure_has_the_status_the_log_and_the_last_lines(tmp_path: Path) -> None:
+    log = tmp_path / "x.log"
+    with pytest.raises(CommandFailed) as caught:
+        call(["sh", "-c", "seq 100; exit 3"], log=log, quiet=True)
+    error = caught.value
+    assert error.returncode == 3
+    assert error.log == log
+    assert error.tail.splitlines()[-1] == "100"
+    assert "1\n2\n3\n" not in error.tail
+    assert "status 3" in str(error)
+    assert str(log) in str(error)
+
+
+def test_check_off_returns_the_status() -> None:
+    assert call(["false"], check=False, quiet=True).returncode == 1
+
+
+def test_what_does_not_exist_is_named() -> None:
+    with pytest.raises(CommandFailed, match="no-such-program: not found"):
+        call(["no-such-program"], check=False, quiet=True)
+
+
+def test_bytes_that_are_no_text_do_no_harm() -> None:
+    out = call(["printf", r"a\377b"], capture=True, quiet=True).stdout
+    assert out[0] + out[-1] == "ab"
+
+
+def test_each_line_is_reported_as_it_comes() -> None:
+    lines: list[str] = []
+    call(["printf", r"a\nb\n"], on_line=lines.append, quiet=True)
+    assert lines == ["a", "b"]
+
+
+def test_timeout_kills_the_whole_group(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    with pytest.raises(CommandFailed, match="killed after"):
+        call(["sh", "-c", f"sleep 60 & echo $! > {pid}; wait"], timeout=0.5, quiet=True)
+    assert gone(int(pid.read_text()))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interruption_kills_the_whole_group(tmp_path: Path, number: signal.Signals) -> None:
+    pid = tmp_path / "pid"
+    code = (
+        "from ptrack_build.run import call, terminate_politely\n"
+        "terminate_politely()\n"
+        f"call(['sh', '-c', 'sleep 60 & echo $! > {pid}.part; mv {pid}.part {pid}; wait'])"
+    )
+    process = Script(code, {}).start()
+    for _ in range(200):
+        if pid.exists():
+            break
+        time.sleep(0.05)
+    process.send_signal(number)
+    process.communicate(timeout=20)
+    assert process.returncode != 0
+    assert gone(int(pid.read_text()))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_as_another_user() -> None:
+    nobody = SimpleNamespace(uid=65534, gid=65534)
+    done = call(["id", "-u"], user=nobody, capture=True, quiet=True, cwd=Path("/"))
+    assert done.stdout == "65534\n"
