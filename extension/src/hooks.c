@@ -10,22 +10,22 @@
  * checkpoint the mark is there, and a change after the redo point is redone
  * and marked again if a crash takes its mark away.
  *
- * Three kinds of changes have no buffer a checkpoint would wait for:
+ * Three kinds of changes have no buffer that a checkpoint would wait for:
  *
- * - pages written past the buffer pool, after their WAL;
- * - truncation, after its WAL record;
- * - copies of directories, before their WAL record.
+ * - pages written past the buffer pool;
+ * - truncation;
+ * - copies of directories.
  *
- * For the first two, the WAL may lie before the redo point of a checkpoint
- * whose flush is over when the file is changed.  A crash then would not redo
- * the change, and its mark would be lost.  So having published, the writer
- * looks whether a flush with a redo point beyond its WAL has begun: if not,
- * a later one sees the published range; if so, the writer marks and writes
- * the map through before it goes on.
+ * Their WAL may lie before the redo point of a checkpoint whose flush is over
+ * when the file is changed, or may not have reached the disk yet: a crash
+ * then does not redo the change, and a mark in memory would be gone.  So they
+ * are marked, and the map is written through, before they happen, and marked
+ * once more after.  A flush in between, of a checkpoint that begins later,
+ * finds the range published and marks it for a backup that starts there.
  *
- * A directory is copied before its record is written: a crash either redoes
- * it or leaves a directory that no database uses.  Its files are marked and
- * written through before the copy, and marked again after it.
+ * A directory copy is not marked by such a flush, nor does it need to be: its
+ * record is written after it, so that a crash either redoes the copy or
+ * leaves a directory that no database uses.
  *
  *-------------------------------------------------------------------------
  */
@@ -39,10 +39,9 @@
 #include "relfile.h"
 #include "storage/bufpage.h"
 #include "storage/changetrack.h"
-#include "storage/md.h"
 
-/* how far ahead an append is marked when it has to be durable: 64 MB */
-#define APPEND_BLOCKS	8192
+/* how far ahead an append is marked at most when it has to be durable: 64 MB */
+#define MAX_AHEAD_BLOCKS	8192
 
 /* a server without the core patch has none of these, and is told so */
 #pragma weak changetrack_abi
@@ -53,67 +52,60 @@
 #pragma weak checkpoint_guts_hook
 
 static void (*prev_change_begin_hook) (SMgrRelation reln, ForkNumber forknum, BlockNumber first,
-									   BlockNumber nblocks, ChangeKind kind, const void **pages) = NULL;
+									   BlockNumber end, ChangeKind kind, const void **pages) = NULL;
 static void (*prev_change_end_hook) (void) = NULL;
 static void (*prev_redo_done_hook) (RelFileLocator rlocator, ForkNumber forknum, BlockNumber blkno) = NULL;
 static void (*prev_copydir_hook) (const char *fromdir, const char *todir, bool done) = NULL;
 static void (*prev_checkpoint_guts_hook) (XLogRecPtr redo, int flags) = NULL;
 
-/* Have the lasting part of the change's WAL and a flush passed each other? */
+/*
+ * Does no buffer, and no WAL that is sure to be there after a crash, stand
+ * for the change?  A page without an LSN needs none: zeros that extend a
+ * file, an unlogged relation.
+ *
+ * In recovery, truncation is redone, for its record lies beyond every redo
+ * point that a restartpoint can have while it is replayed.
+ */
 static bool
-flush_may_have_passed(ChangeKind kind, BlockNumber nblocks, const void **pages)
+needs_durable_mark(BlockNumber first, BlockNumber end, ChangeKind kind, const void **pages)
 {
-	XLogRecPtr	flush_redo = pg_atomic_read_u64(&ptrack_shared->flush_redo);
+	BlockNumber npages = 0;
 
-	if (flush_redo == InvalidXLogRecPtr)
-		return false;
-
-	/*
-	 * In recovery the record is being replayed, hence lies beyond every redo
-	 * point that a restartpoint can have by now.
-	 */
-	if (kind == CHANGE_TRUNCATE)
-		return ProcLastRecPtr < flush_redo && !RecoveryInProgress();
-
-	/*
-	 * A page's LSN is the end of its record, which lies on one side of any
-	 * redo point.  Without an LSN there is no WAL, and it is not needed:
-	 * zeros that extend a file, an unlogged relation, a wal_level that
-	 * ptrack does not start with.
-	 */
-	if (pages == NULL)
-		return false;
-	for (BlockNumber i = 0; i < nblocks; i++)
-	{
-		XLogRecPtr	lsn = PageGetLSN((Page) unconstify(void *, pages[i]));
-
-		if (lsn != InvalidXLogRecPtr && lsn <= flush_redo)
+	if (pages != NULL)
+		npages = kind == CHANGE_EXTEND ? 1 : end - first;
+	for (BlockNumber i = 0; i < npages; i++)
+		if (PageGetLSN((Page) unconstify(void *, pages[i])) != InvalidXLogRecPtr)
 			return !RecoveryInProgress();
-	}
-	return false;
+	return kind == CHANGE_TRUNCATE && !RecoveryInProgress();
 }
 
 /*
  * Mark a change before it happens, and make the mark durable.
  *
- * A writer that gets here once may do so for every page it appends (the pages
- * of an unlogged GiST index have LSNs that are none): so what follows is taken
- * along.  It will be new, and reported, if it comes to be.
+ * Who appends does so page by page: as much as there is already is taken
+ * along, once for each flush.  It will be new, and reported, if it comes to
+ * be; and the marks of what does not are in proportion.  The caller has
+ * published the range, so that a flush that begins from now on marks it.
  */
 static void
-mark_durably(const PtrackFork *fork, BlockNumber first, uint64 nblocks, ChangeKind kind)
+mark_durably(const PtrackFork *fork, BlockNumber first, BlockNumber end, ChangeKind kind)
 {
 	static PtrackRange durable; /* marked and written through ... */
 	static XLogRecPtr durable_redo; /* ... since the flush with this redo */
 	XLogRecPtr	flush_redo = pg_atomic_read_u64(&ptrack_shared->flush_redo);
+	uint64		nblocks = end - first;
+
+	if (durable_redo == flush_redo && memcmp(&durable.fork, fork, sizeof(PtrackFork)) == 0 &&
+		first >= durable.first && end <= durable.first + durable.nblocks)
+		return;
 
 	if (kind == CHANGE_EXTEND)
 	{
-		if (durable_redo == flush_redo &&
-			memcmp(&durable.fork, fork, sizeof(PtrackFork)) == 0 &&
-			first >= durable.first && first + nblocks <= durable.first + durable.nblocks)
-			return;
-		nblocks = Max(nblocks, Min((uint64) APPEND_BLOCKS, (uint64) MaxBlockNumber - first));
+		/* from the beginning of a chunk: what was skipped may be filled in */
+		first -= first % PTRACK_CHUNK_BLOCKS;
+		nblocks = Max(first, PTRACK_CHUNK_BLOCKS);
+		nblocks = Min(nblocks, MAX_AHEAD_BLOCKS);
+		nblocks = Max(nblocks, end - first);
 		durable.fork = *fork;
 		durable.first = first;
 		durable.nblocks = nblocks;
@@ -125,33 +117,22 @@ mark_durably(const PtrackFork *fork, BlockNumber first, uint64 nblocks, ChangeKi
 
 static void
 change_begin(SMgrRelation reln, ForkNumber forknum, BlockNumber first,
-			 BlockNumber nblocks, ChangeKind kind, const void **pages)
+			 BlockNumber end, ChangeKind kind, const void **pages)
 {
 	if (prev_change_begin_hook)
-		prev_change_begin_hook(reln, forknum, first, nblocks, kind, pages);
+		prev_change_begin_hook(reln, forknum, first, end, kind, pages);
 
 	if (!RelnIsTemp(reln))
 	{
 		RelFileLocator locator = RelnLocator(reln);
 		PtrackFork	fork = {locator.spcOid, locator.dbOid, locator.relNumber, forknum};
-		BlockNumber from = first;
-		uint64		n = nblocks;
 
-		/* the file system fills a gap with zeros */
-		if (kind == CHANGE_EXTEND)
-		{
-			BlockNumber end = mdnblocks(reln, forknum);
+		/* "extended" where there was something already */
+		first = Min(first, end - 1);
 
-			if (end < first)
-			{
-				from = end;
-				n += first - end;
-			}
-		}
-
-		ptrack_publish(&fork, from, n);
-		if (flush_may_have_passed(kind, nblocks, pages))
-			mark_durably(&fork, from, n, kind);
+		ptrack_publish(&fork, first, end - first);
+		if (needs_durable_mark(first, end, kind, pages))
+			mark_durably(&fork, first, end, kind);
 	}
 }
 
