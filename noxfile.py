@@ -298,8 +298,10 @@ def bench_build(session: nox.Session) -> None:
     options = Options(session)
     options.add_argument("--major", default="17", choices=MATRIX.names)
     options.add_argument("--no-write", action="store_true", help="print only")
+    options.add_argument("--no-tests", action="store_true", help="leave test-NN out")
     given = options.read()
-    build_line.measure(MATRIX.major(given.major), write=not given.no_write)
+    major = MATRIX.major(given.major)
+    build_line.measure(major, write=not given.no_write, tests=not given.no_tests)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,193 @@
+"""CI, sessions and settings: what is written in more than one place says the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ptrack_build import ci, matrix
+from ptrack_build.errors import PtrackError
+from tests.build.conftest import REPO
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NAMES = ("12", "13", "14", "15", "16", "17", "18", "19", "devel")
+
+
+def nox(*words: str, cwd: Path = REPO, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run the noxfile of a checkout with the nox of this environment."""
+    return subprocess.run(
+        [sys.executable, "-m", "nox", "-f", str(cwd / "noxfile.py"), *words],
+        cwd=cwd, text=True, capture_output=True, check=False, timeout=120,
+        env={**os.environ, "NOX_SCRIPT_MODE": "none", **env}, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of what the noxfile needs, to be damaged."""
+    copy = tmp_path / "checkout"
+    copy.mkdir()
+    for name in ("noxfile.py", "matrix.toml"):
+        shutil.copy(REPO / name, copy)
+    for name in ("ptrack_build", ".github"):
+        shutil.copytree(REPO / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return copy
+
+
+def header() -> dict[str, object]:
+    """The metadata at the top of the noxfile."""
+    block = re.search(
+        r"^# /// script\n((?:#.*\n)+?)# ///$", (REPO / "noxfile.py").read_text(), re.MULTILINE
+    )
+    assert block
+    return tomllib.loads(re.sub(r"^# ?", "", block[1], flags=re.MULTILINE))
+
+
+def test_the_header_and_the_project_ask_for_the_same() -> None:
+    project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
+    assert header()["dependencies"] == project["dependencies"]
+    assert header()["requires-python"] == project["requires-python"]
+
+
+def test_the_lock_has_hashes_and_names_no_address() -> None:
+    text = (REPO / "requirements" / "lock.txt").read_text()
+    assert "://" not in text
+    assert not re.search(r"^\s*-{1,2}(i|f|index|extra|find|trusted)", text, re.MULTILINE)
+    for block in re.split(r"\n(?=[a-z])", text.split("\n", 4)[4]):
+        assert "--hash=sha256:" in block, block
+
+
+def test_the_lock_holds_all_that_is_asked_for() -> None:
+    locked = set(
+        re.findall(r"^([a-z0-9_.-]+)==", (REPO / "requirements/lock.txt").read_text(), re.MULTILINE)
+    )
+    project = tomllib.loads((REPO / "pyproject.toml").read_text())
+    groups = project["dependency-groups"]
+    for wanted in (*project["project"]["dependencies"], *groups["test"], *groups["lint"]):
+        name = re.split(r"[\[><=]", wanted)[0]
+        assert name in locked
+
+
+def listed() -> list[dict[str, Any]]:
+    """All sessions, as nox tells them to a CI."""
+    done = nox("-l", "--json", "-t", "build", "test", "demo", "check", "all")
+    assert done.returncode == 0, done.stderr
+    sessions: list[dict[str, Any]] = json.loads(done.stdout)
+    return sessions
+
+
+def test_every_major_has_its_sessions() -> None:
+    sessions = {each["session"]: each for each in listed()}
+    for name in NAMES:
+        for family in ("build", "test", "demo"):
+            each = sessions[f"{family}-{name}"]
+            assert set(each["tags"]) == {family, f"pg{name}"}
+    for name in ("build", "test", "patches", "drift", "lint", "matrix"):
+        assert sessions[name]["description"]
+
+
+def test_the_matrix_is_json_and_nothing_else() -> None:
+    printed = nox("-s", "matrix")
+    assert printed.returncode == 0, printed.stderr
+    data = json.loads(printed.stdout)
+    assert [row["session"] for row in data["include"]] == [f"test-{name}" for name in NAMES]
+    assert len({row["key"] for row in data["include"]}) == len(NAMES)
+    known = {each["session"] for each in listed()}
+    assert {name for names in data["sessions"].values() for name in names} <= known
+
+
+def test_the_content_key_follows_the_patch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    major = matrix.load().major("17")
+    before = ci.content_key(major)
+    assert before == ci.content_key(major)
+    (tmp_path / "templates" / "core").mkdir(parents=True)
+    (tmp_path / "templates" / "core" / "x").write_text("")
+    monkeypatch.setattr(ci, "REPO", tmp_path)
+    assert ci.content_key(major) != before
+
+
+def test_the_committed_workflows_are_what_is_rendered() -> None:
+    ci.check(matrix.load(), REPO)
+
+
+def test_a_changed_workflow_is_named_with_its_lines(checkout: Path) -> None:
+    workflow = checkout / ".github" / "workflows" / "ci.yml"
+    workflow.write_text(workflow.read_text().replace("timeout-minutes: 60", "timeout-minutes: 61"))
+    (checkout / ".github" / "workflows" / "stray.yml").write_text("")
+    with pytest.raises(PtrackError, match="timeout-minutes: 61") as caught:
+        ci.check(matrix.load(), checkout)
+    assert "stray.yml is rendered by nothing" in caught.value.what
+    assert caught.value.hint
+    assert "nox -s workflows" in caught.value.hint
+    ci.write(matrix.load(), checkout)
+    ci.check(matrix.load(), checkout)
+
+
+def test_workflows_hold_no_secrets_and_fan_out_over_all_majors() -> None:
+    for text in ci.render(matrix.load()).values():
+        assert "secrets." not in text
+        assert all(f'"{name}"' in text for name in NAMES)
+        assert "[[" not in text
+        assert "[%" not in text
+
+
+def test_an_unknown_major_is_told_the_known_ones() -> None:
+    asked = nox("-s", "build-99")
+    assert asked.returncode != 0
+    assert "no PostgreSQL major '99'" in asked.stderr
+    assert "12, 13, 14" in asked.stderr
+    assert "Traceback" not in asked.stderr
+
+
+def test_a_typo_in_the_matrix_is_told_without_a_traceback(checkout: Path) -> None:
+    path = checkout / "matrix.toml"
+    path.write_text(path.read_text().replace("branch =", "branhc =", 1))
+    asked = nox("-l", cwd=checkout)
+    assert asked.returncode != 0
+    assert "branhc" in asked.stderr
+    assert "did you mean 'branch'" in asked.stderr
+    assert "Traceback" not in asked.stdout + asked.stderr
+
+
+@pytest.mark.parametrize("word", ["--nonsense", "--variant=fast"])
+def test_a_wrong_option_is_an_error_of_one_message(word: str) -> None:
+    asked = nox("-s", "build-17", "--", word)
+    assert asked.returncode != 0
+    assert word.split("=")[-1] in asked.stderr
+    assert "Traceback" not in asked.stdout + asked.stderr
+
+
+def test_no_compiler_at_all(tmp_path: Path) -> None:
+    bare = tmp_path / "bin"
+    bare.mkdir()
+    for name in ("sh", "git", "make", "bison", "flex", "perl", "tar", "xz", "bzip2"):
+        (bare / name).symlink_to(shutil.which(name) or "/bin/true")
+    source = tmp_path / "postgresql"
+    source.mkdir()
+    asked = nox(
+        "-s", "build-17", PATH=str(bare), PTRACK_NO_INSTALL="1",
+        PTRACK_CACHE=str(tmp_path / "cache"), PTRACK_SOURCE=str(source),
+    )  # fmt: skip
+    assert asked.returncode != 0
+    assert "Traceback" not in asked.stdout + asked.stderr
+
+
+def test_debug_shows_where() -> None:
+    plain, debug = (
+        nox("-s", "build-17", "--", *words, PTRACK_SOURCE="/does/not/exist")
+        for words in ([], ["--debug"])
+    )
+    assert plain.returncode != 0
+    assert debug.returncode != 0
+    assert "Traceback" not in plain.stderr + plain.stdout
+    assert "Traceback" in debug.stderr + debug.stdout

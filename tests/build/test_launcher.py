@@ -1,0 +1,141 @@
+"""./nox: from a machine with nothing to nox with the locked tools."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.build.conftest import REPO
+
+TOOLS = ("sh", "cat", "cp", "dirname", "id", "mktemp", "mkdir", "rm", "tail", "env", "flock")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the launcher, with a lock of its own and a noxfile that only greets."""
+    copy = tmp_path / "check out"
+    (copy / "requirements").mkdir(parents=True)
+    shutil.copy(REPO / "nox", copy)
+    (copy / "requirements" / "lock.txt").write_text("locked\n")
+    (copy / "noxfile.py").write_text("")
+    return copy
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """A directory of programs, without any Python."""
+    path = tmp_path / "bin"
+    path.mkdir()
+    for name in TOOLS:
+        if found := shutil.which(name):
+            (path / name).symlink_to(found)
+    return path
+
+
+def program(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def start(
+    checkout: Path, bare: Path, *words: str, cwd: Path | None = None, **env: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["/bin/sh", str(checkout / "nox"), *words],
+        cwd=cwd or checkout, text=True, capture_output=True, check=False, timeout=120,
+        env={"PATH": str(bare), "TMPDIR": "/tmp", **env}, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def ready(checkout: Path) -> None:
+    """A .venv as the launcher leaves it."""
+    program(checkout / ".venv/bin/python", 'echo "python: $*"; echo "mode: $NOX_SCRIPT_MODE"')
+    program(checkout / ".venv/bin/nox", "")
+    shutil.copy(checkout / "requirements" / "lock.txt", checkout / ".venv" / ".lock")
+
+
+def test_with_everything_there_it_only_starts_nox(
+    checkout: Path, bare: Path, tmp_path: Path
+) -> None:
+    ready(checkout)
+    done = start(checkout, bare, "-s", "two words", cwd=tmp_path, PYTHONPATH="/elsewhere")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        f"python: -m nox -f {checkout}/noxfile.py -s two words",
+        "mode: none",
+    ]
+    assert done.stderr == ""
+
+
+def test_another_lock_makes_the_tools_anew(checkout: Path, bare: Path) -> None:
+    ready(checkout)
+    (checkout / "requirements" / "lock.txt").write_text("== nothing\n")
+    (bare / "python3").symlink_to(sys.executable)
+    done = start(checkout, bare)
+    assert done.returncode == 1
+    assert "could not be installed" in done.stderr
+    assert "next:" in done.stderr
+    assert not (checkout / ".venv").exists(), "half a .venv must not be taken for whole"
+
+
+def test_an_old_python_is_not_taken(checkout: Path, bare: Path) -> None:
+    program(bare / "python3", "exit 1")
+    if Path("/usr/bin/python3").exists():
+        script = checkout / "nox"
+        script.write_text(script.read_text().replace("/usr/bin/python3", "/nonexistent/python3"))
+    done = start(checkout, bare)
+    assert done.returncode == 1
+    assert "no Python 3.11 or newer" in done.stderr
+    assert "Debian's names" in done.stderr
+
+
+@pytest.mark.parametrize("manager", ["apt-get", "dnf"])
+def test_python_without_venv_is_named_in_one_line(checkout: Path, bare: Path, manager: str) -> None:
+    program(bare / "python3", 'case "$*" in *venv*|*pip*) exit 1 ;; *print*) echo 3.11 ;; esac')
+    program(bare / manager, "exit 0")
+    done = start(checkout, bare, PTRACK_NO_INSTALL="1")
+    assert done.returncode == 1
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith(f"next: sudo {manager} ")
+    assert ("python3.11-venv" if manager == "apt-get" else "python3-pip") in line
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root installs")
+def test_root_gets_it_installed(checkout: Path, bare: Path, tmp_path: Path) -> None:
+    log = tmp_path / "apt.log"
+    program(bare / "python3", 'case "$*" in *venv*|*pip*) exit 1 ;; *print*) echo 3.11 ;; esac')
+    program(bare / "apt-get", f'echo "$*" >> {log}; [ "$1" = update ] || exit 100')
+    done = start(checkout, bare)
+    assert done.returncode == 1
+    assert log.read_text().splitlines() == ["update", "install -y python3.11-venv"]
+    assert "could not be installed" in done.stderr
+
+
+def test_tools_only(checkout: Path, bare: Path) -> None:
+    ready(checkout)
+    done = start(checkout, bare, PTRACK_TOOLS_ONLY="1")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_place_of_its_own_for_the_tools(checkout: Path, bare: Path, tmp_path: Path) -> None:
+    ready(checkout)
+    (checkout / ".venv").rename(tmp_path / "tools")
+    done = start(checkout, bare, PTRACK_VENV=str(tmp_path / "tools"))
+    assert done.returncode == 0, done.stderr
+    assert "mode: none" in done.stdout
+
+
+@pytest.mark.network
+def test_the_real_lock_installs(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [REPO / "nox", "-l"], text=True, capture_output=True, check=False, timeout=600,
+        env={**os.environ, "PTRACK_VENV": str(tmp_path / "venv")}, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "demo-17" in done.stdout
