@@ -30,13 +30,16 @@ import logging
 import os
 import re
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import nox
 
-from ptrack_build import REPO, matrix
-from ptrack_build.errors import PtrackError, UsageError
-from ptrack_build.run import terminate_politely
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # nox as a program has its own place there
+
+from ptrack_build import REPO, matrix  # noqa: E402
+from ptrack_build.errors import PtrackError, UsageError  # noqa: E402
+from ptrack_build.run import terminate_politely  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable
