@@ -37,9 +37,9 @@ import nox
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # nox as a program has its own place there
 
-from ptrack_build import REPO, matrix  # noqa: E402
-from ptrack_build.errors import PtrackError, UsageError  # noqa: E402
-from ptrack_build.run import terminate_politely  # noqa: E402
+from ptrack_build import REPO, matrix
+from ptrack_build.errors import PtrackError, UsageError
+from ptrack_build.run import terminate_politely
 
 if TYPE_CHECKING:
     from collections.abc import Callable

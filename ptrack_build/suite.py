@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -89,7 +90,7 @@ def pytest(
     if built is not None:
         host.check_reachable(built.path, host.server_user())
         env["PTRACK_PREFIX"] = str(built.path)
-    print("+ " + " ".join(words[1:]), flush=True)
+    print("+ python " + shlex.join(words[1:]), flush=True)
     began = time.monotonic()
     process = subprocess.Popen(words, cwd=REPO, env=env, stdin=subprocess.DEVNULL)
     try:
