@@ -36,6 +36,7 @@ from ptrack_build.source.base import (
     SourceTree,
     Unreachable,
     Want,
+    check_free,
     offline,
     version_key,
 )
@@ -110,6 +111,7 @@ def fetch(
 
 
 def _look(want: Want, chosen: tuple[Provider, ...], key: str) -> SourceTree:
+    check_free()
     failures: list[tuple[str, SourceError]] = []
     for provider in chosen:
         try:

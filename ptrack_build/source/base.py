@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from ptrack_build.errors import SourceError
+from ptrack_build import cache
+from ptrack_build.errors import HostError, SourceError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,6 +26,11 @@ WAYS_OUT = (
 
 class Unreachable(SourceError):
     """No server answered: a tree found earlier may do instead."""
+
+
+#: Indexes, tarball and tree of one major.
+NEEDED_BYTES = 200_000_000
+MORE_SPACE = "free a few GB, or set PTRACK_CACHE to a larger place"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +88,22 @@ class Provider(Protocol):
 def offline() -> bool:
     """Whether PTRACK_OFFLINE forbids the network."""
     return os.environ.get("PTRACK_OFFLINE", "") not in {"", "0"}
+
+
+def check_space(complaint: str, place: Path | None = None) -> None:
+    """Raise HostError if a command complains of no space at a place (by default the cache)."""
+    words = ("No space left", "Out of diskspace", "enough free space")
+    if any(word in complaint for word in words):
+        what = f"no space left on the device of {place or cache.root()}"
+        raise HostError(what, hint=MORE_SPACE)
+
+
+def check_free() -> None:
+    """Raise HostError now rather than by half when the cache has no room for a source tree."""
+    free = shutil.disk_usage(cache.root()).free
+    if free < NEEDED_BYTES:
+        what = f"only {free / 1e6:.0f} MB are free on the device of {cache.root()}"
+        raise HostError(what, hint=MORE_SPACE)
 
 
 def version_key(version: str) -> tuple[int, int, int, int]:

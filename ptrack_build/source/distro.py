@@ -30,7 +30,15 @@ from ptrack_build.progress import say, step
 from ptrack_build.run import Completed, call
 from ptrack_build.source import net
 from ptrack_build.source.archive import import_tarball, imported, sha256_of
-from ptrack_build.source.base import SourceTree, Unreachable, Want, first_line, offline, version_key
+from ptrack_build.source.base import (
+    SourceTree,
+    Unreachable,
+    Want,
+    check_space,
+    first_line,
+    offline,
+    version_key,
+)
 
 UPDATED_SECONDS = 900.0  # for so long a package index just fetched is not fetched again
 UPDATE_SECONDS = 240.0
@@ -323,6 +331,7 @@ class Apt:
                 raise Unreachable(next(iter(silent.values())))
             with step(f"asking the archive for {self.package} in {self.label}", estimate=3.0):
                 done = self.run("apt-get", "update", timeout=UPDATE_SECONDS)
+            check_space(done.stdout)
             complaint = _complaint(done)
             if not any((self.home / "state/lists").glob("*_Sources*")):
                 what = complaint or first_line(done.stdout) or f"status {done.returncode}"
@@ -367,9 +376,7 @@ class Apt:
             if file.is_file() and sha256_of(file) == upload.sha256:
                 return file
             reason = _complaint(done) or f"status {done.returncode}"
-            if "No space left" in done.stdout:
-                what = f"no space left for {file}"
-                raise SourceError(what, hint="free some space, or set PTRACK_CACHE elsewhere")
+            check_space(done.stdout)
             if re.search(r"\b(404|403|410)\b", reason):
                 break
         file.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from ptrack_build.source.base import (
     SourceTree,
     Unreachable,
     Want,
+    check_space,
     check_version,
     first_line,
     offline,
@@ -79,6 +80,7 @@ class GitProvider:
             try:
                 return self._fetch(want, repository)
             except CommandFailed as error:
+                check_space(error.tail)
                 reasons.append(f"{repository}: {_reason(error)}")
                 kind = kind if is_local(repository) else Unreachable
             except SourceError as error:

@@ -1,11 +1,11 @@
 """The bare mirror: every source tree, from whichever provider, is a commit of one git repository.
 
 Protocol: whoever fetches into the mirror holds the lock "postgresql.git", since a shallow fetch
-changes what the whole repository knows of its depth. An import of files only adds a pack and a ref,
-and holds a lock of that ref. Readers need none: git adds objects before the ref that names them. A
-writer that was killed leaves at most temporary packs and git's own lock files, which the next fetch
-removes: shallow.lock at once, for who holds our lock owns it; those of refs, which are held for
-milliseconds, when they are a few seconds old.
+changes what the whole repository knows of its depth. An import of files happens in a repository of
+its own, whose finished pack is moved here, and holds a lock of its ref. Readers need none: objects
+are there before the ref that names them. A fetch that was killed leaves at most temporary packs and
+git's own lock files, which the next one removes: shallow.lock at once, for who holds our lock owns
+it; those of refs, which are held for milliseconds, when they are a few seconds old.
 
 Depth: branches are fetched with the newest commit only (`--depth 1`, with all of its blobs). The
 whole history would be 20 times as much and serves one thing: a 3-way apply needs the blobs that a
@@ -25,6 +25,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -33,6 +34,7 @@ from typing import IO, TYPE_CHECKING
 from ptrack_build import cache
 from ptrack_build.errors import CommandFailed, HostError, SourceError
 from ptrack_build.run import Completed, call
+from ptrack_build.source.base import check_space
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -171,7 +173,6 @@ class Mirror:
         for seconds, leftovers in (
             (LOCK_SECONDS, (*self.path.glob("*.lock"), *(self.path / "refs").rglob("*.lock"))),
             (TEMPORARY_SECONDS, (*objects.glob("pack/*tmp_*"), *objects.glob("??/tmp_obj_*"))),
-            (TEMPORARY_SECONDS, tuple(self.path.glob("fast_import_crash_*"))),
         ):
             for path in leftovers:
                 with contextlib.suppress(FileNotFoundError):
@@ -235,40 +236,72 @@ class Mirror:
         It depends on the files and the message alone. Nothing is named before all is there.
         """
         with cache.lock(f"import-{cache.digest(ref)[:16]}"):
-            before = self.commit(ref)
-            if before:
+            if before := self.commit(ref):
                 return before
-            # neither deltas nor thorough compression: a third of the time for a fifth more space
-            argv = [git_program(), f"--git-dir={self.path}", "-c", "core.compression=1"]
-            argv += ["fast-import", "--quiet", "--done", "--depth=0"]
-            process = subprocess.Popen(
-                argv,
-                env=environment(),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
-            )
-            assert process.stdin is not None
-            assert process.stderr is not None
-            try:
-                with contextlib.suppress(BrokenPipeError):
-                    _feed(process.stdin, ref, entries, message)
-                    process.stdin.close()
-                complaint = process.stderr.read().decode(errors="replace").strip()
-                status = process.wait()
-            except BaseException:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-                raise
-            finally:
-                process.stderr.close()
-                with contextlib.suppress(BrokenPipeError):
-                    process.stdin.close()
-            if status != 0:
-                raise _failed_import(argv, status, complaint)
-            return self.commit(ref)
+            with self._annex() as annex:
+                self._import(annex, entries, message)
+                commit = annex.commit(ref_there := "refs/heads/import")
+                annex.git("update-ref", "-d", ref_there)
+                for suffix in (".pack", ".idx"):  # a pack counts once its index is there
+                    for path in (annex.path / "objects/pack").glob(f"*{suffix}"):
+                        path.rename(self.path / "objects/pack" / path.name)
+            self.set_ref(ref, commit)
+            return commit
+
+    @contextlib.contextmanager
+    def _annex(self) -> Iterator[Mirror]:
+        """A repository that borrows the mirror's objects; with it goes all that it was given."""
+        place = cache.directory("source", "import")
+        _sweep_old(place)
+        with tempfile.TemporaryDirectory(dir=place, ignore_cleanup_errors=True) as scratch:
+            path = Path(scratch, "annex.git")
+            git("init", "--quiet", "--bare", "--initial-branch=none", "--template=", str(path))
+            (path / "objects/info").mkdir(exist_ok=True)
+            (path / "objects/info/alternates").write_text(f"{self.path / 'objects'}\n")
+            yield Mirror(path)
+
+    @staticmethod
+    def _import(annex: Mirror, entries: Iterable[Entry], message: str) -> None:
+        # neither deltas nor thorough compression: a third of the time for a fifth more space
+        settings = ("-c", "core.compression=1", "-c", "fastimport.unpackLimit=0")
+        argv = [git_program(), f"--git-dir={annex.path}", *settings]
+        argv += ["fast-import", "--quiet", "--done", "--depth=0"]
+        process = subprocess.Popen(
+            argv,
+            env=environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        assert process.stdin is not None
+        assert process.stderr is not None
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                _feed(process.stdin, "refs/heads/import", entries, message)
+                process.stdin.close()
+            complaint = process.stderr.read().decode(errors="replace").strip()
+            status = process.wait()
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
+        finally:
+            process.stderr.close()
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+        if status != 0:
+            check_space(complaint)
+            raise CommandFailed(argv, status, tail=complaint)
+
+
+def _sweep_old(place: Path) -> None:
+    """Remove what killed imports left."""
+    for path in place.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime < time.time() - 24 * TEMPORARY_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _feed(stream: IO[bytes], ref: str, entries: Iterable[Entry], message: str) -> None:
@@ -283,13 +316,6 @@ def _feed(stream: IO[bytes], ref: str, entries: Iterable[Entry], message: str) -
         stream.write(b"\n")
     stream.write(b"\ndone\n")
     stream.flush()
-
-
-def _failed_import(argv: list[str], status: int, complaint: str) -> Exception:
-    if "No space left" in complaint:
-        what = f"no space left on the device of {cache.root()}"
-        return HostError(what, hint="free some space, or set PTRACK_CACHE to a larger place")
-    return CommandFailed(argv, status, tail=complaint)
 
 
 def checked_name(name: str) -> str:
@@ -381,10 +407,8 @@ def export(mirror: Path, commit: str, dest: Path) -> None:
         (unpack, done.returncode, done.stderr),
         (argv, archive.returncode, complaint),
     ):
-        if b"No space left" in text:
-            what = f"no space left on the device of {dest}"
-            raise HostError(what, hint="free some space, or set PTRACK_CACHE to a larger place")
         if status != 0:
+            check_space(text.decode(errors="replace"), dest)
             raise CommandFailed(command, status, tail=text.decode(errors="replace").strip())
 
 

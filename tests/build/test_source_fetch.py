@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ptrack_build import source
-from ptrack_build.errors import SourceError, UsageError
-from ptrack_build.source import lock
+from ptrack_build.errors import HostError, SourceError, UsageError
+from ptrack_build.source import base, lock
 from ptrack_build.source.distro import DistroProvider
 from ptrack_build.source.git import GitProvider
 from ptrack_build.source.tarball import TarballProvider
@@ -101,6 +101,13 @@ def test_looked_up_again(server: Server, how: str, monkeypatch: pytest.MonkeyPat
             monkeypatch.setenv("PTRACK_PG_TARBALLS", server.url + "/")
             monkeypatch.setenv("PTRACK_SOURCE", "tarball")
     assert source.fetch(major()).version == "17.4"
+
+
+def test_no_room(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "NEEDED_BYTES", 1 << 62)
+    with pytest.raises(HostError, match=r"only \d+ MB are free on the device of"):
+        source.fetch(major())
+    assert server.requests == []
 
 
 def test_a_mirror_that_was_removed_is_made_again(server: Server, cache_root: Path) -> None:

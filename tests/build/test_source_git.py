@@ -244,9 +244,10 @@ def test_interrupted_in_mid_import(cache_root: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         mirror.store("refs/ptrack/x", files(broken=True), "x")
     assert not mirror.commit("refs/ptrack/x")
+    assert not any(path.is_file() for path in (mirror.path / "objects").rglob("*"))
+    assert list((cache_root / "source/import").iterdir()) == []
     made = mirror.store("refs/ptrack/x", files(broken=False), "x")
     assert mirror.read_all(made, ["README", "nothing"]) == [b"", None]
-    assert cache_root in mirror.path.parents
 
 
 def test_over_http(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
