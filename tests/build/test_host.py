@@ -150,7 +150,7 @@ def test_a_cache_that_keeps_the_server_out_is_named(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     (closed / "prefix").mkdir(parents=True)
     closed.chmod(stat.S_IRWXU)
-    somebody = host.ServerUser(uid=65534, gid=65534, name="nobody")
+    somebody = host.ServerUser(uid=64321, gid=64321, name="nobody")
     with pytest.raises(HostError, match="keeps out the user nobody") as caught:
         host.check_reachable(closed / "prefix", somebody)
     assert "PTRACK_CACHE" in (caught.value.hint or "")
