@@ -7,13 +7,14 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-import psycopg
 import pytest
 
 from tests.harness import client, files, oracle, verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    import psycopg
 
     from tests.harness.cluster import Cluster
     from tests.harness.factory import Factory

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from typing import TYPE_CHECKING
 
@@ -134,7 +135,7 @@ def test_rows(cluster: Cluster) -> None:
     assert f"{base}_vm" in rows
     assert f"{base}_fsm" in rows
     ts = cluster.path_of("u")
-    assert ts.startswith(f"pg_tblspc/") and f"/PG_{cluster.major}_" in ts  # noqa: PT018
+    assert ts.startswith("pg_tblspc/") and f"/PG_{cluster.major}_" in ts  # noqa: PT018
     assert ts in rows
     assert cluster.path_of("v") in rows
     assert cluster.path_of("v") + "_init" not in rows, "an empty file has no row"
@@ -180,10 +181,8 @@ def test_limit_and_early_end(cluster: Cluster) -> None:
     with cluster.connect() as connection:
         connection.execute("SET statement_timeout = '1ms'")
         for _ in range(20):
-            try:
+            with contextlib.suppress(psycopg.errors.QueryCanceled):
                 connection.execute("SELECT count(*) FROM ptrack_get_pagemapset('0/0')")
-            except psycopg.errors.QueryCanceled:
-                pass
         connection.execute("RESET statement_timeout")
         connection.execute("SELECT * FROM ptrack_get_pagemapset('0/0')")
 
@@ -332,7 +331,7 @@ def test_wal_level_minimal_is_refused(factory: Factory) -> None:
     cluster = factory.create(start=False, wal_level="minimal", max_wal_senders=0)
     log = cluster.start_fails()
     assert "ptrack" in log
-    assert "minimal" in log
+    assert "wal_level" in log
     cluster.configure(ptrack__map_size=0)
     cluster.start()
     cluster.stop()
@@ -341,15 +340,15 @@ def test_wal_level_minimal_is_refused(factory: Factory) -> None:
 
 
 @pytest.mark.parametrize("value", ["-1", "32769", "'1GB1'", "1kB", "many"])
-def test_bad_sizes(cluster: Cluster, value: str) -> None:
-    cluster.stop()
+def test_bad_sizes(factory: Factory, value: str) -> None:
+    """PostgreSQL warns of a bad value for a library's setting, and takes the default: off."""
+    cluster = factory.create(start=False)
     with (cluster.data / "postgresql.conf").open("a") as conf:
         conf.write(f"ptrack.map_size = {value}\n")
-    if value == "1kB":  # a unit smaller than the setting's is rounded, to off
-        cluster.start()
-        assert cluster.value("SHOW ptrack.map_size") == "0"
-        return
-    assert "ptrack.map_size" in cluster.start_fails()
+    cluster.start()
+    assert cluster.value("SHOW ptrack.map_size") == "0"
+    if value != "1kB":  # a unit smaller than the setting's is rounded
+        assert 'parameter "ptrack.map_size"' in cluster.log_text()
 
 
 def test_setting(cluster: Cluster) -> None:
@@ -453,7 +452,7 @@ def test_unreadable_tablespace_is_an_error(cluster: Cluster) -> None:
 
 def test_files_that_are_no_relations(cluster: Cluster) -> None:
     """Strangers in the directories are passed over."""
-    for name in ("base/5/notes.txt", "base/5/1_x", "base/5/t9_99", "base/99999999999", "global/x.1"):
+    for name in ("base/5/notes.txt", "base/5/1_x", "base/5/t9_99", "global/x.1"):
         path = cluster.data / name
         path.parent.mkdir(parents=True, exist_ok=True)
         cluster.write(name, "x" * 8192)

@@ -28,11 +28,12 @@ if TYPE_CHECKING:
 
 def _pages(cluster: Cluster, name: str = "t", pages: int = 40, database: str = "postgres") -> None:
     """A table with a row a page and room on it, all hint bits set."""
+    rows = f"generate_series(0, {pages - 1})"
     cluster.script(
         [
             f"CREATE TABLE {name} (i int, x text)",
             f"ALTER TABLE {name} ALTER x SET STORAGE PLAIN",
-            f"INSERT INTO {name} SELECT i, repeat('x', 4100) FROM generate_series(0, {pages - 1}) i",
+            f"INSERT INTO {name} SELECT i, repeat('x', 4100) FROM {rows} i",
             f"VACUUM FREEZE {name}",
         ],
         database=database,

@@ -404,9 +404,10 @@ def test_full_disk(factory: Factory) -> None:
             pytest.skip("needs root and the right to mount a small file system")
         try:
             cluster.start()
+            cluster.sql("SELECT 1")  # has PostgreSQL write its own cache file there
             disk.fill()
             mark = cluster.log_size()
-            cluster.sql("CREATE TABLE u AS SELECT i, repeat('x', 900) FROM generate_series(1, 9000) i")
+            cluster.sql("CREATE TABLE u AS SELECT repeat('x', 900) FROM generate_series(1, 9000)")
             cluster.sql(CHANGE)
             redo = cluster.redo()
             cluster.checkpoint()
@@ -414,9 +415,9 @@ def test_full_disk(factory: Factory) -> None:
             assert "WARNING:  ptrack" in cluster.log_text(mark)
             oracle.look(snapshot, cluster)
             cluster.kill_all()
+            disk.free()
             cluster.start()
             safe(snapshot, cluster)
-            disk.free()
             parent = oracle.take(cluster)
             cluster.sql("UPDATE t SET i = i + 5 WHERE abs(i) % 90 = 0")
             cluster.restart()

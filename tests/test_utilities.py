@@ -52,7 +52,8 @@ def test_base_backup(factory: Factory, wal: str) -> None:
         names = [file["Path"] for file in manifest["Files"]]
         assert str(MAP) in names
         assert str(MAP_TMP) not in names
-        restored.run("pg_verifybackup", restored.data)
+        # but for the settings, which the harness changed
+        restored.run("pg_verifybackup", "-i", "postgresql.conf", restored.data)
     restored.start()
     assert restored.init_lsn() == init
     oracle.check(snapshot, restored, changed=20)
@@ -127,6 +128,7 @@ def test_rewind(factory: Factory) -> None:
     )
     assert not primary.map.exists()
     primary.adopt()
+    primary.write("postgresql.auto.conf", "")  # the standby's, which names the old primary
     primary.configure(primary_conninfo=standby.conninfo())
     primary.write("standby.signal", "")
     primary.start()
@@ -247,8 +249,8 @@ def test_resetwal(cluster: Cluster) -> None:
     assert cluster.map.exists(), "a dry run changes nothing"
     cluster.run("pg_resetwal", cluster.data)
     assert not cluster.map.exists()
-    assert not (cluster.data / MAP_TMP).exists()
     cluster.start()
+    assert not (cluster.data / MAP_TMP).exists()
     refused(snapshot, cluster)
 
 
@@ -287,10 +289,10 @@ def test_upgrade(factory: Factory) -> None:
     stale = new.map.read_bytes()
     assert stale
     bindir = new.install.bindir
-    args: list[str | Path] = ["-b", bindir, "-B", bindir, "-d", old.data, "-D", new.data, "-U", "postgres"]
+    args: list[str | Path] = ["-b", bindir, "-B", bindir, "-d", old.data, "-D", new.data]
     if new.major >= 13:
         args += ["-s", new.root]
-    new.run("pg_upgrade", *args, "--copy" if new.major >= 14 else "--verbose")
+    new.run("pg_upgrade", "-U", "postgres", *args, "--copy" if new.major >= 14 else "--verbose")
     new.start()
     verify.whole(new)
     assert new.value("SELECT count(*) FROM t") == 3000
@@ -330,6 +332,7 @@ def test_backup_chain_over_failover(factory: Factory) -> None:
     backup = client.incremental(primary, backup)
     target = factory.empty("restored")
     client.restore(backup, target)
+    (target.data / "standby.signal").unlink()
     target.start()
     verify.whole(target)
     assert verify.content(target) == verify.content(standby)

@@ -12,7 +12,6 @@ a crash or of a ``DROP DATABASE``; :meth:`Cluster.connect` gives one to keep.
 from __future__ import annotations
 
 import contextlib
-
 import shutil
 import signal
 import subprocess
@@ -442,7 +441,7 @@ class Cluster:
             for statement in statements:
                 _execute(connection, statement, ())
 
-    def value(self, statement: str, *params: object, database: str = "postgres") -> Any:
+    def value(self, statement: str, *params: object, database: str = "postgres") -> Any:  # noqa: ANN401
         """The only column of the only row."""
         rows = self.sql(statement, *params, database=database)
         assert len(rows) == 1, rows
@@ -490,9 +489,8 @@ class Cluster:
 
     def flush_wal(self) -> int:
         """Have all WAL so far on disk; returns its end."""
-        with self.connect() as connection:
-            connection.execute("SELECT txid_current()")  # the commit flushes
-        return self.position()
+        self.sql("SELECT pg_logical_emit_message(true, 'suite', '')")  # its commit flushes
+        return lsn.parse(self.value("SELECT pg_current_wal_flush_lsn()::text"))
 
     def promote(self) -> None:
         """Promote a standby and wait until it writes."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import shutil
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,14 +64,14 @@ class Factory:
             names = [name for name in EXTENSIONS if self.install.has_extension(name)]
             if self.install.has_ptrack:
                 names.append("ptrack")
+            rows = f"generate_series(1, {FILLER_BLOCKS})"
             cluster.script(
                 [
                     *(f"CREATE EXTENSION {name}" for name in names),
                     # one row a page
                     "CREATE TABLE filler (x text)",
                     "ALTER TABLE filler ALTER x SET STORAGE PLAIN",
-                    "INSERT INTO filler SELECT repeat('x', 5000) "
-                    f"FROM generate_series(1, {FILLER_BLOCKS})",
+                    f"INSERT INTO filler SELECT repeat('x', 5000) FROM {rows}",
                     "VACUUM (FREEZE) filler",
                 ]
             )

@@ -13,7 +13,6 @@ import functools
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 from ptrack_build.host import server_user
 
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Iterator, Mapping, Sequence
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -204,6 +204,11 @@ class SmallDisk:
         self._filler.unlink()
 
 
+def _copy_sparse(source: Path, target: Path) -> None:
+    target.mkdir(exist_ok=True)
+    subprocess.run(["cp", "-a", "--sparse=always", f"{source}/.", target], check=True)
+
+
 @contextlib.contextmanager
 def small_disk(path: Path, *, megabytes: int) -> Iterator[SmallDisk | None]:
     """Put a directory on a small tmpfs for a while, None where we may not mount.
@@ -211,7 +216,7 @@ def small_disk(path: Path, *, megabytes: int) -> Iterator[SmallDisk | None]:
     No server may run on it when it ends.
     """
     aside = path.parents[1] / f"{path.name}.aside"
-    shutil.copytree(path, aside)
+    _copy_sparse(path, aside)
     mounted = os.geteuid() == 0 and (
         subprocess.run(
             ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=700", "tmpfs", path],
@@ -224,7 +229,7 @@ def small_disk(path: Path, *, megabytes: int) -> Iterator[SmallDisk | None]:
         if not mounted:
             yield None
             return
-        shutil.copytree(aside, path, dirs_exist_ok=True)
+        _copy_sparse(aside, path)
         own_tree(path)
         yield SmallDisk(path)
     finally:

@@ -106,8 +106,8 @@ SCENARIOS: tuple[Scenario, ...] = (
         name="open_and_aborted",
         setup=(_table(),),
         change=(
-            "DO $$ BEGIN UPDATE t SET id = -id WHERE id % 70 = 0; "
-            "RAISE division_by_zero; EXCEPTION WHEN division_by_zero THEN NULL; END $$",
+            """DO $$ BEGIN UPDATE t SET id = -id WHERE id % 70 = 0;
+            RAISE division_by_zero; EXCEPTION WHEN division_by_zero THEN NULL; END $$""",
         ),
     ),
     Scenario(
@@ -190,8 +190,8 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario(
         name="index_builds",
         setup=(
-            "CREATE TABLE t AS SELECT i, md5(i::text) AS s, point(i, -i) AS p, "
-            "ARRAY[i, i % 50] AS a FROM generate_series(1, 3000) i",
+            """CREATE TABLE t AS SELECT i, md5(i::text) AS s, point(i, -i) AS p,
+            ARRAY[i, i % 50] AS a FROM generate_series(1, 3000) i""",
         ),
         change=(
             "CREATE INDEX ON t (s)",
@@ -356,11 +356,11 @@ SCENARIOS: tuple[Scenario, ...] = (
         name="catalog",
         setup=("CREATE TABLE keep (i int)",),
         change=(
-            "DO $$ BEGIN FOR i IN 1..40 LOOP "
-            "EXECUTE format('CREATE TABLE t%s (i int PRIMARY KEY, s text)', i); "
-            "END LOOP; END $$",
-            "DO $$ BEGIN FOR i IN 1..20 LOOP EXECUTE format('DROP TABLE t%s', i); "
-            "END LOOP; END $$",
+            """DO $$ BEGIN FOR i IN 1..40 LOOP
+            EXECUTE format('CREATE TABLE t%s (i int PRIMARY KEY, s text)', i);
+            END LOOP; END $$""",
+            """DO $$ BEGIN FOR i IN 1..20 LOOP EXECUTE format('DROP TABLE t%s', i);
+            END LOOP; END $$""",
             "ANALYZE pg_catalog.pg_class",
             "VACUUM pg_catalog.pg_attribute",
         ),
