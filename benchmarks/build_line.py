@@ -65,14 +65,20 @@ def _cache_of_its_own() -> Iterator[Path]:
         cache.remove(path)
 
 
-def _bare(tree: PatchedTree, variant: compiling.Variant, place: Path) -> float:
-    """Seconds of a plain configure, make and make install of the tree."""
+def _processor() -> float:
+    """Seconds of processor time that this process and those it waited for have used."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
+
+
+def _bare(tree: PatchedTree, variant: compiling.Variant, place: Path) -> tuple[float, float]:
+    """Seconds of a plain configure, make and make install of the tree: of the clock, of cores."""
     flags = [f for f in compiling.flags(tree, variant) if f != "--enable-depend"]
     obj, log = place / "bare", place / "bare.log"
     obj.mkdir()
     env = {"LC_ALL": "C", "MAKEFLAGS": "", "CCACHE_DISABLE": "1"}
     world = "world-bin" in (tree.path / "GNUmakefile.in").read_text()
-    began = time.monotonic()
+    began, used = time.monotonic(), _processor()
     with step("bare configure, make, make install"):
         call([tree.path / "configure", *flags], cwd=obj, env=env, log=log, quiet=True)
         into = f"DESTDIR={place / 'dest'}"
@@ -84,10 +90,10 @@ def _bare(tree: PatchedTree, variant: compiling.Variant, place: Path) -> float:
                   ["install", into], ["-C", "contrib", "install", into])
         ):  # fmt: skip
             call(["make", *words], cwd=obj, env=env, log=log, quiet=True)
-    seconds = time.monotonic() - began
+    seconds, used = time.monotonic() - began, _processor() - used
     cache.remove(obj)
     cache.remove(place / "dest")
-    return seconds
+    return seconds, used
 
 
 def _build(tree: PatchedTree, variant: compiling.Variant, extension: Path) -> float:
@@ -126,8 +132,10 @@ def measure(major: Major, *, write: bool, tests: bool = True) -> list[Row]:
     rows = []
 
     with _cache_of_its_own() as place:
-        bare = _bare(tree, variant, place)
+        bare, bare_cores = _bare(tree, variant, place)
+        used = _processor()
         cold = _build(tree, variant, compiling.EXTENSION)
+        cores = _processor() - used
         rows.append(
             Row(
                 what=f"cold build-{name} against bare configure, make and install",
@@ -135,6 +143,15 @@ def measure(major: Major, *, write: bool, tests: bool = True) -> list[Row]:
                 unit="x",
                 limit=1.05,
                 detail=f"{duration(cold)} against {duration(bare)}",
+            )
+        )
+        rows.append(
+            Row(
+                what="the same in processor time, which other work on the machine does not change",
+                value=round(cores / bare_cores, 3),
+                unit="x",
+                limit=1.05,
+                detail=f"{duration(cores)} against {duration(bare_cores)}",
             )
         )
         extension = _edited(
