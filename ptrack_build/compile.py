@@ -173,9 +173,8 @@ def build(tree: PatchedTree, variant: Variant, *, extension: Path = EXTENSION) -
 
 def _plan(tree: PatchedTree, variant: Variant) -> _Plan:
     host.ensure(host.TOOLS)
-    host.ensure(host.EXTRAS, optional=True)
     wanted = tree.source.major.libraries
-    host.ensure(wanted, optional=True)
+    host.ensure((*host.EXTRAS, *wanted), optional=True)
     libraries = host.libraries(wanted)
     compiler = tuple(host.compiler())
     identity = call([*compiler, "--version"], capture=True, quiet=True).stdout
