@@ -32,6 +32,8 @@
 #include "postgres.h"
 
 #include "access/xlog_internal.h"
+#include "catalog/objectaccess.h"
+#include "catalog/pg_database.h"
 #include "compat.h"
 #include "hooks.h"
 #include "map.h"
@@ -57,14 +59,15 @@ static void (*prev_change_end_hook) (void) = NULL;
 static void (*prev_redo_done_hook) (RelFileLocator rlocator, ForkNumber forknum, BlockNumber blkno) = NULL;
 static void (*prev_copydir_hook) (const char *fromdir, const char *todir, bool done) = NULL;
 static void (*prev_checkpoint_guts_hook) (XLogRecPtr redo, int flags) = NULL;
+static object_access_hook_type prev_object_access_hook = NULL;
 
 /*
  * Does no buffer, and no WAL that is sure to be there after a crash, stand
  * for the change?  A page without an LSN needs none: zeros that extend a
  * file, an unlogged relation.
  *
- * In recovery, truncation is redone, for its record lies beyond every redo
- * point that a restartpoint can have while it is replayed.
+ * Truncation needs one in recovery, too: replayed once more after a crash, it
+ * finds nothing to cut, and nobody would mark what grows there again.
  */
 static bool
 needs_durable_mark(BlockNumber first, BlockNumber end, ChangeKind kind, const void **pages)
@@ -76,7 +79,7 @@ needs_durable_mark(BlockNumber first, BlockNumber end, ChangeKind kind, const vo
 	for (BlockNumber i = 0; i < npages; i++)
 		if (PageGetLSN((Page) unconstify(void *, pages[i])) != InvalidXLogRecPtr)
 			return !RecoveryInProgress();
-	return kind == CHANGE_TRUNCATE && !RecoveryInProgress();
+	return kind == CHANGE_TRUNCATE;
 }
 
 /*
@@ -161,26 +164,16 @@ redo_done(RelFileLocator locator, ForkNumber forknum, BlockNumber block)
 }
 
 /*
- * A directory of relations' files is about to be copied, or has been.
+ * Mark the relations' files in dir as all changed, under the names that they
+ * have in the database of fork.
  */
 static void
-copydir_changed(const char *fromdir, const char *todir, bool done)
+mark_directory(const char *dir, PtrackFork fork)
 {
-	PtrackFork	fork;
 	RelFileList list = {0};
 	XLogRecPtr	now;
 
-	if (prev_copydir_hook)
-		prev_copydir_hook(fromdir, todir, done);
-
-	if (!relfile_parse_dir(todir, &fork.spc, &fork.db))
-		return;
-	fork.rel = InvalidOid;
-	fork.fork = MAIN_FORKNUM;
-	if (!done)
-		ptrack_publish(&fork, 0, 0);
-
-	(void) relfile_list(done ? todir : fromdir, &list);
+	(void) relfile_list(dir, &list);
 	now = ptrack_now();
 	for (size_t i = 0; i < list.nfiles; i++)
 	{
@@ -193,11 +186,62 @@ copydir_changed(const char *fromdir, const char *todir, bool done)
 	}
 	if (list.files != NULL)
 		pfree(list.files);
+}
 
+/*
+ * A directory of relations' files is about to be copied, or has been.
+ */
+static void
+copydir_changed(const char *fromdir, const char *todir, bool done)
+{
+	PtrackFork	to = {InvalidOid, InvalidOid, InvalidOid, MAIN_FORKNUM};
+	PtrackFork	from = to;
+
+	if (prev_copydir_hook)
+		prev_copydir_hook(fromdir, todir, done);
+
+	if (!relfile_parse_dir(todir, &to.spc, &to.db))
+		return;
 	if (done)
+	{
+		mark_directory(todir, to);
 		ptrack_unpublish();
-	else
+		return;
+	}
+
+	ptrack_publish(&to, 0, 0);
+	mark_directory(fromdir, to);
+
+	/* a database that moves: its old files go, and may come back otherwise */
+	if (relfile_parse_dir(fromdir, &from.spc, &from.db) && from.db == to.db)
+		mark_directory(fromdir, from);
+	ptrack_file_write_through();
+}
+
+static void
+mark_dropped(const char *path, Oid spc, Oid db, void *arg)
+{
+	PtrackFork	fork = {spc, db, InvalidOid, MAIN_FORKNUM};
+
+	if (db == *(Oid *) arg)
+		mark_directory(path, fork);
+}
+
+/*
+ * A database is about to be dropped.  Another may be made with its OID, whose
+ * files, of the same names, can grow by zeros that no WAL describes.
+ */
+static void
+object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, void *arg)
+{
+	if (prev_object_access_hook)
+		prev_object_access_hook(access, class_id, object_id, sub_id, arg);
+
+	if (access == OAT_DROP && class_id == DatabaseRelationId)
+	{
+		relfile_each_database(mark_dropped, &object_id);
 		ptrack_file_write_through();
+	}
 }
 
 static void
@@ -206,7 +250,8 @@ checkpoint_guts(XLogRecPtr redo, int flags)
 	if (prev_checkpoint_guts_hook)
 		prev_checkpoint_guts_hook(redo, flags);
 
-	ptrack_file_flush(redo, (flags & CHECKPOINT_END_OF_RECOVERY) != 0);
+	ptrack_file_flush(redo, (flags & CHECKPOINT_END_OF_RECOVERY) != 0,
+					  (flags & CHECKPOINT_IS_SHUTDOWN) != 0);
 }
 
 /*
@@ -242,4 +287,6 @@ ptrack_install_hooks(void)
 	copydir_hook = copydir_changed;
 	prev_checkpoint_guts_hook = checkpoint_guts_hook;
 	checkpoint_guts_hook = checkpoint_guts;
+	prev_object_access_hook = object_access_hook;
+	object_access_hook = object_access;
 }

@@ -426,4 +426,5 @@ ptrack_mark_published(void)
 	for (int i = 0; i < ptrack_shared->nprocs; i++)
 		if (read_entry(i, &range) && OidIsValid(range.fork.rel))
 			ptrack_mark(&range.fork, range.first, range.nblocks, now);
+	pg_memory_barrier();
 }

@@ -66,6 +66,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "access/timeline.h"
 #include "access/xlog_internal.h"
 #include "catalog/pg_control.h"
 #include "common/controldata_utils.h"
@@ -83,6 +84,9 @@
 #define HEADER_END_OF_RECOVERY	0x01	/* stamped by an end-of-recovery
 										 * checkpoint, whose timeline may be
 										 * one that the header does not name */
+#define HEADER_SHUTDOWN			0x02	/* stamped by a shutdown checkpoint, and
+										 * the server has not been started with
+										 * ptrack since */
 
 /* page states */
 #define PAGE_UNREAD				0x01	/* in the file, not merged yet */
@@ -330,6 +334,23 @@ start_of_replay(const ControlFileData *control, TimeLineID *tli, bool *replays)
 }
 
 /*
+ * Does the start begin on the timeline of the header, or on one that led to
+ * it?  The latter, if a crash came between a flush after a promotion and
+ * pg_control.
+ */
+static bool
+same_history(const MapHeader *header, XLogRecPtr start_redo, TimeLineID start_tli)
+{
+	if (header->tli == start_tli)
+		return true;
+	if (header->tli > start_tli)
+		return tliOfPointInHistory(start_redo, readTimeLineHistory(header->tli)) == start_tli;
+
+	/* the checkpoint at the end of recovery is on the new timeline already */
+	return (header->flags & HEADER_END_OF_RECOVERY) != 0 && header->redo == start_redo;
+}
+
+/*
  * Why the file must not be taken over, or PTRACK_RESET_NONE with its header
  * in header_page.  Says so in the log.
  */
@@ -416,19 +437,47 @@ judge_file(const ControlFileData *control, XLogRecPtr start_redo, TimeLineID sta
 		return PTRACK_RESET_UNLOGGED;
 	}
 	if (header->redo < start_redo ||
-		(header->tli < start_tli &&
-		 !((header->flags & HEADER_END_OF_RECOVERY) != 0 && header->redo == start_redo)))
+		!same_history(header, start_redo, start_tli) ||
+		((header->flags & HEADER_SHUTDOWN) != 0 && header->redo == start_redo &&
+		 control->state != DB_SHUTDOWNED && control->state != DB_SHUTDOWNED_IN_RECOVERY))
 	{
 		ereport(WARNING,
-				(errmsg("ptrack init: the server has run without ptrack, deleting map file \"%s\"",
+				(errmsg("ptrack init: map file \"%s\" does not know all that has happened, deleting",
 						absolute_path()),
 				 errdetail("The map ends at %X/%X on timeline %u, and this start begins at %X/%X on timeline %u.",
 						   LSN_FORMAT_ARGS(header->redo), header->tli,
 						   LSN_FORMAT_ARGS(start_redo), start_tli),
-				 errhint("The next backup must be a full one.")));
+				 errhint("The server has run without ptrack, or could not write the map.  The next backup must be a full one.")));
 		return PTRACK_RESET_STALE;
 	}
 	return PTRACK_RESET_NONE;
+}
+
+/*
+ * The file in header_page is taken over: a start without ptrack that ends in
+ * a crash leaves pg_control's redo point where it is, but not its state, and
+ * is told from one with ptrack by this flag.
+ */
+static void
+clear_shutdown(void)
+{
+	MapHeader  *header = &header_page.header;
+	int			fd;
+
+	if ((header->flags & HEADER_SHUTDOWN) == 0)
+		return;
+	header->flags &= ~HEADER_SHUTDOWN;
+	header->crc = header_crc(&header_page);
+	ptrack_shared->file_flags = header->flags;
+
+	fd = BasicOpenFile(PTRACK_FILE, O_RDWR | PG_BINARY);
+	if (fd < 0 || !write_fully(fd, &header_page, sizeof(header_page), 0) || pg_fsync(fd) != 0)
+		ereport(WARNING,
+				(errcode_for_file_access(),
+				 errmsg("ptrack init: could not write map file \"%s\": %m", absolute_path()),
+				 errhint("If the server crashes before the next checkpoint, the next backup must be a full one.")));
+	if (fd >= 0)
+		close(fd);
 }
 
 /*
@@ -477,6 +526,7 @@ ptrack_file_start(void)
 		if (shared->same_shape)
 			memset(ptrack_page_state, PAGE_UNREAD, shared->npages);
 		pg_atomic_write_u32(&shared->unread, shared->file_npages);
+		clear_shutdown();
 	}
 	else
 	{
@@ -503,7 +553,7 @@ begin_anew(void)
 	shared->reset = PTRACK_RESET_DAMAGED;
 	shared->reset_time = GetCurrentTimestamp();
 	memset(ptrack_page_state, 0, shared->npages);
-	pg_atomic_write_u64(&shared->init_lsn, ptrack_now());
+	pg_atomic_write_u64(&shared->init_lsn, 0);
 	pg_memory_barrier();
 	pg_atomic_write_u32(&shared->unread, 0);
 }
@@ -585,6 +635,10 @@ read_pages(int fd, uint32 number, uint32 n)
 			begin_anew();
 			return;
 		}
+
+		/* a crash may have left more pages than the header knew */
+		if (left == 0)
+			shared->used += shared->found_used - shared->file_used;
 		pg_memory_barrier();
 		pg_atomic_write_u32(&shared->unread, left);
 	}
@@ -592,27 +646,34 @@ read_pages(int fd, uint32 number, uint32 n)
 
 /*
  * Merge the next pages of the file, IO_PAGES at a time and rounds times, or
- * all that are left if rounds is 0.  Caller holds the lock.
+ * all that are left if rounds is 0.  False with errno set if the file cannot
+ * be opened now: too many open files are no damage.  Caller holds the lock.
  */
-static void
+static bool
 read_next(int rounds)
 {
 	PtrackShared *shared = ptrack_shared;
 	int			fd;
 
 	if (pg_atomic_read_u32(&shared->unread) == 0)
-		return;
+		return true;
 	fd = BasicOpenFile(PTRACK_FILE, O_RDONLY | PG_BINARY);
+	if (fd < 0 && errno != ENOENT)
+		return false;
 	for (int i = 0; (i < rounds || rounds == 0) && pg_atomic_read_u32(&shared->unread) > 0; i++)
 	{
-		uint32		number = shared->next_unread;
-		uint32		n = Min(IO_PAGES, shared->file_npages - number);
+		uint32		n = Min(IO_PAGES, shared->file_npages - shared->next_unread);
 
+		/* no pages left, and some not merged, would be a bug here */
+		if (n == 0)
+			begin_anew();
+		else
+			read_pages(fd, shared->next_unread, n);
 		shared->next_unread += n;
-		read_pages(fd, number, n);
 	}
 	if (fd >= 0)
 		close(fd);
+	return true;
 }
 
 /*
@@ -622,14 +683,24 @@ bool
 ptrack_file_read_some(void)
 {
 	PtrackShared *shared = ptrack_shared;
+	bool		ok;
+	int			save_errno;
 
 	if (pg_atomic_read_u32(&shared->unread) == 0)
 		return false;
 
 	/* some at a time: a flush may wait for the lock */
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	read_next(16);
+	ok = read_next(16);
+	save_errno = errno;
 	LWLockRelease(shared->lock);
+	if (!ok)
+	{
+		errno = save_errno;
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("ptrack read map: could not open map file \"%s\": %m", absolute_path())));
+	}
 	return pg_atomic_read_u32(&shared->unread) > 0;
 }
 
@@ -803,8 +874,13 @@ write_new_file(XLogRecPtr redo, TimeLineID tli, uint32 flags)
 		written = -1;
 	}
 	errno = save_errno;
-	if (written >= 0 && durable_rename(PTRACK_FILE_TMP, PTRACK_FILE, WARNING) != 0)
-		written = -1;
+	if (written >= 0)
+	{
+		/* it is there if only the fsync of the directory fails */
+		shared->exists = true;
+		if (durable_rename(PTRACK_FILE_TMP, PTRACK_FILE, WARNING) != 0)
+			written = -1;
+	}
 	if (written < 0)
 	{
 		save_errno = errno;
@@ -812,7 +888,6 @@ write_new_file(XLogRecPtr redo, TimeLineID tli, uint32 flags)
 		errno = save_errno;
 		return -1;
 	}
-	shared->exists = true;
 	shared->in_place = true;
 	shared->unsynced = false;
 	return written;
@@ -883,7 +958,8 @@ write_file(XLogRecPtr redo, TimeLineID tli, uint32 flags)
 	}
 
 	/* the file is replaced: all of the old one is needed in the new one */
-	read_next(0);
+	if (!read_next(0))
+		return -1;
 	if (redo == InvalidXLogRecPtr)
 	{
 		if (!shared->exists)
@@ -896,18 +972,38 @@ write_file(XLogRecPtr redo, TimeLineID tli, uint32 flags)
 }
 
 /*
+ * Where the WAL before a redo point ends.  A redo point is where a record
+ * begins, or will begin: that may be behind the header of a page that has not
+ * been written to yet, and the WAL there cannot be flushed.
+ */
+static XLogRecPtr
+end_of_wal_before(XLogRecPtr redo)
+{
+	if (XLogSegmentOffset(redo, wal_segment_size) == SizeOfXLogLongPHD)
+		return redo - SizeOfXLogLongPHD;
+	if (redo % XLOG_BLCKSZ == SizeOfXLogShortPHD)
+		return redo - SizeOfXLogShortPHD;
+	return redo;
+}
+
+/*
  * The checkpoint with this redo point has written its buffers and files.
  */
 void
-ptrack_file_flush(XLogRecPtr redo, bool end_of_recovery)
+ptrack_file_flush(XLogRecPtr redo, bool end_of_recovery, bool shutdown)
 {
 	PtrackShared *shared = ptrack_shared;
 	bool		in_recovery = RecoveryInProgress();
 	TimestampTz started = GetCurrentTimestamp();
 	TimeLineID	tli;
-	uint32		flags = end_of_recovery ? HEADER_END_OF_RECOVERY : 0;
+	uint32		flags = 0;
 	XLogRecPtr	init_lsn;
 	int64		written;
+
+	if (end_of_recovery)
+		flags |= HEADER_END_OF_RECOVERY;
+	if (shutdown)
+		flags |= HEADER_SHUTDOWN;
 
 	/* as map.c says: first this, then the published ranges */
 	pg_atomic_write_u64(&shared->flush_redo, redo);
@@ -926,17 +1022,18 @@ ptrack_file_flush(XLogRecPtr redo, bool end_of_recovery)
 		if (pg_atomic_read_u64(&shared->whole_lsn) < redo)
 			pg_atomic_write_u64(&shared->whole_lsn, redo);
 		pg_memory_barrier();
-		if (!in_recovery)
+
+		/* not for a restartpoint that the end of recovery has overtaken */
+		if (!in_recovery && redo >= GetXLogReplayRecPtr(NULL))
 			pg_atomic_write_u32(&shared->replayed, 0);
 	}
 
 	if (in_recovery)
 		(void) GetXLogReplayRecPtr(&tli);
 	else
-	{
 		tli = GetWALInsertionTimeLine();
-		XLogFlush(redo);
-	}
+	if (!in_recovery || end_of_recovery)
+		XLogFlush(end_of_wal_before(redo));
 
 	written = write_file(redo, tli, flags);
 	if (written < 0)
@@ -1006,7 +1103,12 @@ ptrack_decide_init_lsn(void)
 	{
 		LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 		if (pg_atomic_read_u64(&shared->init_lsn) == 0)
-			pg_atomic_write_u64(&shared->init_lsn, ptrack_now());
+		{
+			XLogRecPtr	now = ptrack_now();
+
+			/* not since the redo point itself: marks of the time before are gone */
+			pg_atomic_write_u64(&shared->init_lsn, Max(now, shared->start_redo + 8));
+		}
 		LWLockRelease(shared->lock);
 	}
 	return pg_atomic_read_u64(&shared->init_lsn);

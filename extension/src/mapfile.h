@@ -18,7 +18,7 @@ extern void ptrack_file_delete(void);
 extern void ptrack_file_start(void);
 extern bool ptrack_file_read_some(void);
 extern void ptrack_file_read_all(void);
-extern void ptrack_file_flush(XLogRecPtr redo, bool end_of_recovery);
+extern void ptrack_file_flush(XLogRecPtr redo, bool end_of_recovery, bool shutdown);
 extern void ptrack_file_write_through(void);
 extern XLogRecPtr ptrack_decide_init_lsn(void);
 

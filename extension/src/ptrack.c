@@ -25,6 +25,7 @@
 #include "ptrack.h"
 #include "storage/ipc.h"
 #include "storage/shmem.h"
+#include "tcop/tcopprot.h"
 #include "utils/builtins.h"
 
 #define PTRACK_LOCK_TRANCHE		"ptrack"
@@ -102,6 +103,8 @@ startup_shmem(void)
 void
 ptrack_loader_main(Datum main_arg pg_attribute_unused())
 {
+	/* not to die in the signal's handler, with the lock held */
+	pqsignal(SIGTERM, die);
 	BackgroundWorkerUnblockSignals();
 	ptrack_file_read_all();
 	proc_exit(0);

@@ -90,6 +90,8 @@ bit_range(uint32 from, uint32 to)
 static void
 scan_file(BlockScan *scan, const char *dir, const PtrackFork *fork, const RelFile *file, bool whole)
 {
+	/* an SP-GiST index changes its metapage without WAL */
+	bool		first_block = scan->whole;
 	uint64		start = (uint64) file->segment * RELSEG_SIZE;
 	uint64		end = start + relfile_blocks(file);
 	uint64		hash = ptrack_fork_hash(fork);
@@ -125,6 +127,8 @@ scan_file(BlockScan *scan, const char *dir, const PtrackFork *fork, const RelFil
 			}
 		}
 
+		if (base == 0 && first_block)
+			bits |= 1;
 		if (bits == 0)
 			continue;
 		bits &= bit_range((uint32) (Max(start, base) - base),
