@@ -49,14 +49,14 @@
 #pragma weak changetrack_abi
 #pragma weak change_begin_hook
 #pragma weak change_end_hook
-#pragma weak redo_done_hook
+#pragma weak redo_block_hook
 #pragma weak copydir_hook
 #pragma weak checkpoint_guts_hook
 
 static void (*prev_change_begin_hook) (SMgrRelation reln, ForkNumber forknum, BlockNumber first,
 									   BlockNumber end, ChangeKind kind, const void **pages) = NULL;
 static void (*prev_change_end_hook) (void) = NULL;
-static void (*prev_redo_done_hook) (RelFileLocator rlocator, ForkNumber forknum, BlockNumber blkno) = NULL;
+static void (*prev_redo_block_hook) (RelFileLocator rlocator, ForkNumber forknum, BlockNumber blkno) = NULL;
 static void (*prev_copydir_hook) (const char *fromdir, const char *todir, bool done) = NULL;
 static void (*prev_checkpoint_guts_hook) (XLogRecPtr redo, int flags) = NULL;
 static object_access_hook_type prev_object_access_hook = NULL;
@@ -149,18 +149,21 @@ change_end(void)
 }
 
 /*
- * Redo has found the change on disk, from before a crash that may have taken
- * its mark away.
+ * Redo comes to a block.  Until the server is consistent, it may be on disk
+ * as it was later, before a crash that took its mark away: redo then finds
+ * nothing to do, or changes the buffer first and the file some time after.
+ * From then on nothing on disk is ahead of redo.
  */
 static void
-redo_done(RelFileLocator locator, ForkNumber forknum, BlockNumber block)
+redo_block(RelFileLocator locator, ForkNumber forknum, BlockNumber block)
 {
 	PtrackFork	fork = {locator.spcOid, locator.dbOid, locator.relNumber, forknum};
 
-	if (prev_redo_done_hook)
-		prev_redo_done_hook(locator, forknum, block);
+	if (prev_redo_block_hook)
+		prev_redo_block_hook(locator, forknum, block);
 
-	ptrack_mark(&fork, block, 1, ptrack_now());
+	if (!reachedConsistency)
+		ptrack_mark(&fork, block, 1, ptrack_now());
 }
 
 /*
@@ -281,8 +284,8 @@ ptrack_install_hooks(void)
 	change_begin_hook = change_begin;
 	prev_change_end_hook = change_end_hook;
 	change_end_hook = change_end;
-	prev_redo_done_hook = redo_done_hook;
-	redo_done_hook = redo_done;
+	prev_redo_block_hook = redo_block_hook;
+	redo_block_hook = redo_block;
 	prev_copydir_hook = copydir_hook;
 	copydir_hook = copydir_changed;
 	prev_checkpoint_guts_hook = checkpoint_guts_hook;
