@@ -152,8 +152,9 @@ def major_sessions(major: Major) -> None:
 
         options = Options(session)
         options.add_argument("--locked", action="store_true", help="what matrix.lock records")
+        options.add_argument("--record", action="store_true", help="in matrix.lock, if green")
         given, rest = options.read_some()
-        outcome = suite.one(major, rest, locked=given.locked)
+        outcome = suite.one(major, rest, locked=given.locked, record=given.record)
         print(report.table([outcome]), flush=True)
         if outcome.status != "passed":
             what = f"{outcome.failures} of {outcome.tests} tests failed"
@@ -207,8 +208,9 @@ def test_all(session: nox.Session) -> None:
 
     options = Options(session)
     options.add_argument("--locked", action="store_true", help="what matrix.lock records")
+    options.add_argument("--record", action="store_true", help="in matrix.lock what is green")
     given, rest = options.read_some()
-    suite.every(MATRIX.majors, rest, locked=given.locked)
+    suite.every(MATRIX.majors, rest, locked=given.locked, record=given.record)
 
 
 @session("selftest", "check")

@@ -78,7 +78,7 @@ def pytest(
     RESULTS.mkdir(exist_ok=True)
     junit = RESULTS / f"{name}.xml"
     junit.unlink(missing_ok=True)
-    workers = os.environ.get("PTRACK_TEST_WORKERS", str(max(2, host.cpus())))
+    workers = os.environ.get("PTRACK_TEST_WORKERS", str(min(max(2, host.cpus()), 8)))
     given = [
         arg for arg in args if not arg.startswith("-") and (REPO / arg.split("::")[0]).exists()
     ]
@@ -133,15 +133,26 @@ def judged(name: str, ended: Ended, version: str, build_seconds: float) -> repor
     )
 
 
-def one(major: Major, args: Sequence[str], *, locked: bool = False) -> report.Outcome:
-    """Build a major's test variant and run the shared suite on it. Tests that fail do not raise."""
+def one(
+    major: Major, args: Sequence[str], *, locked: bool = False, record: bool = False
+) -> report.Outcome:
+    """Build a major's test variant and run the shared suite on it. Tests that fail do not raise.
+
+    record writes the source to matrix.lock when the whole suite has passed on it.
+    """
     name = f"test-{major.name}"
     began = time.monotonic()
     built = prefix(major, compiling.TEST, locked=locked)
     seconds = time.monotonic() - began
     say(f"testing {built.path}")
     ended = pytest(name, ["tests", "--ignore=tests/build"], args, built=built)
-    return judged(name, ended, built.version, seconds)
+    outcome = judged(name, ended, built.version, seconds)
+    if record and outcome.status == "passed" and not args:
+        from ptrack_build import source
+
+        source.write_lock([built.tree.source])
+        say(f"recorded in matrix.lock: PostgreSQL {built.version}")
+    return outcome
 
 
 def own(args: Sequence[str]) -> report.Outcome:
@@ -149,7 +160,9 @@ def own(args: Sequence[str]) -> report.Outcome:
     return judged("tests/build", pytest("build-line", ["tests/build"], args), "", 0.0)
 
 
-def every(majors: Sequence[Major], args: Sequence[str], *, locked: bool = False) -> None:
+def every(
+    majors: Sequence[Major], args: Sequence[str], *, locked: bool = False, record: bool = False
+) -> None:
     """The build line's tests, then the suite for all majors whose source can be had.
 
     Ends with a table that also says which majors could not be had, and why. Raises SuiteFailed if
@@ -162,7 +175,7 @@ def every(majors: Sequence[Major], args: Sequence[str], *, locked: bool = False)
         say(f"\n==== PostgreSQL {major.name} ====")
         name = f"test-{major.name}"
         try:
-            outcomes.append(one(major, args, locked=locked))
+            outcomes.append(one(major, args, locked=locked, record=record))
         except SourceError as error:
             say(str(error))
             note = error.what
