@@ -118,12 +118,11 @@ def show(prefix: Prefix, *, stay: bool = False) -> None:
     """Run the demonstration on a prefix and print its story; stay leaves the server running."""
     user = host.server_user()
     host.check_reachable(prefix.path, user)
-    with contextlib.ExitStack() as stack:
-        home = stack.enter_context(host.scratch("ptrack-demo-"))
+    with host.scratch("ptrack-demo-", keep=stay) as home:
         cluster = _Cluster(prefix=prefix, home=home, user=user)
         try:
-            stack.enter_context(_running(cluster))
-            story = _story(cluster)
+            with _running(cluster, stay=stay):
+                story = _story(cluster)
         except CommandFailed as error:
             kept = cache.directory("log") / f"demo-{prefix.tree.source.major.name}.log"
             with contextlib.suppress(OSError):
@@ -131,13 +130,11 @@ def show(prefix: Prefix, *, stay: bool = False) -> None:
             what = f"the demonstration failed: {error.what}"
             log = kept if kept.exists() else None
             raise CompileError(what, log=log, hint="the server's log says more") from error
-        if stay:
-            stack.pop_all()
     _print(cluster, story, stay=stay)
 
 
 @contextlib.contextmanager
-def _running(cluster: _Cluster) -> Iterator[None]:
+def _running(cluster: _Cluster, *, stay: bool) -> Iterator[None]:
     with step("starting a server"):
         cluster.program(
             "initdb", "-D", str(cluster.data), "-A", "trust", "-U", "postgres",
@@ -149,9 +146,13 @@ def _running(cluster: _Cluster) -> Iterator[None]:
         cluster.program("pg_ctl", *start)
     try:
         yield
+    except BaseException:
+        stay = False
+        raise
     finally:
-        with contextlib.suppress(PtrackError):
-            cluster.program("pg_ctl", "stop", "-w", "-m", "immediate", "-D", str(cluster.data))
+        if not stay:
+            with contextlib.suppress(PtrackError):
+                cluster.program("pg_ctl", "stop", "-w", "-m", "immediate", "-D", str(cluster.data))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,8 +240,8 @@ def _print(cluster: _Cluster, story: _Story, *, stay: bool) -> None:
     )
     link = cache.root() / f"pg-{major}"
     console.print("\nHow to go on", style="bold")
+    become = f"runuser -u {cluster.user.name} -- " if cluster.user else ""
     if stay:
-        become = f"runuser -u {cluster.user.name} -- " if cluster.user else ""
         console.print(
             f"  the server is running; look around:\n"
             f"    {link}/bin/psql -h {cluster.home} -U postgres {DATABASE}\n"
@@ -250,16 +251,15 @@ def _print(cluster: _Cluster, story: _Story, *, stay: bool) -> None:
             f"    {become}{link}/bin/pg_ctl stop -D {cluster.data} && rm -r {cluster.home}"
         )
         return
-    someone = f" (as a user other than root, say {cluster.user.name})" if cluster.user else ""
     console.print(
         f"  this server is gone; one that stays, to look around in:\n"
         f"    ./nox -s demo-{major} -- --stay\n"
-        f"  a server of your own{someone}:\n"
-        f"    {link}/bin/initdb -D /tmp/mine\n"
+        f"  a server of your own:\n"
+        f"    {become}{link}/bin/initdb -D /tmp/mine\n"
         f"    printf \"shared_preload_libraries = 'ptrack'\\nptrack.map_size = 64\\n\" "
         f">> /tmp/mine/postgresql.conf\n"
-        f"    {link}/bin/pg_ctl start -D /tmp/mine -l /tmp/mine.log -o '-k /tmp'\n"
-        f"    {link}/bin/psql -h /tmp postgres -c 'CREATE EXTENSION ptrack'\n"
+        f"    {become}{link}/bin/pg_ctl start -D /tmp/mine -l /tmp/mine.log -o '-k /tmp'\n"
+        f"    {become}{link}/bin/psql -h /tmp postgres -c 'CREATE EXTENSION ptrack'\n"
         f"  the proof that no changed block is lost:\n"
         f"    ./nox -s test-{major}"
     )

@@ -300,8 +300,10 @@ def check_reachable(path: Path, user: ServerUser | None) -> None:
 
 
 @contextlib.contextmanager
-def scratch(prefix: str = "ptrack-") -> Iterator[Path]:
+def scratch(prefix: str = "ptrack-", *, keep: bool = False) -> Iterator[Path]:
     """A temporary directory owned by the servers' user, removed at the end.
+
+    With keep it stays where all went well.
 
     It is made where everybody can pass ($TMPDIR, else /tmp, else /var/tmp) and its path is short
     enough for a socket.
@@ -324,8 +326,12 @@ def scratch(prefix: str = "ptrack-") -> Iterator[Path]:
         if user is not None:
             os.chown(path, user.uid, user.gid)
         yield path
+    except BaseException:
+        keep = False
+        raise
     finally:
-        cache.remove(path)
+        if not keep:
+            cache.remove(path)
 
 
 def cpus() -> int:
