@@ -59,7 +59,7 @@ try:
 except UsageError as _error:
     sys.exit(f"nox: {_error}")
 
-FAMILIES = ("build", "test", "demo")
+FAMILIES = ("build", "test", "demo", "mutants")
 
 for _word in sys.argv[1:]:  # nox names no neighbours of a session that does not exist
     _asked = re.fullmatch(rf"({'|'.join(FAMILIES)})-([\w.]+)", _word)
@@ -132,7 +132,7 @@ def session(
 
 
 def major_sessions(major: Major) -> None:
-    """build-NN, test-NN, demo-NN"""
+    """build-NN, test-NN, demo-NN, mutants-NN"""
     label = "the development branch" if major.state == "devel" else f"PostgreSQL {major.name}"
     eol = " (end of life)" if major.state == "eol" else ""
 
@@ -171,10 +171,22 @@ def major_sessions(major: Major) -> None:
         made = suite.prefix(major, compiling.RELEASE, locked=given.locked)
         demo.show(made, stay=given.stay)
 
+    def mutants(session: nox.Session) -> None:
+        from ptrack_build import report, suite
+
+        _, rest = Options(session).read_some()
+        outcome = suite.mutants(major, rest)
+        print(report.table([outcome]), flush=True)
+        if outcome.status != "passed":
+            what = f"{outcome.failures} of {outcome.tests} mutants got away"
+            raise suite.SuiteFailed(outcome.note or what, hint="pytest's output above says which")
+
     build.__doc__ = f"{label}{eol} with ptrack: fetch, patch, compile, install; prints where"
     test.__doc__ = f"{label}{eol}: the shared suite on a build with assertions and tiny segments"
     demo.__doc__ = f"{label}{eol}: what an incremental backup would read against a full one"
-    for family, function in (("build", build), ("test", test), ("demo", demo)):
+    mutants.__doc__ = f"{label}{eol}: each protection taken out in turn makes its test fail"
+    each = (("build", build), ("test", test), ("demo", demo), ("mutants", mutants))
+    for family, function in each:
         BY_FAMILY[family].append((f"{family}-{major.name}", (family, f"pg{major.name}"), function))
 
 

@@ -155,6 +155,16 @@ def one(
     return outcome
 
 
+def mutants(major: Major, args: Sequence[str]) -> report.Outcome:
+    """Take each protection out in turn and see its test fail. Slow; one at a time."""
+    built = prefix(major, compiling.TEST)
+    os.environ["PTRACK_MUTANTS_MAJOR"] = major.name
+    os.environ["PTRACK_TEST_WORKERS"] = "0"
+    args = ["-m", "slow", *args]
+    ended = pytest(f"mutants-{major.name}", ["tests/test_mutants.py"], args, built=built)
+    return judged(f"mutants-{major.name}", ended, built.version, 0.0)
+
+
 def own(args: Sequence[str]) -> report.Outcome:
     """The build line's own tests, which need no server."""
     return judged("tests/build", pytest("build-line", ["tests/build"], args), "", 0.0)

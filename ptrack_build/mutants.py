@@ -1,0 +1,168 @@
+"""Mutants: the server or the extension with one protection taken out.
+
+`tests/mutants.toml` lists them, each with the tests that have to fail on it. A mutant of the core
+is compiled in the objects of the server that is under test and linked anew, one of the extension is
+compiled alone; either becomes a prefix made of links, with the one file replaced.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ptrack_build import REPO, cache, host
+from ptrack_build import compile as compiling
+from ptrack_build.errors import UsageError
+from ptrack_build.run import call
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from ptrack_build.compile import Prefix, Workbench
+
+CATALOGUE = REPO / "tests" / "mutants.toml"
+
+
+class Part(Enum):
+    """What a mutant changes."""
+
+    CORE = "core"
+    EXTENSION = "extension"
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One place of a file: `old` becomes `new`.
+
+    old: a regular expression over lines, `.` matching no line end. function: where to look, the
+    whole file if empty. It must match at least once, and exactly `times`.
+    """
+
+    file: str
+    old: str
+    new: str = ""
+    function: str = ""
+    times: int = 1
+
+
+class Mutant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One protection less.
+
+    rule: what is taken out, in words; since, until: majors it is for; tests: node ids in tests/ of
+    which each has to fail.
+    """
+
+    name: str
+    part: Part
+    rule: str
+    changes: list[Change]
+    tests: list[str]
+    since: int = 12
+    until: int = 99
+
+
+class _Catalogue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    mutant: list[Mutant]
+
+
+def load(path: Path = CATALOGUE) -> list[Mutant]:
+    """The catalogue, in its order. Raises UsageError for what is not as it should be."""
+    try:
+        mutants = msgspec.toml.decode(path.read_bytes(), type=_Catalogue).mutant
+    except (msgspec.DecodeError, OSError) as error:
+        what = f"{path}: {error}"
+        raise UsageError(what) from error
+    names = [mutant.name for mutant in mutants]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        what = f"{path}: more than one mutant is called {', '.join(twice)}"
+        raise UsageError(what)
+    return mutants
+
+
+def applied(text: str, change: Change) -> str:
+    """The file's text with the change. Raises UsageError if it does not match as said."""
+    start, end = 0, len(text)
+    if change.function:
+        found = re.search(rf"^{re.escape(change.function)}\(.*?^}}", text, re.MULTILINE | re.DOTALL)
+        if found is None:
+            what = f"{change.file} has no function {change.function}"
+            raise UsageError(what, hint=f"adapt {CATALOGUE.name}")
+        start, end = found.span()
+    body, count = re.subn(change.old, change.new, text[start:end], flags=re.MULTILINE)
+    if count != change.times:
+        place = change.function or "the file"
+        what = f"{change.file}: {change.old!r} is {count} times in {place}, not {change.times}"
+        raise UsageError(what, hint=f"adapt {CATALOGUE.name}")
+    return text[:start] + body + text[end:]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Laboratory:
+    """Makes mutants of one prefix. bench: the objects of its server; directory: for the mutants."""
+
+    prefix: Prefix
+    bench: Workbench
+    directory: Path
+
+    def mutants(self) -> Iterator[Mutant]:
+        """Those for this major."""
+        number = self.prefix.tree.source.major.number
+        return (each for each in load() if each.since <= number <= each.until)
+
+    def make(self, mutant: Mutant) -> Path:
+        """A prefix with this mutant; the caller removes it. Raises CommandFailed, UsageError."""
+        place = self.directory / re.sub(r"\W+", "-", mutant.name)
+        cache.remove(place)
+        compiling.link_tree(self.prefix.path, place)
+        if mutant.part is Part.CORE:
+            self._core(mutant, place)
+        else:
+            self._extension(mutant, place)
+        return place
+
+    def _core(self, mutant: Mutant, place: Path) -> None:
+        touched = [self.bench.source / change.file for change in mutant.changes]
+        kept = {path: path.read_text() for path in touched}
+        try:
+            for change in mutant.changes:
+                path = self.bench.source / change.file
+                _replace(path, applied(path.read_text(), change))
+            self.bench.link()
+            _replace_file(place / "bin" / "postgres", self.bench.postgres)
+        finally:
+            for path, text in kept.items():
+                _replace(path, text)
+
+    def _extension(self, mutant: Mutant, place: Path) -> None:
+        work = self.directory / "extension"
+        cache.remove(work)
+        ignore = shutil.ignore_patterns("*.o", "*.so", "*.bc")
+        shutil.copytree(compiling.EXTENSION, work, ignore=ignore)
+        for change in mutant.changes:
+            path = work / change.file
+            path.write_text(applied(path.read_text(), change))
+        config = f"PG_CONFIG={place / 'bin' / 'pg_config'}"
+        make = ["make", "-s", "-C", str(work), config, f"-j{host.cpus()}"]
+        library = next(place.glob("lib/**/ptrack.so"))
+        call([*make, "all"], env=self.bench.env, log=self.bench.log, quiet=True)
+        _replace_file(library, work / "ptrack.so")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a new file: the old one may be a link to somebody else's."""
+    path.unlink()
+    path.write_text(text)
+
+
+def _replace_file(path: Path, other: Path) -> None:
+    mode = path.stat().st_mode
+    path.unlink()
+    shutil.copyfile(other, path)
+    os.chmod(path, mode & 0o7777)  # noqa: PTH101 - of a path that may be a link's target

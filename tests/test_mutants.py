@@ -1,0 +1,76 @@
+"""Each protection, taken out, makes the test fail that is there for it.
+
+Slow: it links a server for each mutant of the core. `nox -s mutants-NN` runs it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ptrack_build import cache, mutants
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ptrack_build.mutants import Laboratory, Mutant
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def laboratory() -> Iterator[Laboratory]:
+    from ptrack_build import compile as compiling
+    from ptrack_build import matrix, suite
+
+    major = os.environ.get("PTRACK_MUTANTS_MAJOR", "17")
+    prefix = suite.prefix(matrix.load().major(major), compiling.TEST)
+    with compiling.workbench(prefix) as bench:
+        directory = cache.directory("mutants", major)
+        try:
+            yield mutants.Laboratory(prefix=prefix, bench=bench, directory=directory)
+        finally:
+            cache.remove(directory)
+
+
+def _run(prefix: Path, tests: list[str]) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PTRACK_PREFIX": str(prefix)}
+    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_CURRENT_TEST"):
+        env.pop(name, None)
+    argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    argv += ["--timeout=300", "--tb=line", *tests]
+    return subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("mutant", mutants.load(), ids=lambda mutant: mutant.name)
+def test_caught(laboratory: Laboratory, mutant: Mutant) -> None:
+    if mutant not in list(laboratory.mutants()):
+        pytest.skip(f"not for PostgreSQL {laboratory.prefix.tree.source.major.name}")
+    place = laboratory.make(mutant)
+    try:
+        for test in mutant.tests:
+            done = _run(place, [test])
+            last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr
+            assert done.returncode == 1, (
+                f"{mutant.rule}: {test} ended with {done.returncode}: {last}"
+            )
+            assert "failed" in last, f"{mutant.rule}: {test} did not fail: {last}"
+            assert "error" not in last, f"{mutant.rule}: {test} could not run: {last}"
+    finally:
+        cache.remove(place)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_unchanged_passes(laboratory: Laboratory) -> None:
+    """What the mutants fail on passes without them."""
+    tests = sorted({test for mutant in laboratory.mutants() for test in mutant.tests})
+    done = _run(laboratory.prefix.path, tests)
+    assert done.returncode == 0, done.stdout[-4000:]
