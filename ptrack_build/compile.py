@@ -34,7 +34,7 @@ from ptrack_build.progress import say, step
 from ptrack_build.run import call
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from ptrack_build.patch import PatchedTree
     from ptrack_build.progress import Step
@@ -261,10 +261,7 @@ def _server(plan: _Plan) -> Path:
     log = plan.log
     log.unlink(missing_ok=True)
     place = cache.directory("build", plan.slot)
-    # A name of its own: should a killed run have left a make behind, it meddles with nothing here.
-    for name in ("src", *(path.name for path in place.glob("work-*"))):
-        cache.remove(place / name)
-    work = Path(tempfile.mkdtemp(prefix="work-", dir=place))
+    work = _place_for_work(place)
     memo = _Memo(plan.slot)
     began = time.monotonic()
     try:
@@ -272,10 +269,10 @@ def _server(plan: _Plan) -> Path:
             step(f"compiling {plan.title}", estimate=memo.seconds) as shown,
             cache.building(final) as scratch,
         ):
-            _hardlink(plan.tree.path, place / "src")
+            link_tree(plan.tree.path, place / "src")
             (work / "obj").mkdir()
-            _configure(plan, place / "src", work / "obj", shown)
-            count = _make(plan, place / "src", work, shown, memo)
+            _configure(plan, place / "src", work / "obj", shown, log)
+            count = _make(plan, place / "src", work, shown, memo, log)
             for item in (work / "dest" / NOMINAL_PREFIX[1:]).iterdir():
                 item.rename(scratch / item.name)
             _describe(scratch, plan, plan.key)
@@ -289,6 +286,73 @@ def _server(plan: _Plan) -> Path:
     memo.save(seconds=time.monotonic() - began, objects=count)
     _prune("server", plan, keep=final)
     return final
+
+
+def _place_for_work(place: Path) -> Path:
+    """A new directory, after what earlier runs left is removed.
+
+    Its name is its own: should a killed run have left a make behind, it meddles with nothing here.
+    """
+    for name in ("src", *(path.name for path in place.glob("work-*"))):
+        cache.remove(place / name)
+    return Path(tempfile.mkdtemp(prefix="work-", dir=place))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workbench:
+    """A server's sources and objects, to compile variations of it in no time.
+
+    source: its files (links: put new ones in their place); objects: where it is compiled;
+    env: what make has to be given; log: of all that is compiled here.
+    """
+
+    source: Path
+    objects: Path
+    env: Mapping[str, str]
+    log: Path
+
+    @property
+    def postgres(self) -> Path:
+        """The server's program, as last linked."""
+        return self.objects / "src" / "backend" / "postgres"
+
+    def link(self) -> None:
+        """Compile what has changed in the backend, and link it. Raises CommandFailed."""
+        make = ["make", "-C", str(self.objects / "src" / "backend"), f"-j{host.cpus()}", "all"]
+        call(make, env=self.env, log=self.log, quiet=True)
+
+
+@contextlib.contextmanager
+def workbench(prefix: Prefix) -> Iterator[Workbench]:
+    """The server of a prefix, compiled once more (mostly out of ccache) with its objects kept.
+
+    They are removed at the end. Raises CompileError.
+    """
+    plan = _plan(prefix.tree, prefix.variant)
+    place = cache.directory("build", f"{plan.slot}-bench")
+    log = cache.directory("log") / f"bench-{plan.slot}.log"
+    with cache.lock(f"PostgreSQL {plan.slot} for experiments"):
+        _room()
+        log.unlink(missing_ok=True)
+        work = _place_for_work(place)
+        memo = _Memo(f"{plan.slot}-bench")
+        began = time.monotonic()
+        try:
+            try:
+                with step(f"objects of {plan.title}", estimate=memo.seconds) as shown:
+                    link_tree(plan.tree.path, place / "src")
+                    (work / "obj").mkdir()
+                    _configure(plan, place / "src", work / "obj", shown, log)
+                    count = _make(plan, place / "src", work, shown, memo, log, install=False)
+            except CommandFailed as error:
+                raise _explained(plan.title, error, log) from error
+            memo.save(seconds=time.monotonic() - began, objects=count)
+            yield Workbench(
+                source=place / "src", objects=work / "obj", env=_environment(plan), log=log
+            )
+        finally:
+            for path in (work, place / "src"):
+                cache.remove(path)
 
 
 def _room() -> None:
@@ -330,7 +394,7 @@ def _environment(plan: _Plan) -> dict[str, str]:
     return env
 
 
-def _configure(plan: _Plan, src: Path, obj: Path, shown: Step) -> None:
+def _configure(plan: _Plan, src: Path, obj: Path, shown: Step, log: Path) -> None:
     """Run configure in obj; what it found out is kept for the next time with the same inputs."""
     shown.update(0.0, "configure")
     script = src / "configure"
@@ -356,7 +420,6 @@ def _configure(plan: _Plan, src: Path, obj: Path, shown: Step) -> None:
     mine = obj / "config.cache"
     if memory.is_file():
         shutil.copyfile(memory, mine)
-    log = plan.log
     # The compiler itself: what configure tries is too small and too many for ccache.
     env["PATH"] = os.environ.get("PATH", os.defpath)
     argv = [str(script), "--cache-file=config.cache", *flags]
@@ -391,8 +454,17 @@ def _cflags(variant: Variant) -> list[str]:
     return flags
 
 
-def _make(plan: _Plan, src: Path, work: Path, shown: Step, memo: _Memo) -> int:
-    """Compile in work/obj and install into work/dest; returns how many objects were compiled."""
+def _make(
+    plan: _Plan,
+    src: Path,
+    work: Path,
+    shown: Step,
+    memo: _Memo,
+    log: Path,
+    *,
+    install: bool = True,
+) -> int:
+    """Compile in work/obj, install into work/dest; returns how many objects were compiled."""
     objects = 0
     expected = memo.objects or max(1, sum(1 for _ in (src / "src").rglob("*.c")))
 
@@ -416,18 +488,21 @@ def _make(plan: _Plan, src: Path, work: Path, shown: Step, memo: _Memo) -> int:
         if "--enable-injection-points" in plan.flags and (src / module).is_dir():
             modules = [["-C", module, "all"]]
         for target in (*targets, *modules):
-            call([*make, jobs, *target], env=env, log=plan.log, quiet=True, on_line=count)
+            call([*make, jobs, *target], env=env, log=log, quiet=True, on_line=count)
         shown.update(0.95, "install")
-        for target in (*targets, *modules):
+        for target in (*targets, *modules) if install else ():
             goal = {"world-bin": "install-world-bin", "all": "install"}[target[-1]]
             words = [*make, *target[:-1], goal, into]
-            call(words, env=env, log=plan.log, quiet=True)
+            call(words, env=env, log=log, quiet=True)
     shown.update(1.0, f"{objects} files")
     return objects
 
 
-def _hardlink(source: Path, target: Path) -> None:
-    """A tree of links to the same files (copies, where the file system is another)."""
+def link_tree(source: Path, target: Path) -> None:
+    """A tree of links to the same files (copies, where the file system is another).
+
+    Who changes one of them must put a new file in its place.
+    """
 
     def link(one: str, other: str) -> None:
         try:
@@ -471,7 +546,7 @@ def _extension(plan: _Plan, server: Path, extension: Path, final: Path) -> None:
             config = f"PG_CONFIG={server / 'bin' / 'pg_config'}"
             jobs = f"-j{host.cpus()}"
             call([*make, jobs, config, "all"], env=env, log=log, quiet=True, on_line=lines.append)
-            _hardlink(server, scratch)
+            link_tree(server, scratch)
             config = f"PG_CONFIG={scratch / 'bin' / 'pg_config'}"
             call([*make, config, "install"], env=env, log=log, quiet=True)
             cache.remove(scratch / ".ptrack")
