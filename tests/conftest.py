@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from tests.harness.cluster import Cluster
 
+_MEMORY_BYTES = 3 << 30
 _LOG_TAIL = 12_000
 _FACTORY = pytest.StashKey[Factory]()
 _HERE = Path(__file__).parent
@@ -51,11 +52,21 @@ def install() -> Install:
     return Install.at(Path(prefix))
 
 
+def _parent() -> Path:
+    """Where clusters go: PTRACK_TEST_DIR, else memory where there is enough, else /tmp."""
+    given = os.environ.get("PTRACK_TEST_DIR")
+    if given:
+        return Path(given)
+    memory = Path("/dev/shm")
+    if memory.is_dir() and shutil.disk_usage(memory).free >= _MEMORY_BYTES:
+        return memory
+    return Path(tempfile.gettempdir())
+
+
 @pytest.fixture(scope="session")
 def _shared_root(testrun_uid: str) -> Iterator[Path]:
     """A directory with a short name (sockets) that the workers of this run share."""
-    parent = Path(os.environ.get("PTRACK_TEST_DIR", tempfile.gettempdir()))
-    root = parent / f"pt-{testrun_uid[:8]}"
+    root = _parent() / f"pt-{testrun_uid[:8]}"
     root.mkdir(mode=0o755, exist_ok=True)
     system.own(root)
     me = root / os.environ.get("PYTEST_XDIST_WORKER", "gw")

@@ -14,7 +14,7 @@ Backups are kept in memory: clusters of the suite have a few dozen megabytes.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,11 +71,11 @@ class Backup:
     start: int
     block_size: int
     label: str
-    directories: Sequence[str]
-    tablespaces: Sequence[str]
-    relations: Mapping[str, Part]
-    other: Mapping[str, bytes]
-    parent: Backup | None
+    directories: Sequence[str] = field(repr=False)
+    tablespaces: Sequence[str] = field(repr=False)
+    relations: Mapping[str, Part] = field(repr=False)
+    other: Mapping[str, bytes] = field(repr=False)
+    parent: Backup | None = field(repr=False)
 
     @property
     def blocks(self) -> int:

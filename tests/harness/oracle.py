@@ -48,7 +48,7 @@ class PageMap:
 
     path: str
     pagecount: int
-    pagemap: bytes
+    pagemap: bytes = field(repr=False)
 
     def blocks(self) -> list[int]:
         """The blocks, as numbers within the segment, ascending."""
@@ -86,8 +86,8 @@ class Snapshot:
     """
 
     lsn: int
-    content: Mapping[str, bytes]
-    names: Mapping[str, str] = field(default_factory=dict)
+    content: Mapping[str, bytes] = field(repr=False)
+    names: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +102,8 @@ class Lost:
     path: str
     block: int
     name: str
-    before: bytes
-    after: bytes
+    before: bytes = field(repr=False)
+    after: bytes = field(repr=False)
 
     def __str__(self) -> str:
         return (
@@ -223,11 +223,14 @@ def take(
     """Copy all relation files at a redo point.
 
     Args:
-        checkpoint: make one, so that its redo point is the LSN of the snapshot.
+        checkpoint: make one, whose redo point is the LSN of the snapshot.
         since: the LSN, where the caller has one (of a backup it started).
         usable: insist that the map can serve a backup of this LSN.
     """
     if checkpoint:
+        # What a checkpoint writes is marked past its own redo point. The first one writes, so
+        # that at the second there is nothing left to write, and no mark that hides a loss.
+        cluster.checkpoint()
         cluster.checkpoint()
     at = cluster.redo() if since is None else since
     if usable:
