@@ -63,20 +63,32 @@ def _parent() -> Path:
     return Path(tempfile.gettempdir())
 
 
+def _sweep(parent: Path) -> None:
+    """Remove what runs that were killed have left, and are not running any more."""
+    for root in parent.glob("pt-*"):
+        pids = [int(entry.suffix[1:]) for entry in root.glob("pid.*")]
+        if pids and not any(map(system.alive, pids)):
+            shutil.rmtree(root, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def _shared_root(testrun_uid: str) -> Iterator[Path]:
     """A directory with a short name (sockets) that the workers of this run share."""
-    root = _parent() / f"pt-{testrun_uid[:8]}"
+    parent = _parent()
+    _sweep(parent)
+    root = parent / f"pt-{testrun_uid[:8]}"
     root.mkdir(mode=0o755, exist_ok=True)
     system.own(root)
     me = root / os.environ.get("PYTEST_XDIST_WORKER", "gw")
     me.mkdir(mode=0o755)
     system.own(me)
+    (root / f"pid.{os.getpid()}").touch()
     yield root
     if os.environ.get("PTRACK_KEEP"):
         return
     shutil.rmtree(me, ignore_errors=True)
-    if not any(entry.name.startswith("gw") for entry in root.iterdir()):  # the last one
+    (root / f"pid.{os.getpid()}").unlink()
+    if not list(root.glob("pid.*")):  # the last one
         shutil.rmtree(root, ignore_errors=True)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import shutil
 from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
 
-from tests.harness import files, lsn, oracle
+from tests.harness import files, lsn, oracle, system
 from tests.harness.oracle import PageMap
 
 if TYPE_CHECKING:
@@ -281,7 +282,8 @@ def test_disabled(factory: Factory) -> None:
             lambda notice: notices.append((notice.severity, notice.message_primary))
         )
         row = connection.execute("SELECT ptrack_init_lsn()").fetchone()
-        assert row == ("0/0",)
+        assert row is not None
+        assert lsn.parse(row[0]) == 0
         assert notices == [("WARNING", "ptrack is disabled")]
     for call in ("ptrack_get_pagemapset('0/0')", "ptrack_get_change_stat('0/0')"):
         with pytest.raises(psycopg.Error, match="ptrack is disabled"):
@@ -472,3 +474,32 @@ def test_more_files_than_descriptors(factory: Factory) -> None:
     assert {row.path for row in cluster.pagemapset(0)} == {
         path for path, data in files.read_all(cluster.data).items() if data
     }
+
+
+@pytest.mark.skipif(shutil.which("prlimit") is None, reason="needs prlimit")
+def test_no_descriptor_left(cluster: Cluster) -> None:
+    """EMFILE during the scan: an error, or the whole answer, and never a short one."""
+    cluster.sql("CREATE TABLE t AS SELECT generate_series(1, 3000)")
+    cluster.checkpoint()
+    query = "SELECT count(*), sum(pagecount) FROM ptrack_get_pagemapset('0/0')"
+    whole = cluster.sql(query)
+    errors: list[str] = []
+    with cluster.connect() as connection:
+        pid = connection.info.backend_pid
+
+        def limit(files: int) -> None:
+            system.run(["prlimit", "--pid", str(pid), f"--nofile={files}:"], cwd=cluster.root)
+
+        assert connection.execute(query).fetchall() == whole
+        listed = system.run(["ls", f"/proc/{pid}/fd"], cwd=cluster.root).stdout.split()
+        used = max(map(int, listed)) + 1
+        for files_allowed in range(max(3, used - 4), used + 6):
+            limit(files_allowed)
+            try:
+                assert connection.execute(query).fetchall() == whole
+            except psycopg.Error as error:
+                errors.append(str(error))
+        limit(1024)
+        assert connection.execute(query).fetchall() == whole
+    assert errors, "no limit was tight enough"
+    assert all("Too many open files" in error or "out of file desc" in error for error in errors)
