@@ -42,7 +42,7 @@ def _run(prefix: Path, tests: list[str]) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PTRACK_PREFIX": str(prefix)}
     for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_CURRENT_TEST"):
         env.pop(name, None)
-    argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     argv += ["--timeout=300", "--tb=line", *tests]
     return subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
 
