@@ -7,11 +7,11 @@ import shutil
 import signal
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from tests.harness import system
+from tests.harness import oracle, system
 from tests.harness.factory import Factory
 from tests.harness.install import Install
 
@@ -134,6 +134,25 @@ def _only_these_majors(request: pytest.FixtureRequest) -> None:
     until = marker.kwargs.get("until", 1000)
     if not since <= install.major <= until:
         pytest.skip(f"not on major {install.major}: {marker.kwargs}")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    output: dict[str, object] | None = getattr(session.config, "workeroutput", None)
+    if output is not None:  # a worker: the tally goes to the one that prints
+        output["tally"] = vars(oracle.TALLY)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:  # noqa: ANN401
+    tally = getattr(node, "workeroutput", {}).get("tally")
+    if tally:
+        oracle.TALLY.add(oracle.Tally(**tally))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if oracle.TALLY.looks:
+        terminalreporter.write_line(f"oracle: {oracle.TALLY}")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Protocol
 from tests.harness import files, hints, lsn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
     from tests.harness.cluster import Cluster
 
@@ -148,6 +148,32 @@ class Comparison:
         )
 
 
+@dataclass(kw_only=True)
+class Tally:
+    """Sums over all looks at clusters of a run, for its summary."""
+
+    looks: int = 0
+    blocks: int = 0
+    changed: int = 0
+    reported: int = 0
+
+    def add(self, other: Comparison | Tally) -> None:
+        """Count one more look, or those of another process."""
+        self.looks += other.looks if isinstance(other, Tally) else 1
+        self.blocks += other.blocks
+        self.changed += other.changed
+        self.reported += other.reported
+
+    def __str__(self) -> str:
+        return (
+            f"{self.looks} looks, {self.blocks} blocks compared, {self.changed} of them changed, "
+            f"{self.reported} reported"
+        )
+
+
+TALLY = Tally()
+
+
 class LostBlocks(AssertionError):
     """The set had holes. Attributes: comparison."""
 
@@ -257,6 +283,7 @@ def look(
     comparison = compare(
         snapshot, current, reported, block_size=cluster.block_size, mask_hints=mask_hints
     )
+    TALLY.add(comparison)
     if comparison.lost:
         named = cluster.relation_names()
         lost = (
@@ -281,13 +308,11 @@ def check(
     mask_hints: bool = False,
     provider: Provider | None = None,
     changed: int = 1,
-    record: Callable[[Comparison], None] | None = None,
 ) -> Comparison:
     """Hold the promise against a cluster at rest: a look before and one after a checkpoint.
 
     Args:
         changed: at least so many blocks must differ, or the test did not test.
-        record: told of the second look, for statistics.
 
     Raises:
         LostBlocks: a block differs and was not reported.
@@ -307,8 +332,6 @@ def check(
         init = cluster.init_lsn()
         assert 0 < init <= snapshot.lsn, "the map was reset meanwhile"
     assert comparison.changed >= changed, f"nothing to see: {comparison}"
-    if record is not None:
-        record(comparison)
     return comparison
 
 
