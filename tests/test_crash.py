@@ -167,26 +167,42 @@ def test_open_transaction(factory: Factory) -> None:
     oracle.check(snapshot, cluster, changed=40)
 
 
-def test_record_after_a_page_boundary(factory: Factory) -> None:
-    """The first record of a WAL page that recovery begins at, changing a page."""
+def test_redo_point_at_a_page_boundary(factory: Factory) -> None:
+    """WAL ends with a page; the redo point is past the header of the next, not written yet."""
     cluster = factory.create(checksums=True, full_page_writes=False)
     _rows(cluster, rows=30)
     cluster.checkpoint()
+    cluster.checkpoint()
+    page = 8192
+    headers = (24, 40)  # a page's and a segment's first one: positions are shown past them
     with cluster.connect() as connection:
-        # step to just before a WAL page's end, then checkpoint: its redo point is a boundary
-        for _ in range(400):
+
+        def emit(size: int) -> int:
+            """Append a record; bytes left on the page then."""
             row = connection.execute(
-                "SELECT (pg_current_wal_insert_lsn() - '0/0') % 8192"
+                "SELECT pg_logical_emit_message(false, '', repeat('x', %s)), "
+                "(pg_current_wal_insert_lsn() - '0/0')::bigint",
+                (size,),
             ).fetchone()
             assert row is not None
-            left = 8192 - int(row[0])
-            if left < 40:
+            return -int(row[1]) % page
+
+        start = left = emit(16)
+        for _ in range(20):
+            left = emit(16)
+            if 0 < start - left < 200:
                 break
-            size = max(0, min(left - 80, 3000))
-            connection.execute(
-                "SELECT pg_logical_emit_message(false, 'p', repeat('x', %s))", (size,)
-            )
-    snapshot = oracle.take(cluster)
+            start = left
+        record = start - left  # with 16 bytes in it
+        for _ in range(2000):
+            if page - left in headers:
+                break
+            # short records on the way: the last one ends where the page does
+            left = emit(left - record + 16 if record <= left < 240 else 16)
+        assert page - left in headers, left
+    cluster.checkpoint()
+    snapshot = oracle.take(cluster, checkpoint=False)
+    assert snapshot.lsn % page in headers, "the redo point is somewhere else"
     cluster.sql("UPDATE t SET i = -i WHERE i = 7")
     cluster.evict()
     cluster.restart("immediate")
