@@ -292,7 +292,7 @@ def test_upgrade(factory: Factory) -> None:
     args: list[str | Path] = ["-b", bindir, "-B", bindir, "-d", old.data, "-D", new.data]
     if new.major >= 13:
         args += ["-s", new.root]
-    new.run("pg_upgrade", "-U", "postgres", *args, "--copy" if new.major >= 14 else "--verbose")
+    new.run("pg_upgrade", "-U", "postgres", *args, "--copy" if new.major >= 16 else "--verbose")
     new.start()
     verify.whole(new)
     assert new.value("SELECT count(*) FROM t") == 3000
