@@ -75,6 +75,7 @@ NEEDS: dict[str, Need] = {
         programs=("pkg-config",), headers=("zstd.h",),
         apt=("libzstd-dev", "pkg-config"), dnf=("libzstd-devel", "pkgconf-pkg-config"),
     ),
+    "spin": Need(programs=("spin",), apt=("spin",), dnf=("spin",)),
     "useradd": Need(programs=("useradd",), apt=("passwd",), dnf=("shadow-utils",)),
 }  # fmt: skip
 

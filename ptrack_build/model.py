@@ -1,0 +1,209 @@
+"""The models of the protocol in model/, checked by spin: docs/model.md says what they stand for.
+
+Each model is searched exhaustively with every rule on, which must find nothing, and once more for
+each of its rules with that rule off, which must find what the rule is there for.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ptrack_build import REPO, host
+from ptrack_build.errors import PtrackError, UsageError
+from ptrack_build.progress import duration, say
+from ptrack_build.run import call
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+MODELS = REPO / "model"
+MEMORY_MB = 6000
+DEPTH = 100_000
+
+#: lost: a changed block is not reported; refused: a sound map is thrown away.
+Finding = Literal["nothing", "lost", "refused"]
+
+
+class ModelFailed(PtrackError):
+    """A model found what it must not, or did not find what it must."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """A rule of the protocol, as a comment of a model states it.
+
+    Defining NO_<name> turns it off, which stands for that mutation of the C function; where says
+    in which file of extension/src the function is, or which hook is called from a function of
+    PostgreSQL's.
+    """
+
+    model: str
+    name: str
+    function: str
+    where: str
+    mutation: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What a search found. states: those stored; complete: all there are; seconds: of the search.
+
+    rule is None with every rule on.
+    """
+
+    model: str
+    rule: Rule | None
+    found: Finding
+    expected: Finding
+    states: int
+    complete: bool
+    seconds: float
+
+    @property
+    def right(self) -> bool:
+        """Whether it is what has to be found."""
+        return self.found == self.expected and (self.complete or self.found != "nothing")
+
+
+#: In order of the protocol; common.pml and server.pml are included by the others.
+NAMES = ("dirty", "buffered", "unbuffered", "truncate", "flush", "load", "basebackup")
+
+#: Rules that keep a map from being refused for nothing; without any other a block is lost.
+COSTS = {("load", "CONTROL_LAST"), ("load", "CLEAR_SHUTDOWN"), ("basebackup", "LABEL")}
+
+#: Rules of server.pml, by the model that shows what they are for.
+SHARED = {
+    "unbuffered": {
+        "CACHE", "FLUSH_IN_FLIGHT", "FLUSH_REDO_FIRST", "WRITE_THROUGH",
+    },
+    "truncate": {"FLUSH_IN_FLIGHT", "WRITE_THROUGH"},
+}  # fmt: skip
+
+_RULE = re.compile(r"/\* RULE (\w+) (\w+) \((\w+(?:\.c)?)\): ([^*]+) \*/")
+_STATES = re.compile(r"^\s*(\d+) states, stored", re.MULTILINE)
+
+
+def rules(model: str) -> list[Rule]:
+    """The rules that a model can do without, in the order of its text."""
+    found = list(_stated(model, (MODELS / f"{model}.pml").read_text()))
+    if model in SHARED:
+        shared = _stated(model, (MODELS / "server.pml").read_text())
+        found += [rule for rule in shared if rule.name in SHARED[model]]
+    return found
+
+
+def _stated(model: str, text: str) -> Iterator[Rule]:
+    for name, function, where, mutation in _RULE.findall(text):
+        yield Rule(model=model, name=name, function=function, where=where, mutation=mutation)
+
+
+def check(selected: Sequence[str] = ()) -> list[Verdict]:
+    """Search the models, or those named, with every rule on and with each off; prints a table.
+
+    Raises UsageError for a name that is no model's, HostError where spin or gcc is missing and
+    cannot be installed, ModelFailed when a verdict is not the right one.
+    """
+    for name in selected:
+        if name not in NAMES:
+            what = f"there is no model {name!r}"
+            raise UsageError(what, hint=f"models: {', '.join(NAMES)}")
+    host.ensure(["spin", "cc"])
+    began = time.monotonic()
+    verdicts = []
+    for name in selected or NAMES:
+        with tempfile.TemporaryDirectory(prefix="ptrack-model-") as folder:
+            for verdict in _searches(name, Path(folder)):
+                say(line(verdict))
+                verdicts.append(verdict)
+    wrong = [verdict for verdict in verdicts if not verdict.right]
+    say(f"{len(verdicts)} searches in {duration(time.monotonic() - began)}, {len(wrong)} wrong")
+    if wrong:
+        what = "\n".join(line(verdict) for verdict in wrong)
+        raise ModelFailed(what, hint="docs/model.md: How to read a counterexample")
+    return verdicts
+
+
+def line(verdict: Verdict) -> str:
+    """A row of the table."""
+    rule = verdict.rule
+    off = f"without {rule.name}" if rule else "all rules"
+    extent = "" if verdict.complete or verdict.found != "nothing" else ", not all searched"
+    mark = "" if verdict.right else f"  WRONG: must be {verdict.expected}"
+    what = f"{verdict.found}{extent}"
+    row = f"{verdict.model:<11} {off:<28} {what:<9} {verdict.states:>10,} states"
+    return f"{row} {verdict.seconds:6.1f} s{mark}"
+
+
+def expected(rule: Rule | None) -> Finding:
+    """What a search must find with this rule off."""
+    if rule is None:
+        return "nothing"
+    return "refused" if (rule.model, rule.name) in COSTS else "lost"
+
+
+def _searches(model: str, folder: Path) -> Iterator[Verdict]:
+    """Compile beside each other, search one after the other: a search may need all the memory."""
+    variants: list[Rule | None] = [None, *rules(model)]
+    with ThreadPoolExecutor(max_workers=host.cpus()) as pool:
+        built = pool.map(lambda rule: verifier(model, rule, folder), variants)
+        for rule, program in zip(variants, built, strict=True):
+            yield search(model, rule, program)
+
+
+def verifier(model: str, rule: Rule | None, folder: Path) -> Path:
+    """Have spin make the verifier of a model with a rule off, and compile it."""
+    place = folder / (rule.name if rule else "all")
+    place.mkdir()
+    define = [f"-DNO_{rule.name}"] if rule else []
+    call(["spin", *define, "-a", MODELS / f"{model}.pml"], cwd=place, capture=True, quiet=True)
+    optimize = "-O1" if rule else "-O2"
+    flags = [optimize, "-w", "-DSAFETY", "-DNOREDUCE", f"-DMEMLIM={MEMORY_MB}"]
+    call([*host.compiler(), *flags, "-o", "pan", "pan.c"], cwd=place, capture=True, quiet=True)
+    return place / "pan"
+
+
+def search(model: str, rule: Rule | None, program: Path) -> Verdict:
+    """Run a verifier to its end, or to the first error."""
+    began = time.monotonic()
+    output = call(
+        ["nice", "-n", "15", program, f"-m{DEPTH}", "-w22", "-n"],
+        cwd=program.parent, capture=True, quiet=True,
+    ).stdout  # fmt: skip
+    seconds = time.monotonic() - began
+    if "errors: 0" in output:
+        found: Finding = "nothing"
+    elif "assertion violated" in output and (kind := _kind(model, program.parent)):
+        found = kind
+    else:
+        what = f"the search of {model} ended otherwise than it can:\n{output.strip()}"
+        raise ModelFailed(what)
+    states = _STATES.search(output)
+    return Verdict(
+        model=model,
+        rule=rule,
+        found=found,
+        expected=expected(rule),
+        states=int(states[1]) if states else 0,
+        complete="Search not completed" not in output and "max search depth" not in output,
+        seconds=seconds,
+    )
+
+
+def _kind(model: str, place: Path) -> Finding | None:
+    """Which macro of common.pml the violated assertion came from."""
+    name = place.name
+    define = [] if name == "all" else [f"-DNO_{name}"]
+    trail = place / f"{model}.pml.trail"
+    replay = ["spin", *define, "-t", "-k", str(trail), str(MODELS / f"{model}.pml")]
+    output = call(replay, cwd=place, capture=True, check=False, quiet=True).stdout
+    where = re.search(r"spin: \S*?(\w+\.pml):(\d+), Error: assertion violated", output)
+    if where is None:
+        return None
+    text = (MODELS / where[1]).read_text().splitlines()[int(where[2]) - 1]
+    return "refused" if "refused(" in text else "lost" if "lost(" in text else None

@@ -1,0 +1,97 @@
+"""The models of the protocol: what they say of the C code is there, and spin agrees with them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ptrack_build import REPO, model
+from ptrack_build.errors import UsageError
+from ptrack_build.run import Completed
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RULES = [rule for name in model.NAMES for rule in model.rules(name)]
+
+
+def text(name: str) -> str:
+    return (model.MODELS / f"{name}.pml").read_text()
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.model}-{rule.name}")
+def test_function_is_there(rule: model.Rule) -> None:
+    """The function that obeys the rule exists: in the extension, or in an edit of the core."""
+    if rule.where.endswith(".c"):
+        source = (REPO / "extension/src" / rule.where).read_text()
+        assert re.search(rf"^{rule.function}\(", source, re.MULTILINE)
+        return
+    edits = [path.read_text() for path in (REPO / "templates/core").rglob("*.j2")]
+    assert any(
+        re.search(rf"^in +{rule.function}$", e, re.MULTILINE) and rule.where in e for e in edits
+    )
+
+
+@pytest.mark.parametrize("name", [*model.NAMES, "server"])
+def test_every_switch_is_explained(name: str) -> None:
+    """Each NO_<rule> that a model tests has its comment, and the other way round."""
+    switches = set(re.findall(r"\bNO_(\w+)", text(name)))
+    stated = {rule.name for rule in model._stated(name, text(name))}
+    elsewhere = {rule.name for rule in model.rules("unbuffered")} if name == "server" else set()
+    assert stated
+    assert stated <= switches
+    assert switches - elsewhere <= stated
+
+
+def test_shared_rules_are_shown() -> None:
+    """No rule of the included file goes without a model that needs it."""
+    stated = {rule.name for rule in model._stated("server", text("server"))}
+    assert stated == set().union(*model.SHARED.values())
+
+
+def test_table_in_docs() -> None:
+    """docs/model.md lists exactly the rules there are."""
+    listed = re.findall(
+        r"^\| `(\w+)` \| (\w+) \| `(\w+)` \|", (REPO / "docs/model.md").read_text(), re.MULTILINE
+    )
+    assert sorted(listed) == sorted((r.name, r.model, r.function) for r in RULES)
+
+
+def test_unknown_model() -> None:
+    with pytest.raises(UsageError, match="no model 'bufered'"):
+        model.check(["bufered"])
+
+
+def test_a_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How spin, the compiler and the verifier are called, and what is made of their output."""
+    calls: list[list[str]] = []
+
+    def call(argv: list[object], **_: object) -> Completed:
+        calls.append([str(word) for word in argv])
+        output = " 12 states, stored\nState-vector 8 byte, depth reached 3, errors: 0\n"
+        return Completed(argv=(), returncode=0, stdout=output)
+
+    monkeypatch.setattr(model, "call", call)
+    rule = next(rule for rule in RULES if rule.name == "CLEAR_FIRST")
+    program = model.verifier("dirty", rule, tmp_path)
+    verdict = model.search("dirty", rule, program)
+    assert calls[0][:3] == ["spin", "-DNO_CLEAR_FIRST", "-a"]
+    assert "-DNOREDUCE" in calls[1]
+    assert str(program) in calls[2]
+    assert (verdict.found, verdict.expected, verdict.states) == ("nothing", "lost", 12)
+    assert not verdict.right
+    assert "WRONG: must be lost" in model.line(verdict)
+
+
+@pytest.mark.skipif(shutil.which("spin") is None, reason="spin is not installed")
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
+def test_smallest_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One model from the beginning to the end; the session `model` does them all."""
+    del tmp_path
+    verdicts = model.check(["dirty"])
+    assert all(verdict.right for verdict in verdicts)
+    assert len(verdicts) == 1 + len(model.rules("dirty"))
+    assert "all rules" in capsys.readouterr().out
