@@ -43,14 +43,23 @@ def _grow_and_lose(cluster: Cluster, table: str, rows: int, database: str = "pos
     cluster.start()
 
 
+def _emptied(cluster: Cluster) -> None:
+    """Leave nothing to do for the next VACUUM but to truncate: no record of it names a block."""
+    cluster.sql("DELETE FROM t")
+    cluster.sql("VACUUM (TRUNCATE false) t")
+    cluster.sql("VACUUM (TRUNCATE false, FREEZE) t")
+    cluster.checkpoint()
+
+
 def test_truncated_before_the_crash(factory: Factory) -> None:
     """Replayed once more, a truncation finds nothing to cut, and nobody would mark it."""
     cluster = factory.create(checksums=True, shared_buffers="16MB", wal_writer_delay="10s")
     _pages(cluster)
     snapshot = oracle.take(cluster)
-    cluster.sql("DELETE FROM t")
+    _emptied(cluster)
     cluster.sql("VACUUM t")
     assert cluster.value("SELECT pg_relation_size('t')") == 0
+    cluster.flush_wal()
     cluster.kill_all()
     cluster.start()
     _grow_and_lose(cluster, "t", 12)
@@ -69,7 +78,9 @@ def test_truncated_on_a_standby(factory: Factory) -> None:
     primary.checkpoint()
     standby.catch_up(primary)
     snapshot = oracle.take(standby)
-    primary.sql("DELETE FROM t")
+    _emptied(primary)
+    standby.catch_up(primary)
+    standby.checkpoint()
     primary.sql("VACUUM t")
     standby.catch_up(primary)
     assert not standby.relation_bytes("t")
@@ -237,5 +248,21 @@ def test_sp_gist_metapage(factory: Factory) -> None:
     snapshot = oracle.take(cluster)
     cluster.sql("INSERT INTO t SELECT point(i, -i) FROM generate_series(1, 4000) i")
     cluster.evict()
+    cluster.restart("immediate")
+    oracle.check(snapshot, cluster)
+
+
+def test_free_space_map(factory: Factory) -> None:
+    """What VACUUM writes into its upper pages is in no WAL."""
+    cluster = factory.create(checksums=True)
+    _pages(cluster)
+    cluster.sql("VACUUM t")
+    snapshot = oracle.take(cluster)
+    cluster.sql("DELETE FROM t WHERE i % 2 = 0")
+    cluster.sql("VACUUM (TRUNCATE false) t")
+    cluster.evict()
+    found = oracle.compare(snapshot, files.read_all(cluster.data), []).lost
+    path = cluster.path_of("t") + "_fsm"
+    assert {1, 2} <= {one.block for one in found if one.path == path}, "the map did not change"
     cluster.restart("immediate")
     oracle.check(snapshot, cluster)
