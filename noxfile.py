@@ -307,6 +307,15 @@ def print_matrix(session: nox.Session) -> None:
     print(json.dumps(ci.matrix(MATRIX), indent=1))
 
 
+@session("model", "check")
+def model(session: nox.Session) -> None:
+    """Search the models of the map's protocol with spin; each rule off has to lose a block."""
+    from ptrack_build import model
+
+    _, rest = Options(session).read_some()
+    model.check(rest)
+
+
 @session("bench-build", "bench")
 def bench_build(session: nox.Session) -> None:
     """Time the build line: cold against bare make, unchanged, after edits; into benchmarks/."""

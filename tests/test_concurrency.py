@@ -84,11 +84,7 @@ def test_relations_that_come_and_go(factory: Factory) -> None:
     cluster.checkpoint()
     path = cluster.path_of("keep")
     current = files.read_all(cluster.data)
-    need = {
-        lost.block
-        for lost in oracle.compare(snapshot, current, []).lost
-        if lost.path == path
-    }
+    need = {lost.block for lost in oracle.compare(snapshot, current, []).lost if lost.path == path}
     assert need
 
     def tables() -> None:

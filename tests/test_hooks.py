@@ -86,9 +86,7 @@ def test_zero_extend_hook(factory: Factory) -> None:
     on_disk = cluster.relation_bytes("t")
     assert len(on_disk) // cluster.block_size > 40
     assert not any(on_disk[40 * cluster.block_size :]), "it was written already"
-    assert set(range(40, len(on_disk) // cluster.block_size)) <= cluster.reported(
-        "t", snapshot.lsn
-    )
+    assert set(range(40, len(on_disk) // cluster.block_size)) <= cluster.reported("t", snapshot.lsn)
     oracle.check(snapshot, cluster)
 
 

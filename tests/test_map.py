@@ -179,14 +179,10 @@ def test_library_out_during_recovery(cluster: Cluster) -> None:
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 def test_library_out_and_wal_minimal(cluster: Cluster, mode: str) -> None:
     snapshot = before(cluster)
-    cluster.restart(
-        shared_preload_libraries="", wal_level="minimal", max_wal_senders=0
-    )
+    cluster.restart(shared_preload_libraries="", wal_level="minimal", max_wal_senders=0)
     cluster.sql("BEGIN; CREATE TABLE m AS SELECT generate_series(1, 5000) i; COMMIT")
     cluster.sql(CHANGE)
-    cluster.restart(
-        mode, shared_preload_libraries="ptrack", wal_level="replica", max_wal_senders=4
-    )
+    cluster.restart(mode, shared_preload_libraries="ptrack", wal_level="replica", max_wal_senders=4)
     refused(snapshot, cluster)
 
 

@@ -235,9 +235,9 @@ def test_on_a_server(factory: Factory) -> None:
         with pytest.raises(LostBlocks) as caught:
             oracle.look(snapshot, cluster, provider=exact)
         assert [(one.path, one.block) for one in caught.value.comparison.lost] == [(path, block)]
-    assert "postgres: t" in "".join(
-        str(one) for one in compare_names(cluster, snapshot)
-    ), "the report names relations"
+    assert "postgres: t" in "".join(str(one) for one in compare_names(cluster, snapshot)), (
+        "the report names relations"
+    )
 
     with pytest.raises(LostBlocks):
         oracle.check(snapshot, cluster, provider=lambda _since: [])

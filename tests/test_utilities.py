@@ -157,9 +157,7 @@ def test_rewind_from_directory(factory: Factory) -> None:
     primary.stop()
     standby.stop()
     source_map = standby.map.read_bytes()
-    primary.run(
-        "pg_rewind", "-D", primary.data, f"--source-pgdata={standby.data}", "--no-sync"
-    )
+    primary.run("pg_rewind", "-D", primary.data, f"--source-pgdata={standby.data}", "--no-sync")
     assert not primary.map.exists(), "the source's map is not the target's"
     assert standby.map.read_bytes() == source_map
 

@@ -132,9 +132,7 @@ class Cluster:
         """Settings that go with this directory, after data came from another cluster."""
         self.configure({"unix_socket_directories": str(self.root), "cluster_name": self.name})
 
-    def configure(
-        self, settings: Mapping[str, Value] | None = None, /, **more: Value
-    ) -> None:
+    def configure(self, settings: Mapping[str, Value] | None = None, /, **more: Value) -> None:
         """Append to postgresql.conf; a name's ``__`` stands for a dot (``ptrack__map_size``)."""
         lines = [
             f"{name.replace('__', '.')} = {setting(value)}\n"
@@ -529,8 +527,8 @@ class Cluster:
         for (database,) in databases:
             with contextlib.suppress(psycopg.Error):
                 names.update(
-                    (path, f"{database}: {name}") for path, name in self.sql(
-                        query, database=database)
+                    (path, f"{database}: {name}")
+                    for path, name in self.sql(query, database=database)
                 )
         return names
 
@@ -582,5 +580,3 @@ def _execute(
         rows = cursor.fetchall() if cursor.description is not None else []
         if not cursor.nextset():
             return rows
-
-

@@ -106,9 +106,7 @@ class Factory:
         """
         template = self.template(checksums=checksums)
         cluster = self.empty(name)
-        subprocess.run(
-            ["cp", "-a", "--reflink=auto", template, cluster.data], check=True
-        )
+        subprocess.run(["cp", "-a", "--reflink=auto", template, cluster.data], check=True)
         cluster.adopt()
         if ptrack:
             cluster.configure(PTRACK)
@@ -137,9 +135,7 @@ class Factory:
             for (location,) in source.sql("SELECT pg_tablespace_location(oid) FROM pg_tablespace")
             if location.startswith("/")
         ]
-        source.run(
-            "pg_basebackup", "-D", target.data, "-c", "fast", "--no-sync", *mapping, *args
-        )
+        source.run("pg_basebackup", "-D", target.data, "-c", "fast", "--no-sync", *mapping, *args)
         target.adopt()
         return target
 

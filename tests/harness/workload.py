@@ -30,8 +30,7 @@ def _table(name: str = "t", rows: int = 1000, extra: str = "") -> str:
 
 def _insert(name: str = "t", rows: int = 300, first: int = 100_000) -> str:
     return (
-        f"INSERT INTO {name} SELECT i, {_WIDE} "
-        f"FROM generate_series({first}, {first + rows - 1}) i"
+        f"INSERT INTO {name} SELECT i, {_WIDE} FROM generate_series({first}, {first + rows - 1}) i"
     )
 
 
