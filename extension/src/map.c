@@ -318,7 +318,10 @@ ptrack_merge_line(uint32 line, const uint64 *slots)
 void
 ptrack_merge_resized(uint32 line, uint32 nlines, const uint64 *slots)
 {
-	/* the least and the greatest 32-bit hash h with (h * nlines) >> 32 == line */
+	/*
+	 * the least and the greatest 32-bit hash h with (h * nlines) >> 32 ==
+	 * line
+	 */
 	uint64		lo = (((uint64) line << 32) + nlines - 1) / nlines;
 	uint64		hi = (((uint64) (line + 1) << 32) + nlines - 1) / nlines - 1;
 	uint32		first = (uint32) ((lo * ptrack_shared->nlines) >> 32);

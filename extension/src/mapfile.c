@@ -84,9 +84,9 @@
 #define HEADER_END_OF_RECOVERY	0x01	/* stamped by an end-of-recovery
 										 * checkpoint, whose timeline may be
 										 * one that the header does not name */
-#define HEADER_SHUTDOWN			0x02	/* stamped by a shutdown checkpoint, and
-										 * the server has not been started with
-										 * ptrack since */
+#define HEADER_SHUTDOWN			0x02	/* stamped by a shutdown checkpoint,
+										 * and the server has not been started
+										 * with ptrack since */
 
 /* page states */
 #define PAGE_UNREAD				0x01	/* in the file, not merged yet */
@@ -1106,7 +1106,10 @@ ptrack_decide_init_lsn(void)
 		{
 			XLogRecPtr	now = ptrack_now();
 
-			/* not since the redo point itself: marks of the time before are gone */
+			/*
+			 * not since the redo point itself: marks of the time before are
+			 * gone
+			 */
 			pg_atomic_write_u64(&shared->init_lsn, Max(now, shared->start_redo + 8));
 		}
 		LWLockRelease(shared->lock);

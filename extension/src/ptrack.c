@@ -38,7 +38,10 @@
 #endif
 
 #ifdef PG_MODULE_MAGIC_EXT
-PG_MODULE_MAGIC_EXT(.name = "ptrack", .version = PTRACK_VERSION);
+PG_MODULE_MAGIC_EXT(
+					.name = "ptrack",
+					.version = PTRACK_VERSION
+);
 #else
 PG_MODULE_MAGIC;
 #endif

@@ -166,7 +166,7 @@ compare_oids(const void *a, const void *b)
 static void
 scan_database(const char *path, Oid spc, Oid db, void *arg)
 {
-	BlockScan	   *scan = (BlockScan *) arg;
+	BlockScan  *scan = (BlockScan *) arg;
 	RelFileList list = {0};
 	Oid		   *unlogged = NULL;
 	size_t		nunlogged = 0;
@@ -253,7 +253,7 @@ put_row(BlockScan *scan, const char *path, uint64 nblocks, Size nbytes)
 Datum
 ptrack_get_pagemapset(PG_FUNCTION_ARGS)
 {
-	BlockScan		scan = {0};
+	BlockScan	scan = {0};
 
 	if (!ptrack_enabled())
 		ereport(ERROR,
@@ -283,7 +283,7 @@ count_file(BlockScan *scan, const char *path pg_attribute_unused(), uint64 nbloc
 Datum
 ptrack_get_change_stat(PG_FUNCTION_ARGS)
 {
-	BlockScan		scan = {0};
+	BlockScan	scan = {0};
 	ReturnSetInfo *rows = ptrack_begin_rows(fcinfo);
 	Datum		values[3];
 	bool		nulls[3] = {false, true, true};
