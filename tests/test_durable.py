@@ -55,8 +55,8 @@ def test_truncated_before_the_crash(factory: Factory) -> None:
     """Replayed once more, a truncation finds nothing to cut, and nobody would mark it."""
     cluster = factory.create(checksums=True, shared_buffers="16MB", wal_writer_delay="10s")
     _pages(cluster)
-    snapshot = oracle.take(cluster)
     _emptied(cluster)
+    snapshot = oracle.take(cluster)
     cluster.sql("VACUUM t")
     assert cluster.value("SELECT pg_relation_size('t')") == 0
     cluster.flush_wal()
@@ -74,13 +74,10 @@ def test_truncated_on_a_standby(factory: Factory) -> None:
     primary = factory.create(checksums=True)
     _pages(primary)
     standby = factory.standby(primary)
-    standby.catch_up(primary)
-    primary.checkpoint()
-    standby.catch_up(primary)
-    snapshot = oracle.take(standby)
     _emptied(primary)
     standby.catch_up(primary)
     standby.checkpoint()
+    snapshot = oracle.take(standby)
     primary.sql("VACUUM t")
     standby.catch_up(primary)
     assert not standby.relation_bytes("t")
@@ -254,7 +251,7 @@ def test_sp_gist_metapage(factory: Factory) -> None:
 
 def test_free_space_map(factory: Factory) -> None:
     """What VACUUM writes into its upper pages is in no WAL."""
-    cluster = factory.create(checksums=True)
+    cluster = factory.create(checksums=False)  # with them, its hints are logged
     _pages(cluster)
     cluster.sql("VACUUM t")
     snapshot = oracle.take(cluster)
@@ -265,4 +262,4 @@ def test_free_space_map(factory: Factory) -> None:
     path = cluster.path_of("t") + "_fsm"
     assert {1, 2} <= {one.block for one in found if one.path == path}, "the map did not change"
     cluster.restart("immediate")
-    oracle.check(snapshot, cluster)
+    oracle.check(snapshot, cluster, mask_hints=True)
