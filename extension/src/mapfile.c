@@ -1004,6 +1004,14 @@ ptrack_file_flush(XLogRecPtr redo, bool end_of_recovery, bool shutdown)
 		flags |= HEADER_END_OF_RECOVERY;
 	if (shutdown)
 		flags |= HEADER_SHUTDOWN;
+	if (in_recovery)
+		(void) GetXLogReplayRecPtr(&tli);
+	else
+		tli = GetWALInsertionTimeLine();
+
+	/* step 4, with nobody waiting for the lock; the header comes later */
+	if (!in_recovery || end_of_recovery)
+		XLogFlush(end_of_wal_before(redo));
 
 	/* as map.c says: first this, then the published ranges */
 	pg_atomic_write_u64(&shared->flush_redo, redo);
@@ -1027,13 +1035,6 @@ ptrack_file_flush(XLogRecPtr redo, bool end_of_recovery, bool shutdown)
 		if (!in_recovery && redo >= GetXLogReplayRecPtr(NULL))
 			pg_atomic_write_u32(&shared->replayed, 0);
 	}
-
-	if (in_recovery)
-		(void) GetXLogReplayRecPtr(&tli);
-	else
-		tli = GetWALInsertionTimeLine();
-	if (!in_recovery || end_of_recovery)
-		XLogFlush(end_of_wal_before(redo));
 
 	written = write_file(redo, tli, flags);
 	if (written < 0)
