@@ -318,7 +318,7 @@ class Workbench:
 
     def link(self) -> None:
         """Compile what has changed in the backend, and link it. Raises CommandFailed."""
-        make = ["make", "-C", str(self.objects / "src" / "backend"), f"-j{host.cpus()}", "all"]
+        make = ["make", "-C", str(self.objects / "src" / "backend"), f"-j{host.jobs()}", "all"]
         call(make, env=self.env, log=self.log, quiet=True)
 
 
@@ -481,7 +481,7 @@ def _make(
     into = f"DESTDIR={work / 'dest'}"
     env = _environment(plan)
     with cache.lock("other majors"):
-        jobs = f"-j{host.cpus()}"
+        jobs = f"-j{host.jobs()}"
         targets = [["world-bin"]] if world else [["all"], ["-C", "contrib", "all"]]
         modules = []
         module = "src/test/modules/injection_points"
@@ -492,7 +492,7 @@ def _make(
         shown.update(0.95, "install")
         for target in (*targets, *modules) if install else ():
             goal = {"world-bin": "install-world-bin", "all": "install"}[target[-1]]
-            words = [*make, *target[:-1], goal, into]
+            words = [*make, jobs, *target[:-1], goal, into]
             call(words, env=env, log=log, quiet=True)
     shown.update(1.0, f"{objects} files")
     return objects
@@ -544,7 +544,7 @@ def _extension(plan: _Plan, server: Path, extension: Path, final: Path) -> None:
                 (work / file.relative_to(extension)).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(file, work / file.relative_to(extension))
             config = f"PG_CONFIG={server / 'bin' / 'pg_config'}"
-            jobs = f"-j{host.cpus()}"
+            jobs = f"-j{host.jobs()}"
             call([*make, jobs, config, "all"], env=env, log=log, quiet=True, on_line=lines.append)
             link_tree(server, scratch)
             config = f"PG_CONFIG={scratch / 'bin' / 'pg_config'}"

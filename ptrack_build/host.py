@@ -337,7 +337,14 @@ def scratch(prefix: str = "ptrack-", *, keep: bool = False) -> Iterator[Path]:
 
 def cpus() -> int:
     """Cores this process may use; PTRACK_JOBS overrides."""
+    return _told_jobs() or len(os.sched_getaffinity(0))
+
+
+def jobs() -> int:
+    """How many compilers to run at once: one more than there are cores, for when one waits."""
+    return _told_jobs() or cpus() + 1
+
+
+def _told_jobs() -> int:
     named = os.environ.get("PTRACK_JOBS", "")
-    if named.isdigit() and int(named) > 0:
-        return int(named)
-    return len(os.sched_getaffinity(0))
+    return int(named) if named.isdigit() else 0
