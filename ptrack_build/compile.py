@@ -188,6 +188,7 @@ def _plan(tree: PatchedTree, variant: Variant) -> _Plan:
         repr(variant),
         repr(compiler),
         identity,
+        *tree.source.major.cflags,
         *(host.stamp(name) for name in libraries),
         *(f"{name}={os.environ.get(name, '')}" for name in ENVIRONMENT),
     )
@@ -407,7 +408,7 @@ def _configure(plan: _Plan, src: Path, obj: Path, shown: Step, log: Path) -> Non
             rf"(with|enable)[-_]{bare.replace('-', '[-_]')}\b", known
         ):
             flags.remove(flag)
-    cflags = _cflags(plan.variant)
+    cflags = [*plan.tree.source.major.cflags, *_cflags(plan.variant)]
     env = _environment(plan)
     if cflags:
         env["CFLAGS"] = " ".join([os.environ.get("CFLAGS", "-O2"), *cflags])

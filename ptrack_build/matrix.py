@@ -31,6 +31,7 @@ class Major(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     state: State
     suites: tuple[str, ...] = ()
     libraries: tuple[Library, ...] = ()
+    cflags: tuple[str, ...] = ()
 
 
 class Matrix(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
