@@ -95,6 +95,8 @@ def test_everything(
 ) -> None:
     pair = make_pair(factory, checksums=checksums, **settings)
     scenarios = workload.available(pair.primary)
+    if not pair.primary.install.replays_dropped_databases:
+        scenarios = [scenario for scenario in scenarios if not scenario.databases]
     workload.set_up(pair.primary, scenarios)
     snapshot = pair.snapshot()
     workload.change(pair.primary, scenarios)
@@ -104,9 +106,11 @@ def test_everything(
     end(pair)
     if end not in (_promote, _kill_and_promote):
         pair.standby.catch_up(pair.primary)
-    oracle.look(snapshot, pair.standby)
+    # a standby that stops without a new restartpoint forgets what it set hint bits on
+    mask = not checksums and end is not _running
+    oracle.look(snapshot, pair.standby, mask_hints=mask)
     pair.primary.checkpoint()
-    oracle.check(snapshot, pair.standby, changed=300)
+    oracle.check(snapshot, pair.standby, mask_hints=mask, changed=300)
     if not pair.standby.in_recovery:
         again = oracle.take(pair.standby)
         pair.standby.sql("UPDATE heap.t SET id = id + 1 WHERE id % 50 = 0")

@@ -57,7 +57,6 @@ BASE: Mapping[str, Value] = {
     "min_wal_size": "2MB",
     "log_checkpoints": False,
     "log_line_prefix": "%m [%p] ",
-    "allow_in_place_tablespaces": True,  # for the session and for replay
     "dynamic_shared_memory_type": "mmap",
     "huge_pages": False,
     "jit": False,
@@ -122,6 +121,8 @@ class Cluster:
         system.run(argv, cwd=self.root)
         self.configure(BASE)
         self.configure(self._keep_wal())
+        if self.install.has_in_place_tablespaces:
+            self.configure(allow_in_place_tablespaces=True)  # for the session and for replay
 
     def _keep_wal(self) -> dict[str, Value]:
         if self.install.major >= 13:

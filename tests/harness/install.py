@@ -66,6 +66,24 @@ class Install:
         """Whether the extension is installed."""
         return (self.sharedir / "extension" / "ptrack.control").exists()
 
+    def _from_minor(self, first: dict[int, int]) -> bool:
+        """Whether this is a minor not before the first one named for its major."""
+        minor = self.version.partition(".")[2]
+        return not minor.isdecimal() or int(minor) >= first.get(self.major, 0)
+
+    @property
+    def has_in_place_tablespaces(self) -> bool:
+        """Whether allow_in_place_tablespaces is known; it came to 12, 13 and 14 in minors."""
+        return self._from_minor({12: 10, 13: 6, 14: 2})
+
+    @property
+    def replays_dropped_databases(self) -> bool:
+        """Whether a standby that crashed can replay the copy of a directory dropped since.
+
+        Before, its recovery stops with "could not open directory", whatever is loaded.
+        """
+        return self._from_minor({12: 12, 13: 8, 14: 5})
+
     def has_extension(self, name: str) -> bool:
         """Whether an extension (contrib) can be created."""
         return (self.sharedir / "extension" / f"{name}.control").exists()

@@ -43,6 +43,7 @@ class Scenario:
         setup: statements before the snapshot.
         change: statements after it.
         since: first major that has it.
+        in_place: it needs tablespaces in place.
         checkpoints: the change makes checkpoints of its own (whole databases do).
         databases: databases it may leave behind.
     """
@@ -51,8 +52,14 @@ class Scenario:
     setup: Sequence[str] = ()
     change: Sequence[str] = ()
     since: int = 12
+    in_place: bool = False
     checkpoints: bool = False
     databases: Sequence[str] = ()
+
+    def fits(self, cluster: Cluster) -> bool:
+        """Whether the cluster's version can do it."""
+        in_place = cluster.install.has_in_place_tablespaces
+        return cluster.major >= self.since and (in_place or not self.in_place)
 
 
 def _index(method: str, column: str, value: str, *, rows: int = 2000) -> Scenario:
@@ -297,6 +304,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     ),
     Scenario(
         name="in_place_tablespace",
+        in_place=True,
         setup=(
             "CREATE TABLESPACE in_place LOCATION ''",
             _table("t", extra="TABLESPACE in_place"),
@@ -464,7 +472,7 @@ SCENARIOS: tuple[Scenario, ...] = (
 
 def available(cluster: Cluster) -> list[Scenario]:
     """The scenarios of this major; those that checkpoint first."""
-    mine = [scenario for scenario in SCENARIOS if scenario.since <= cluster.major]
+    mine = [scenario for scenario in SCENARIOS if scenario.fits(cluster)]
     return sorted(mine, key=lambda scenario: not scenario.checkpoints)
 
 
