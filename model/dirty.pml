@@ -100,11 +100,11 @@ proctype Flush()
 		};
 		if
 		:: flag ->
-			/* RULE READ_FIRST write_pages (mapfile.c): a page that was not read is overwritten */
+			/* RULE READ_FIRST write_pages (mapflush.c): a page that was not read is overwritten */
 #ifndef NO_READ_FIRST
 			merge();
 #endif
-			/* RULE CLEAR_FIRST copy_page (mapfile.c): the dirty flag is cleared after the copy */
+			/* RULE CLEAR_FIRST copy_page (mapflush.c): the dirty flag is cleared after the copy */
 #ifndef NO_CLEAR_FIRST
 			flag = false;
 #endif
@@ -132,7 +132,7 @@ proctype Query(byte lsn)
 	bool before[5];
 	bool reported;
 
-	/* RULE READ_ALL ptrack_decide_init_lsn (mapfile.c): no ptrack_file_read_all */
+	/* RULE READ_ALL ptrack_decide_init_lsn (mapload.c): no ptrack_file_read_all */
 #ifndef NO_READ_ALL
 	atomic { !lock -> lock = true };
 	merge();

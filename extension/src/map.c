@@ -28,7 +28,7 @@
  *	 reads the in-flight table.  With a full barrier between the steps on both
  *	 sides, at least one sees the other.
  *
- * Durability is mapfile.c's matter.
+ * Durability is mapflush.c's matter.
  *
  *-------------------------------------------------------------------------
  */
@@ -50,7 +50,7 @@ PtrackShared *ptrack_shared = NULL;
 PtrackLine *ptrack_lines = NULL;
 pg_atomic_uint64 *ptrack_line_max = NULL;	/* greatest slot of each line */
 uint8	   *ptrack_dirty = NULL;	/* per page: marked since last written */
-uint8	   *ptrack_page_state = NULL;	/* per page, under lock: mapfile.c */
+uint8	   *ptrack_page_state = NULL;	/* per page, under lock: mapload.c */
 
 static PtrackInflight *inflight = NULL;
 

@@ -20,6 +20,10 @@
 #define PTRACK_LINES_PER_PAGE	(PTRACK_PAGE_SIZE / PTRACK_LINE_SIZE)
 #define PTRACK_SLOTS_PER_PAGE	(PTRACK_PAGE_SIZE / sizeof(uint64))
 
+/* states of a page of the file, in ptrack_page_state */
+#define PAGE_UNREAD				0x01	/* in the file, not merged yet */
+#define PAGE_USED				0x02	/* has marks in the file */
+
 /* A fork of a relation, as files and hooks name it. */
 typedef struct PtrackFork
 {
@@ -58,16 +62,19 @@ typedef struct PtrackRange
 	uint64		nblocks;
 } PtrackRange;
 
-/* Why the map in memory began anew; kept for those who ask. */
+/*
+ * Why the map began.  The file keeps it for those who ask, so that the values
+ * must not change.
+ */
 typedef enum PtrackReset
 {
-	PTRACK_RESET_NONE,			/* the file was taken over */
-	PTRACK_RESET_NO_FILE,
-	PTRACK_RESET_DAMAGED,
-	PTRACK_RESET_FOREIGN,		/* another cluster, block or segment size, or
+	PTRACK_RESET_NONE = 0,		/* it did not: the file is taken over */
+	PTRACK_RESET_NO_FILE = 1,
+	PTRACK_RESET_DAMAGED = 2,
+	PTRACK_RESET_FOREIGN = 3,	/* another cluster, block or segment size, or
 								 * another format */
-	PTRACK_RESET_STALE,			/* the cluster went on without it */
-	PTRACK_RESET_UNLOGGED		/* wal_level was minimal */
+	PTRACK_RESET_STALE = 4,		/* the cluster went on without it */
+	PTRACK_RESET_UNLOGGED = 5	/* wal_level was minimal */
 } PtrackReset;
 
 typedef struct PtrackShared
@@ -109,12 +116,14 @@ typedef struct PtrackShared
 	uint32		used;			/* pages in use in the file as it is now */
 
 	/* what happened, for those who ask; under lock */
-	PtrackReset reset;
-	int64		reset_time;		/* TimestampTz */
-	int64		flush_time;		/* TimestampTz of the last whole flush */
+	PtrackReset reset;			/* why the map began ... */
+	int64		reset_time;		/* ... and when, a TimestampTz */
+	int64		flush_time;		/* TimestampTz of this start's last whole
+								 * flush, 0 if there was none */
 	int64		flush_usecs;
 	int64		flush_pages;
 	int64		flush_failures; /* since the last one that went well */
+	int64		write_throughs; /* of this start */
 } PtrackShared;
 
 extern int	ptrack_map_size;	/* GUC, MB */
