@@ -15,7 +15,7 @@ import pytest
 
 from tests.harness import fault, oracle
 from tests.harness.fault import Action, Fault, Kind
-from tests.harness.parent import CHANGE, before, refused, safe
+from tests.harness.parent import CHANGE, TABLE, before, refused, safe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -157,15 +157,11 @@ def test_killed_in_the_flush_at_the_end_of_recovery(faulty: tuple[Cluster, Fault
 
 def test_killed_in_the_flush_of_a_standby(factory: Factory) -> None:
     primary = factory.create(checksums=True)
-    snapshot = before(primary)
+    primary.sql(TABLE)
     standby = factory.standby(primary, start=False, fsync=True)
     with Fault(standby, factory.shared) as orders:
         standby.start()
-        standby.catch_up(primary)
-        primary.checkpoint()
-        standby.catch_up(primary)
-        standby.checkpoint()
-        snapshot = oracle.take(standby)
+        snapshot = oracle.take(standby, primary=primary)
         for number in range(1, STEPS):
             primary.sql(CHANGE if number % 2 else MORE)
             primary.checkpoint()

@@ -40,9 +40,9 @@ typedef struct MapHeader
 	uint32		used;			/* pages in use, at least */
 	uint32		blcksz;			/* BLCKSZ */
 	uint32		segment_blocks; /* RELSEG_SIZE */
-	uint32		reset;			/* PtrackReset: why this map began ... */
-	int64		reset_time;		/* ... and when, a TimestampTz */
+	uint32		reset;			/* PtrackReset: why this map began */
 	pg_crc32c	crc;			/* of the page, with this field zero */
+	int64		reset_time;		/* when this map began, a TimestampTz */
 } MapHeader;
 
 typedef union HeaderPage

@@ -480,6 +480,13 @@ class Cluster:
         """A checkpoint, or on a standby a restartpoint."""
         self.sql("CHECKPOINT")
 
+    def restartpoint(self, primary: Cluster) -> None:
+        """Bring a standby to a restartpoint at a new checkpoint of its primary."""
+        primary.checkpoint()
+        self.catch_up(primary)
+        self.checkpoint()
+        assert self.redo() == primary.redo()
+
     def redo(self) -> int:
         """The redo point of the last checkpoint, from pg_control."""
         return lsn.parse(self.value("SELECT redo_lsn::text FROM pg_control_checkpoint()"))

@@ -244,20 +244,29 @@ def compare(
 
 
 def take(
-    cluster: Cluster, *, checkpoint: bool = True, since: int | None = None, usable: bool = True
+    cluster: Cluster,
+    *,
+    checkpoint: bool = True,
+    primary: Cluster | None = None,
+    since: int | None = None,
+    usable: bool = True,
 ) -> Snapshot:
     """Copy all relation files at a redo point.
 
     Args:
         checkpoint: make one, whose redo point is the LSN of the snapshot.
+        primary: of a standby, whose checkpoints are made there.
         since: the LSN, where the caller has one (of a backup it started).
         usable: insist that the map can serve a backup of this LSN.
     """
     if checkpoint:
         # What a checkpoint writes is marked past its own redo point. The first one writes, so
         # that at the second there is nothing left to write, and no mark that hides a loss.
-        cluster.checkpoint()
-        cluster.checkpoint()
+        for _ in range(2):
+            if primary is None:
+                cluster.checkpoint()
+            else:
+                cluster.restartpoint(primary)
     at = cluster.redo() if since is None else since
     if usable:
         init = cluster.init_lsn()
