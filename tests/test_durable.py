@@ -55,11 +55,13 @@ def _lost(
     cluster.start()
 
 
-def _grow_and_lose(cluster: Cluster, table: str, rows: int, database: str = "postgres") -> None:
-    """Let a file grow by blocks of zeros whose WAL is lost."""
+def _grow_and_lose(
+    cluster: Cluster, table: str, rows: int, *, database: str = "postgres", width: int = 4100
+) -> None:
+    """Let a file grow by blocks of zeros, one a row of so many bytes, whose WAL is lost."""
     with _lost(cluster, f"SELECT count(*) FROM {table}", database=database) as connection:
         connection.execute(
-            f"INSERT INTO {table} SELECT i, repeat('x', 4100) FROM generate_series(1, {rows}) i"
+            f"INSERT INTO {table} SELECT i, repeat('x', {width}) FROM generate_series(1, {rows}) i"
         )
     on_disk = cluster.relation_bytes(table, database=database)
     assert len(on_disk) >= rows * cluster.block_size, "the file did not grow"
@@ -107,12 +109,15 @@ def test_truncated_on_a_standby(factory: Factory) -> None:
     _killed(standby, primary)
     standby.restartpoint(primary)
 
-    _grow_and_lose(primary, "t", 12)
+    # all on one page of WAL: early minors of 14 wait for ever for half of a record that is lost
+    primary.sql("ALTER TABLE t SET (fillfactor = 10)")
+    primary.sql("SELECT pg_switch_wal()")
+    _grow_and_lose(primary, "t", 6, width=850)
     primary.sql("INSERT INTO t VALUES (1, 'x')")
     standby.catch_up(primary)
-    assert len(standby.relation_bytes("t")) >= 12 * standby.block_size, "no zeros came to be"
+    assert len(standby.relation_bytes("t")) >= 6 * standby.block_size, "no zeros came to be"
     _killed(standby, primary)
-    oracle.check(snapshot, standby, changed=12)
+    oracle.check(snapshot, standby, changed=6)
 
 
 def _killed(standby: Cluster, primary: Cluster) -> None:
