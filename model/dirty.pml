@@ -16,7 +16,7 @@
 #define OLD 2
 
 byte slot[3];			/* ptrack_lines; 2 is the neighbour's */
-byte line_max;			/* ptrack_line_max */
+byte line_max;			/* max in ptrack_summaries */
 bool flag;				/* ptrack_dirty */
 byte file[3] = OLD;		/* the page as the file has it */
 bool unread = true;		/* PAGE_UNREAD */
@@ -139,7 +139,7 @@ proctype Query(byte lsn)
 	lock = false;
 #endif
 	atomic { before[3] = complete[3]; before[4] = complete[4] };
-	/* ptrack_chunk_changed */
+	/* ptrack_chunks_changed */
 	reported = line_max >= lsn;
 	reported = reported && slot[0] >= lsn;
 	reported = reported && slot[1] >= lsn;

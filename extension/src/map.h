@@ -15,6 +15,7 @@
 #include "storage/lwlock.h"
 
 #define PTRACK_CHUNK_BLOCKS		64	/* neighbouring blocks that hash as one */
+#define PTRACK_CHUNKS_AT_ONCE	32	/* that ptrack_chunks_changed takes */
 #define PTRACK_LINE_SIZE		(PTRACK_CHUNK_BLOCKS * sizeof(uint64))
 #define PTRACK_PAGE_SIZE		4096	/* what the file is written in */
 #define PTRACK_LINES_PER_PAGE	(PTRACK_PAGE_SIZE / PTRACK_LINE_SIZE)
@@ -39,6 +40,13 @@ typedef struct PtrackLine
 {
 	pg_atomic_uint64 slot[PTRACK_CHUNK_BLOCKS];
 } PtrackLine;
+
+/* What is known of a line without reading it. */
+typedef struct PtrackSummary
+{
+	pg_atomic_uint64 max;		/* its greatest slot */
+	pg_atomic_uint64 min;		/* no slot of it is less; not exact */
+} PtrackSummary;
 
 /*
  * What a process is about to write and has not marked yet.  Only the process
@@ -130,7 +138,7 @@ extern int	ptrack_map_size;	/* GUC, MB */
 
 extern PtrackShared *ptrack_shared;
 extern PtrackLine *ptrack_lines;
-extern pg_atomic_uint64 *ptrack_line_max;
+extern PtrackSummary *ptrack_summaries;
 extern uint8 *ptrack_dirty;
 extern uint8 *ptrack_page_state;
 
@@ -142,7 +150,9 @@ extern XLogRecPtr ptrack_now(void);
 extern uint64 ptrack_fork_hash(const PtrackFork *fork);
 extern void ptrack_mark(const PtrackFork *fork, BlockNumber first, uint64 nblocks,
 						XLogRecPtr lsn);
-extern uint64 ptrack_chunk_changed(uint64 fork_hash, BlockNumber chunk, XLogRecPtr lsn);
+extern void ptrack_chunks_changed(uint64 fork_hash, BlockNumber first, uint32 n, XLogRecPtr lsn,
+								  uint64 *bits);
+extern void ptrack_line_at_least(uint32 line, XLogRecPtr lsn);
 extern void ptrack_merge_line(uint32 line, const uint64 *slots);
 extern void ptrack_merge_resized(uint32 line, uint32 nlines, const uint64 *slots);
 

@@ -74,9 +74,22 @@ copy_page(MapPage *page, uint32 number)
 	/* clear, then copy: see the order in map.c */
 	ptrack_dirty[number] = 0;
 	pg_memory_barrier();
-	for (uint32 i = 0; i < PTRACK_SLOTS_PER_PAGE; i++)
-		page->slot[i] = pg_atomic_read_u64(unconstify(pg_atomic_uint64 *,
-													  &line[i / PTRACK_CHUNK_BLOCKS].slot[i % PTRACK_CHUNK_BLOCKS]));
+	for (uint32 i = 0; i < PTRACK_LINES_PER_PAGE; i++)
+	{
+		uint64		min = PG_UINT64_MAX;
+
+		for (uint32 k = 0; k < PTRACK_CHUNK_BLOCKS; k++)
+		{
+			uint64		lsn = pg_atomic_read_u64(unconstify(pg_atomic_uint64 *, &line[i].slot[k]));
+
+			page->slot[i * PTRACK_CHUNK_BLOCKS + k] = lsn;
+			min = Min(min, lsn);
+		}
+
+		/* queries are quicker where they need not read the line */
+		if (min != 0)
+			ptrack_line_at_least(number * PTRACK_LINES_PER_PAGE + i, min);
+	}
 	mappage_seal(page, number);
 }
 
@@ -84,7 +97,7 @@ static bool
 page_has_marks(uint32 number)
 {
 	for (uint32 i = 0; i < PTRACK_LINES_PER_PAGE; i++)
-		if (pg_atomic_read_u64(&ptrack_line_max[number * PTRACK_LINES_PER_PAGE + i]) != 0)
+		if (pg_atomic_read_u64(&ptrack_summaries[number * PTRACK_LINES_PER_PAGE + i].max) != 0)
 			return true;
 	return false;
 }

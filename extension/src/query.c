@@ -89,57 +89,71 @@ bit_range(uint32 from, uint32 to)
 	return (~UINT64CONST(0) >> (64 - (to - from))) << from;
 }
 
+/* Blocks of the chunk that begins at block "base" that are in flight. */
+static uint64
+inflight_bits(const BlockScan *scan, const PtrackFork *fork, uint64 base)
+{
+	uint64		bits = 0;
+
+	for (int i = 0; i < scan->ninflight; i++)
+	{
+		const PtrackRange *range = &scan->inflight[i];
+
+		if (range->fork.spc != fork->spc || range->fork.db != fork->db)
+			continue;
+		if (!OidIsValid(range->fork.rel))
+			bits = ~UINT64CONST(0);
+		else if (range->fork.rel == fork->rel && range->fork.fork == fork->fork)
+		{
+			uint64		from = Max((uint64) range->first, base);
+			uint64		to = Min(range->first + range->nblocks, base + PTRACK_CHUNK_BLOCKS);
+
+			if (from < to)
+				bits |= bit_range((uint32) (from - base), (uint32) (to - base));
+		}
+	}
+	return bits;
+}
+
 /*
  * Ask the map for one file, and pass it on if any of its blocks changed.
  */
 static void
 scan_file(BlockScan *scan, const char *dir, const PtrackFork *fork, const RelFile *file, bool whole)
 {
-	/* an SP-GiST index changes its metapage without WAL */
-	bool		first_block = scan->whole;
 	uint64		start = (uint64) file->segment * RELSEG_SIZE;
 	uint64		end = start + relfile_blocks(file);
 	uint64		hash = ptrack_fork_hash(fork);
 	uint64		nblocks = 0;
+	uint32		n;
 	Size		nbytes;
 	char		path[MAXPGPATH];
 	char		segment[16] = "";
 
-	for (uint64 base = start - start % PTRACK_CHUNK_BLOCKS; base < end; base += PTRACK_CHUNK_BLOCKS)
+	for (uint64 base = start - start % PTRACK_CHUNK_BLOCKS; base < end; base += n * PTRACK_CHUNK_BLOCKS)
 	{
-		uint64		bits;
+		uint64		changed[PTRACK_CHUNKS_AT_ONCE];
 
+		n = (uint32) Min((end - base + PTRACK_CHUNK_BLOCKS - 1) / PTRACK_CHUNK_BLOCKS, PTRACK_CHUNKS_AT_ONCE);
 		if (whole)
-			bits = ~UINT64CONST(0);
+			memset(changed, 0xFF, sizeof(changed));
 		else
-			bits = ptrack_chunk_changed(hash, (BlockNumber) (base / PTRACK_CHUNK_BLOCKS), scan->lsn);
-
-		for (int i = 0; i < scan->ninflight; i++)
+			ptrack_chunks_changed(hash, (BlockNumber) (base / PTRACK_CHUNK_BLOCKS), n, scan->lsn, changed);
+		for (uint32 k = 0; k < n; k++)
 		{
-			const PtrackRange *range = &scan->inflight[i];
+			uint64		first = base + k * PTRACK_CHUNK_BLOCKS;
+			uint64		bits = changed[k] | inflight_bits(scan, fork, first);
 
-			if (range->fork.spc != fork->spc || range->fork.db != fork->db)
+			/* an SP-GiST index changes its metapage without WAL */
+			if (first == 0 && scan->whole)
+				bits |= 1;
+			if (bits == 0)
 				continue;
-			if (!OidIsValid(range->fork.rel))
-				bits = ~UINT64CONST(0);
-			else if (range->fork.rel == fork->rel && range->fork.fork == fork->fork)
-			{
-				uint64		from = Max((uint64) range->first, base);
-				uint64		to = Min(range->first + range->nblocks, base + PTRACK_CHUNK_BLOCKS);
-
-				if (from < to)
-					bits |= bit_range((uint32) (from - base), (uint32) (to - base));
-			}
+			bits &= bit_range((uint32) (Max(start, first) - first),
+							  (uint32) (Min(end, first + PTRACK_CHUNK_BLOCKS) - first));
+			put_bits(scan->bitmap, (int64) first - (int64) start, bits);
+			nblocks += pg_popcount64(bits);
 		}
-
-		if (base == 0 && first_block)
-			bits |= 1;
-		if (bits == 0)
-			continue;
-		bits &= bit_range((uint32) (Max(start, base) - base),
-						  (uint32) (Min(end, base + PTRACK_CHUNK_BLOCKS) - base));
-		put_bits(scan->bitmap, (int64) base - (int64) start, bits);
-		nblocks += pg_popcount64(bits);
 	}
 	if (nblocks == 0)
 		return;

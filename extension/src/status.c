@@ -54,7 +54,7 @@ count_lines(XLogRecPtr lsn)
 	{
 		if (i % 65536 == 0)
 			CHECK_FOR_INTERRUPTS();
-		if (pg_atomic_read_u64(&ptrack_line_max[i]) >= lsn)
+		if (pg_atomic_read_u64(&ptrack_summaries[i].max) >= lsn)
 			n++;
 	}
 	return n;
@@ -139,7 +139,7 @@ ptrack_map_fill(PG_FUNCTION_ARGS)
 	{
 		if (i % 4096 == 0)
 			CHECK_FOR_INTERRUPTS();
-		if (pg_atomic_read_u64(&ptrack_line_max[i]) < lsn)
+		if (pg_atomic_read_u64(&ptrack_summaries[i].max) < lsn)
 			continue;
 		for (int k = 0; k < PTRACK_CHUNK_BLOCKS; k++)
 			n += pg_atomic_read_u64(&ptrack_lines[i].slot[k]) >= lsn;
