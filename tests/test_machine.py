@@ -37,7 +37,7 @@ class Rounds:
     examples: int
     stride: int = 1
     minutes: float = 0
-    shrink_seconds: int = SHRINK_SECONDS
+    shrink_seconds: int = int(os.environ.get("SHR","60"))
 
 
 def _rounds(config: pytest.Config) -> list[Rounds]:

@@ -44,7 +44,6 @@ from hypothesis.internal.conjecture import engine
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
-    invariant,
     precondition,
     rule,
     run_state_machine_as_test,
@@ -237,10 +236,33 @@ OTHER: Mapping[str, Sequence[str]] = {
     "switch of WAL": ("SELECT pg_switch_wal()",),
 }
 
-DATABASE = (
-    "file_copy", "wal_log", "file_copy into ts", "move", "out and back", "drop", "same oid",
-    "change",
-)  # fmt: skip
+#: Whole databases: ``d2`` is a copy of ``d1``. ``\\c`` goes on in another one.
+DATABASE: Mapping[str, Sequence[str]] = {
+    "file_copy": ("DROP DATABASE IF EXISTS d2", "CREATE DATABASE d2 TEMPLATE d1 {file_copy}"),
+    "wal_log": ("DROP DATABASE IF EXISTS d2", "CREATE DATABASE d2 TEMPLATE d1 {wal_log}"),
+    "file_copy into ts": (
+        "DROP DATABASE IF EXISTS d2",
+        "CREATE DATABASE d2 TEMPLATE d1 TABLESPACE ts {file_copy}",
+    ),
+    "same oid": (
+        "DROP DATABASE IF EXISTS d2",
+        "CREATE DATABASE d2 TEMPLATE d1 {oid} {file_copy}",
+    ),
+    "to ts": ("ALTER DATABASE d2 SET TABLESPACE ts",),
+    "out and back": (
+        "ALTER DATABASE d2 SET TABLESPACE ts",
+        "\\c d2",
+        "UPDATE t SET i = -i WHERE i % 7 = 0",
+        "\\c postgres",
+        "ALTER DATABASE d2 SET TABLESPACE pg_default",
+    ),
+    "drop": ("DROP DATABASE IF EXISTS d2",),
+    "change": (
+        "\\c d1",
+        "UPDATE t SET i = -i WHERE i % 9 = 0",
+        "DELETE FROM t WHERE i % 50 = 0",
+    ),
+}
 
 ENDS = ("clean", "immediate", "kill all", "kill postmaster")
 CRASHES = ENDS[1:]
@@ -250,18 +272,35 @@ CHILDREN = (
 )  # fmt: skip
 STANDBY_CHILDREN = ("client backend", "checkpointer", "startup", "walreceiver")
 LAPSES = (
-    "off", "unloaded", "unloaded, crash", "minimal", "checksums", "resetwal", "damage", "removed",
+    "off", "unloaded", "unloaded, crash", "minimal", "checksums", "resetwal", "removed",
+    "byte flipped", "page zeroed", "pages swapped", "cut short",
 )  # fmt: skip
 
-#: Work that is interrupted: (where from, which).
+FAMILIES: Mapping[str, Mapping[str, Sequence[str]]] = {
+    "dml": DML,
+    "vacuum": VACUUM,
+    "rewrite": REWRITE,
+    "index": INDEX,
+    "database": DATABASE,
+    "writes": {
+        "checkpoint": (*DML["update"], "CHECKPOINT"),
+        "evict": (*DML["update"], "SELECT sum(pg_prewarm('filler')) FROM generate_series(1, 6)"),
+    },
+}
+
+#: Work that takes long enough to be interrupted: family and name.
 INTERRUPTED: Sequence[tuple[str, str]] = (
     ("dml", "insert many"), ("dml", "copy"), ("dml", "update wide"), ("vacuum", "cut and grow"),
     ("vacuum", "cut the tail"), ("rewrite", "vacuum full"), ("rewrite", "cluster"),
     ("rewrite", "set logged"), ("rewrite", "set unlogged"), ("rewrite", "to ts"),
     ("rewrite", "truncate and fill"), ("rewrite", "anew"), ("index", "build"),
     ("index", "build concurrently"), ("index", "reindex concurrently"), ("database", "file_copy"),
-    ("database", "wal_log"), ("database", "out and back"), ("checkpoint", ""), ("evict", ""),
+    ("database", "wal_log"), ("database", "out and back"), ("writes", "checkpoint"),
+    ("writes", "evict"),
 )  # fmt: skip
+
+#: A backup may wait for a lock of the writer that is held.
+_HOLD_SECONDS = 0.3
 
 _SETTINGS: Mapping[str, Value] = {
     "max_prepared_transactions": 4,
@@ -503,6 +542,7 @@ def _fill(cluster: Cluster) -> None:
         ],
         database="d1",
     )
+    cluster.sql("CREATE DATABASE d2 TEMPLATE d1")
 
 
 def _template(factory: Factory, *, checksums: bool) -> Path:
@@ -541,11 +581,76 @@ def fresh(factory: Factory, *, checksums: bool) -> Cluster:
     return cluster
 
 
+class Work(threading.Thread):
+    """Statements that run in a thread, in connections of their own; or right here, by run().
+
+    Attributes:
+        error: what went wrong, psycopg's.
+    """
+
+    def __init__(self, cluster: Cluster, statements: Sequence[str]) -> None:
+        super().__init__()
+        self.cluster = cluster
+        self.statements = statements
+        self.error: psycopg.Error | None = None
+        self._pid: int | None = None
+        self._timer: threading.Timer | None = None
+
+    def run(self) -> None:
+        """Run them; ``\\c`` connects anew.
+
+        Raises:
+            psycopg.Error: one failed, and this is no thread of its own.
+        """
+        todo = ["\\c postgres", *self.statements]
+        connection: psycopg.Connection[Row] | None = None
+        try:
+            for statement in todo:
+                if statement.startswith("\\c"):
+                    if connection is not None:
+                        connection.close()
+                    connection = self.cluster.connect(statement[2:].strip())
+                    self._pid = connection.info.backend_pid
+                elif connection is not None:
+                    connection.execute(statement.encode())
+        except psycopg.Error as error:
+            if threading.current_thread() is not self:
+                raise
+            self.error = error
+        finally:
+            self._pid = None
+            if connection is not None:
+                connection.close()
+
+    def pause(self) -> None:
+        """Have its backend stand still: until go_on(), or until what waits has waited enough."""
+        pid = self._pid
+        if pid is not None:
+            TALLY.counts["writers held"] += 1
+            system.send(pid, signal.SIGSTOP)
+            self._timer = threading.Timer(_HOLD_SECONDS, system.send, (pid, signal.SIGCONT))
+            self._timer.start()
+
+    def go_on(self) -> None:
+        """End a pause."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer.function(*self._timer.args)
+
+    def succeeded(self) -> None:
+        """Raises: psycopg.Error, if it did not."""
+        if self.error is not None:
+            raise self.error
+
+
 # ---- the machine
 
 
 def _step(method: Callable[_Given, None]) -> Callable[_Given, None]:
-    """Count and time a rule, and keep it in the journal of the example."""
+    """Count and time a rule, keep it in the journal of the example, and look after it.
+
+    The look is no invariant in hypothesis's sense: each would be a line between the steps shown.
+    """
     name = method.__name__
 
     @functools.wraps(method)
@@ -557,11 +662,12 @@ def _step(method: Callable[_Given, None]) -> Callable[_Given, None]:
         began = time.monotonic()
         try:
             method(*args, **kwargs)
+            TALLY.steps[name] += 1
+            TALLY.seconds[name] += time.monotonic() - began
+            self.nothing_is_lost(f"after {name}({shown})")
         except BaseException as error:
             self._failed(error)
             raise
-        TALLY.steps[name] += 1
-        TALLY.seconds[name] += time.monotonic() - began
 
     return wrapper
 
@@ -643,6 +749,24 @@ class Machine(RuleBasedStateMachine):
     def _run(self, statements: Sequence[str], **given: object) -> None:
         self.lead.cluster.script([one.format(**given) for one in statements])
 
+    def _work(self, family: str, what: str, slot: str = "a", method: str = "btree") -> Work:
+        """Statements that are to be run beside something else, or are in several databases."""
+        cluster = self.lead.cluster
+        given = {"t": slot, "m": method, "c": METHODS[method], "n": 3}
+        strategies = cluster.major >= 15
+        if family == "database":
+            # A standby that replays the drop does not mark what goes (docs/engine.md, 9).
+            reuse = strategies and self.standby is None
+            given = {
+                "file_copy": "STRATEGY file_copy" if strategies else "",
+                "wal_log": "STRATEGY wal_log" if strategies else "",
+                "oid": "OID = 70007" if reuse else "",
+            }
+            moves = what in ("to ts", "out and back")
+            if moves and not cluster.sql("SELECT FROM pg_database WHERE datname = 'd2'"):
+                cluster.sql("CREATE DATABASE d2 TEMPLATE d1")
+        return Work(cluster, [one.format(**given) for one in FAMILIES[family][what]])
+
     # ---- SQL
 
     @initialize(
@@ -714,48 +838,11 @@ class Machine(RuleBasedStateMachine):
             self._free()
         self._run(OTHER[what])
 
-    @rule(what=st.sampled_from(DATABASE))
+    @rule(what=st.sampled_from(sorted(DATABASE)))
     @_step
     def database(self, what: str) -> None:
         """Copy, move, drop and change databases."""
-        self._database(what)
-
-    def _database(self, what: str) -> None:
-        cluster = self.lead.cluster
-        strategies = cluster.major >= 15
-        if what == "change":
-            cluster.script(
-                ["UPDATE t SET i = -i WHERE i % 9 = 0", "DELETE FROM t WHERE i % 50 = 0"],
-                database="d1",
-            )
-            return
-        there = cluster.sql("SELECT FROM pg_database WHERE datname = 'd2'")
-        create = "CREATE DATABASE d2 TEMPLATE d1"
-        if there and what not in ("move", "out and back"):
-            cluster.sql("DROP DATABASE d2")
-        match what:
-            case "file_copy" | "wal_log":
-                cluster.sql(f"{create} STRATEGY {what}" if strategies else create)
-            case "file_copy into ts":
-                cluster.sql(f"{create} {'STRATEGY file_copy' if strategies else ''} TABLESPACE ts")
-            case "same oid":
-                # A standby that replays the drop does not mark what goes (engine.md, 9).
-                oid = "OID 70007 STRATEGY file_copy" if strategies and not self.standby else ""
-                cluster.sql(f"{create} {oid}")
-            case "move" | "out and back":
-                if not there:
-                    cluster.sql(create)
-                away = cluster.value(
-                    "SELECT spcname FROM pg_database d JOIN pg_tablespace s ON s.oid = "
-                    "dattablespace WHERE datname = 'd2'"
-                )
-                first, second = ("pg_default", "ts") if away == "ts" else ("ts", "pg_default")
-                cluster.sql(f"ALTER DATABASE d2 SET TABLESPACE {first}")
-                if what == "out and back":
-                    cluster.sql("UPDATE t SET i = -i WHERE i % 7 = 0", database="d2")
-                    cluster.sql(f"ALTER DATABASE d2 SET TABLESPACE {second}")
-            case _:
-                pass
+        self._work("database", what).run()
 
     @rule(slot=st.sampled_from(SLOTS), prepare=st.booleans(), commit=st.booleans())
     @_step
@@ -946,44 +1033,77 @@ class Machine(RuleBasedStateMachine):
         method=st.sampled_from(sorted(METHODS)),
         milliseconds=st.sampled_from((1, 3, 8, 20, 50, 120)),
         how=st.sampled_from(CRASHES),
+        standby=st.booleans(),
     )
     @_step
     def interrupt(
-        self, what: tuple[str, str], slot: str, method: str, milliseconds: int, how: str
+        self,
+        what: tuple[str, str],
+        slot: str,
+        method: str,
+        milliseconds: int,
+        how: str,
+        *,
+        standby: bool,
     ) -> None:
-        """Crash in the middle of something."""
-        lead = self.lead
+        """Crash in the middle of something, the primary or the standby."""
         self._free()
-        worker = threading.Thread(target=self._interrupted, args=(what, slot, method))
-        worker.start()
+        node = self.standby if standby and self.standby is not None else self.lead
+        work = self._work(*what, slot, method)
+        work.start()
         time.sleep(milliseconds / 1000)
-        lead.end(how)
-        worker.join()
-        self._leave()
-        lead.cluster.start()
-        for (name,) in lead.cluster.sql("SELECT datname FROM pg_database WHERE datconnlimit = -2"):
-            lead.cluster.sql(f"DROP DATABASE {name}")  # left invalid by a drop that was killed
+        node.end(how)
+        work.join()
+        if node is self.lead:
+            self._leave()
+        node.cluster.start()
+        self._tidy()
 
-    def _interrupted(self, what: tuple[str, str], slot: str, method: str) -> None:
-        family, name = what
-        with contextlib.suppress(psycopg.OperationalError):
-            match family:
-                case "dml":
-                    self._run(DML[name], t=slot, n=3)
-                case "vacuum":
-                    self._run(VACUUM[name], t=slot)
-                case "rewrite":
-                    self._run(REWRITE[name], t=slot)
-                case "index":
-                    self._run(INDEX[name], t=slot, m=method, c=METHODS[method])
-                case "database":
-                    self._database(name)
-                case "checkpoint":
-                    self._run(DML["update"], t=slot, n=3)
-                    self.lead.cluster.checkpoint()
-                case _:
-                    self._run(DML["update"], t=slot, n=3)
-                    self.lead.cluster.evict()
+    @rule(
+        what=st.sampled_from(INTERRUPTED),
+        slot=st.sampled_from(SLOTS),
+        method=st.sampled_from(sorted(METHODS)),
+        milliseconds=st.sampled_from((1, 3, 8, 20, 50, 120)),
+        still=st.booleans(),
+        crash=st.booleans(),
+    )
+    @_step
+    def backup_beside(
+        self,
+        what: tuple[str, str],
+        slot: str,
+        method: str,
+        milliseconds: int,
+        *,
+        still: bool,
+        crash: bool,
+    ) -> None:
+        """A backup begins in the middle of something that goes on, or stands still meanwhile."""
+        self._free()
+        lead = self.lead
+        work = self._work(*what, slot, method)
+        work.start()
+        time.sleep(milliseconds / 1000)
+        if still:
+            work.pause()
+        lead.cluster.checkpoint()
+        lead.keep(Parent(snapshot=oracle.take(lead.cluster, checkpoint=False)))
+        if crash:
+            lead.end("kill all")
+        work.go_on()
+        work.join()
+        if crash:
+            self._leave()
+            lead.cluster.start()
+            self._tidy()
+        else:
+            work.succeeded()
+
+    def _tidy(self) -> None:
+        """A drop that was killed leaves a database that nobody can connect to."""
+        cluster = self.lead.cluster
+        for (name,) in cluster.sql("SELECT datname FROM pg_database WHERE datconnlimit = -2"):
+            cluster.sql(f"DROP DATABASE {name}")
 
     # ---- a standby
 
@@ -1072,7 +1192,7 @@ class Machine(RuleBasedStateMachine):
         lead = self.lead
         cluster = lead.cluster
         cluster.evict()
-        lead.end("immediate" if what in ("unloaded, crash", "damage") else "clean")
+        lead.end("immediate" if what == "unloaded, crash" else "clean")
         match what:
             case "off" | "unloaded" | "unloaded, crash":
                 back: dict[str, Value]
@@ -1107,14 +1227,10 @@ class Machine(RuleBasedStateMachine):
                 cluster.run("pg_checksums", option, "--no-sync", "-D", cluster.data)
             case "resetwal":
                 cluster.run("pg_resetwal", "-D", cluster.data)
-            case "damage":
-                with cluster.map.open("r+b") as file:
-                    file.seek(8200)
-                    byte = file.read(1)
-                    file.seek(8200)
-                    file.write(bytes([byte[0] ^ 0x40]))
-            case _:
+            case "removed":
                 cluster.map.unlink()
+            case _:
+                cluster.map.write_bytes(_damaged(cluster.map.read_bytes(), what))
         cluster.start()
         lead.hintable = self._hintable
         if what != "checksums" or self.checksums:  # switching them off writes no page
@@ -1133,20 +1249,35 @@ class Machine(RuleBasedStateMachine):
         """Every running cluster."""
         return [node for node in (self._lead, self.standby) if node is not None]
 
-    @invariant()
-    def nothing_is_lost(self) -> None:
+    def nothing_is_lost(self, when: str) -> None:
         """No cluster has a block that differs from a backup and is not reported."""
         began = time.monotonic()
-        try:
-            if self.standby is not None:
-                self.standby.cluster.catch_up(self.lead.cluster)
-            for node in self.nodes():
-                node.look(f"after {self.journal[-1] if self.journal else 'nothing'}")
-        except BaseException as error:
-            self._failed(error)
-            raise
+        if self.standby is not None:
+            self.standby.cluster.catch_up(self.lead.cluster)
+        for node in self.nodes():
+            node.look(when)
         TALLY.steps["(look)"] += 1
         TALLY.seconds["(look)"] += time.monotonic() - began
+
+
+def _damaged(content: bytes, how: str) -> bytes:
+    """A map's file with something wrong, in its pages with marks if it has any."""
+    size = 4096
+    pages = [content[at : at + size] for at in range(0, len(content), size)]
+    used = [number for number, page in enumerate(pages) if number and any(page)]
+    match how:
+        case "page zeroed" if used:
+            pages[used[-1]] = bytes(size)
+        case "pages swapped" if len(used) > 1:
+            first, last = used[0], used[-1]
+            pages[first], pages[last] = pages[last], pages[first]
+        case "cut short":
+            del pages[-1]
+        case _:
+            number = used[0] if used else 1
+            page = pages[number]
+            pages[number] = page[:8] + bytes([page[8] ^ 0x40]) + page[9:]
+    return b"".join(pages)
 
 
 def _start_and_kill_loader(cluster: Cluster) -> int:
