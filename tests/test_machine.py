@@ -37,7 +37,7 @@ class Rounds:
     examples: int
     stride: int = 1
     minutes: float = 0
-    shrink_seconds: int = int(os.environ.get("SHR","60"))
+    shrink_seconds: int = SHRINK_SECONDS
 
 
 def _rounds(config: pytest.Config) -> list[Rounds]:
@@ -69,6 +69,7 @@ def test_nothing_is_lost(
     factory: Factory, rounds: Rounds, pytestconfig: pytest.Config, capfd: pytest.CaptureFixture[str]
 ) -> None:
     end = time.monotonic() + rounds.minutes * 60
+    over = factory.shared / "machine.failed"  # nothing is shown before all workers are done
     seed = rounds.first
     while True:
         began = time.monotonic()
@@ -82,10 +83,11 @@ def test_nothing_is_lost(
             )
         except Exception as error:
             words = f"tests/test_machine.py --seed={seed}:{rounds.examples}"
+            over.touch()
             error.add_note(f"again: {words}\nthe smallest example alone: {words} --blob=...")
             raise
         now = time.monotonic()
-        if now >= end:
+        if now >= end or over.exists():
             break
         with capfd.disabled():
             left = (end - now) / 60

@@ -1128,9 +1128,7 @@ class Machine(RuleBasedStateMachine):
         """A copy of the standby's files at a restartpoint."""
         node = self._standby
         for _ in range(2 if settle else 1):
-            self.lead.cluster.checkpoint()
-            node.cluster.catch_up(self.lead.cluster)
-            node.cluster.checkpoint()
+            node.cluster.restartpoint(self.lead.cluster)
         node.keep(Parent(snapshot=oracle.take(node.cluster, checkpoint=False)))
 
     @precondition(lambda self: self.standby is not None)
