@@ -32,6 +32,7 @@ import signal
 import subprocess
 import threading
 import time
+import traceback
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -302,6 +303,8 @@ INTERRUPTED: Sequence[tuple[str, str]] = (
 #: A backup may wait for a lock of the writer that is held.
 _HOLD_SECONDS = 0.3
 
+_LOG_TAIL = 6000
+
 _SETTINGS: Mapping[str, Value] = {
     "max_prepared_transactions": 4,
     "lock_timeout": "20s",
@@ -354,6 +357,9 @@ class Tally:
 
 
 TALLY = Tally()
+
+#: What failed in this process: traceback, steps and logs of each example, in order.
+FAILURES: list[str] = []
 
 
 # ---- what there is
@@ -692,12 +698,17 @@ class Machine(RuleBasedStateMachine):
     # ---- plumbing
 
     def _failed(self, error: BaseException) -> None:
-        """Say with the error what led to it: an example that is not repeatable has no other way."""
+        """Keep what led to it, for a failure that does not come again has no smaller example."""
         self.failed = True
-        if not isinstance(error, hypothesis.errors.HypothesisException):
-            settings = ", ".join(f"{name}={value}" for name, value in self.settings.items())
-            began = f"checksums={self.checksums} at the end, {settings}"
-            error.add_note("\n    ".join(["as it happened, with " + began, *self.journal]))
+        if isinstance(error, hypothesis.errors.HypothesisException):
+            return
+        settings = ", ".join(f"{name}={value}" for name, value in self.settings.items())
+        lines = ["".join(traceback.format_exception(error)), settings, *self.journal]
+        for node in self.nodes():
+            cluster = node.cluster
+            tail = cluster.log_text(max(0, cluster.log_size() - _LOG_TAIL))
+            lines += [f"log of {cluster.name}:", tail]
+        FAILURES.append("\n".join(lines))
 
     @property
     def lead(self) -> Node:
@@ -1338,4 +1349,10 @@ def run(
         report_multiple_bugs=False,
         print_blob=True,
     )
-    run_state_machine_as_test(made, settings=settings)
+    before = len(FAILURES)
+    try:
+        run_state_machine_as_test(made, settings=settings)
+    except Exception as error:
+        if FAILURES[before:]:
+            error.add_note("the first example that failed, as it happened:\n" + FAILURES[before])
+        raise
