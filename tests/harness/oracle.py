@@ -281,13 +281,18 @@ def look(
     mask_hints: bool = False,
     provider: Provider | None = None,
     when: str = "as it is",
+    current: Mapping[str, bytes] | None = None,
 ) -> Comparison:
     """One look at a cluster at rest: no checkpoint, no restart.
+
+    Args:
+        current: the files, where they have just been read.
 
     Raises:
         LostBlocks: the promise does not hold.
     """
-    current = files.read_all(cluster.data)
+    if current is None:
+        current = files.read_all(cluster.data)
     reported = (provider or cluster.pagemapset)(snapshot.lsn)
     comparison = compare(
         snapshot, current, reported, block_size=cluster.block_size, mask_hints=mask_hints
