@@ -303,11 +303,14 @@ INTERRUPTED: Sequence[tuple[str, str]] = (
 #: A backup may wait for a lock of the writer that is held.
 _HOLD_SECONDS = 0.3
 
+#: A crash restart has begun by then.
+_CRASH_SECONDS = 0.1
 _LOG_TAIL = 6000
 
 _SETTINGS: Mapping[str, Value] = {
     "max_prepared_transactions": 4,
     "lock_timeout": "20s",
+    "statement_timeout": "60s",
     "wal_retrieve_retry_interval": "50ms",
     "client_min_messages": "error",
 }
@@ -494,6 +497,8 @@ class Node:
                 system.send(connection.info.backend_pid, signal.SIGKILL)
                 connection.execute("SELECT pg_sleep(60)")
         else:
+            query = "SELECT pid FROM pg_stat_activity WHERE backend_type = %s"
+            cluster.wait_for(lambda: bool(cluster.sql(query, process)), f"a {process}")
             system.send(cluster.process(process), signal.SIGKILL)
 
         def over() -> bool:
@@ -1294,18 +1299,23 @@ def _start_and_kill_loader(cluster: Cluster) -> int:
     before = cluster.log_size()
     cluster.start(wait=False)
     listed = Path(f"/proc/{cluster.pid}/task/{cluster.pid}/children")
-    killed = 0
-    while not killed and cluster.running and "ready to accept" not in cluster.log_text(before):
-        with contextlib.suppress(OSError):
-            for child in listed.read_text().split():
-                if b"ptrack loader" in Path(f"/proc/{child}/cmdline").read_bytes():
-                    system.send(int(child), signal.SIGKILL)
-                    killed = 1
 
     def ready() -> bool:
         _, crashed, after = cluster.log_text(before).partition("all server processes term")
         return "ready to accept" in (after if crashed else cluster.log_text(before))
 
+    killed = 0
+    late = False
+    while not killed and cluster.running and not late:
+        late = ready()  # one more look after that: it may begin where the start ends
+        with contextlib.suppress(OSError):
+            for child in listed.read_text().split():
+                if b"ptrack loader" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    system.send(int(child), signal.SIGKILL)
+                    killed = 1
+    if killed:
+        cluster.wait_for(lambda: ready() or not cluster.running, "a start")
+        time.sleep(_CRASH_SECONDS)  # "ready" may be of the start that the crash ends
     cluster.wait_for(lambda: ready() or not cluster.running, "a start")
     if not cluster.running:
         cluster.start()
