@@ -937,19 +937,21 @@ class Machine(RuleBasedStateMachine):
     def increment(self, which: int) -> None:
         """An incremental backup of the reference client, over one of its own."""
         parents = self.restorable()
-        parent = parents[which % len(parents)].backup
-        assert parent is not None
-        backup = client.incremental(self.lead.cluster, parent)
+        parent = parents[which % len(parents)]
+        assert parent.backup is not None
+        backup = client.incremental(self.lead.cluster, parent.backup)
         TALLY.counts["increments"] += 1
-        self._keep(backup)
+        # hint bits that a crash took from the map are missing in what stands on it, too
+        self._keep(backup, mask=parent.mask)
 
-    def _keep(self, backup: Backup) -> None:
+    def _keep(self, backup: Backup, *, mask: bool = False) -> None:
         lead = self.lead
         snapshot = oracle.Snapshot(
             lsn=backup.start,
             content={name: client.image(backup, name) for name in backup.relations},
         )
-        lead.keep(Parent(snapshot=snapshot, backup=backup, content=verify.content(lead.cluster)))
+        content = verify.content(lead.cluster)
+        lead.keep(Parent(snapshot=snapshot, backup=backup, content=content, mask=mask))
 
     def restorable(self) -> list[Parent]:
         """Backups of the primary that the reference client took."""
