@@ -130,6 +130,11 @@ VACUUM: Mapping[str, Sequence[str]] = {
         "VACUUM {t}",
         _INSERT.format(t="{t}", first="1", last="300"),
     ),
+    "cut and copy": (
+        "DELETE FROM {t} WHERE id > 40",
+        "VACUUM {t}",
+        "COPY {t} (id) FROM PROGRAM 'seq 1 3000'",
+    ),
     "empty": ("DELETE FROM {t}", "VACUUM {t}"),
     "visibility map": ("SELECT pg_truncate_visibility_map('{t}')",),
     "analyze": ("ANALYZE {t}",),
@@ -292,6 +297,7 @@ FAMILIES: Mapping[str, Mapping[str, Sequence[str]]] = {
 #: Work that takes long enough to be interrupted: family and name.
 INTERRUPTED: Sequence[tuple[str, str]] = (
     ("dml", "insert many"), ("dml", "copy"), ("dml", "update wide"), ("vacuum", "cut and grow"),
+    ("vacuum", "cut and copy"),
     ("vacuum", "cut the tail"), ("rewrite", "vacuum full"), ("rewrite", "cluster"),
     ("rewrite", "set logged"), ("rewrite", "set unlogged"), ("rewrite", "to ts"),
     ("rewrite", "truncate and fill"), ("rewrite", "anew"), ("index", "build"),
@@ -937,19 +943,26 @@ class Machine(RuleBasedStateMachine):
     def increment(self, which: int) -> None:
         """An incremental backup of the reference client, over one of its own."""
         parents = self.restorable()
-        parent = parents[which % len(parents)].backup
-        assert parent is not None
-        backup = client.incremental(self.lead.cluster, parent)
+        parent = parents[which % len(parents)]
+        assert parent.backup is not None
+        backup = client.incremental(self.lead.cluster, parent.backup)
         TALLY.counts["increments"] += 1
-        self._keep(backup)
+        self._keep(backup, mask=parent.mask)  # it has the parent's hint bits
 
-    def _keep(self, backup: Backup) -> None:
+    def _keep(self, backup: Backup, *, mask: bool = False) -> None:
         lead = self.lead
         snapshot = oracle.Snapshot(
             lsn=backup.start,
             content={name: client.image(backup, name) for name in backup.relations},
         )
-        lead.keep(Parent(snapshot=snapshot, backup=backup, content=verify.content(lead.cluster)))
+        lead.keep(
+            Parent(
+                snapshot=snapshot,
+                backup=backup,
+                content=verify.content(lead.cluster),
+                mask=mask,
+            )
+        )
 
     def restorable(self) -> list[Parent]:
         """Backups of the primary that the reference client took."""
