@@ -56,6 +56,8 @@ from tests.harness.cluster import PTRACK
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from hypothesis.strategies import SearchStrategy
+
     from tests.harness.client import Backup
     from tests.harness.cluster import Cluster, Row, Value
     from tests.harness.factory import Factory
@@ -331,7 +333,7 @@ class Tally:
 
     Attributes:
         steps: how often each rule ran.
-        seconds: how long each took, looks included under ``(look)``.
+        seconds: how long each took, without the looks after them, and these.
         counts: everything else, by its name in the summary.
     """
 
@@ -363,6 +365,7 @@ class Tally:
             f"{name} {count} ({self.seconds[name] / count:.2f} s)"
             for name, count in sorted(self.steps.items())
         )
+        yield f"machine: {self.seconds['looks']:.0f} s of looks"
 
 
 TALLY = Tally()
@@ -663,6 +666,14 @@ class Work(threading.Thread):
 # ---- the machine
 
 
+_slot = st.sampled_from(SLOTS)
+
+
+def _some(*parts: SearchStrategy[Any]) -> SearchStrategy[list[tuple[Any, ...]]]:
+    """A few things of a kind for one step: a look costs more than they do."""
+    return st.lists(st.tuples(*parts), min_size=1, max_size=4)
+
+
 def _step(method: Callable[_Given, None]) -> Callable[_Given, None]:
     """Count and time a rule, keep it in the journal of the example, and look after it.
 
@@ -819,38 +830,38 @@ class Machine(RuleBasedStateMachine):
             "ptrack.map_size": map_size,
         }
 
-    @rule(slot=st.sampled_from(SLOTS), what=st.sampled_from(sorted(DML)), n=st.integers(0, 9))
+    @rule(changes=_some(_slot, st.sampled_from(sorted(DML)), st.integers(0, 9)))
     @_step
-    def dml(self, slot: str, what: str, n: int) -> None:
+    def dml(self, changes: list[tuple[str, str, int]]) -> None:
         """Change rows."""
-        if what.startswith(("update", "delete", "lock", "sub")):
-            self._free(slot)
-        self._run(DML[what], t=slot, n=n)
+        for slot, what, n in changes:
+            if what.startswith(("update", "delete", "lock", "sub")):
+                self._free(slot)
+            self._run(DML[what], t=slot, n=n)
 
-    @rule(slot=st.sampled_from(SLOTS), what=st.sampled_from(sorted(VACUUM)))
+    @rule(vacuums=_some(_slot, st.sampled_from(sorted(VACUUM))))
     @_step
-    def vacuum(self, slot: str, what: str) -> None:
+    def vacuum(self, vacuums: list[tuple[str, str]]) -> None:
         """Vacuum, with truncation where the tail is empty."""
-        self._free(slot)
-        self._run(VACUUM[what], t=slot)
+        for slot, what in vacuums:
+            self._free(slot)
+            self._run(VACUUM[what], t=slot)
 
-    @rule(slot=st.sampled_from(SLOTS), what=st.sampled_from(sorted(REWRITE)))
+    @rule(rewrites=_some(_slot, st.sampled_from(sorted(REWRITE))))
     @_step
-    def rewrite(self, slot: str, what: str) -> None:
+    def rewrite(self, rewrites: list[tuple[str, str]]) -> None:
         """Give a table another file."""
-        self._free(slot)
-        self._run(REWRITE[what], t=slot)
+        for slot, what in rewrites:
+            self._free(slot)
+            self._run(REWRITE[what], t=slot)
 
-    @rule(
-        slot=st.sampled_from(SLOTS),
-        what=st.sampled_from(sorted(INDEX)),
-        method=st.sampled_from(sorted(METHODS)),
-    )
+    @rule(indexes=_some(_slot, st.sampled_from(sorted(INDEX)), st.sampled_from(sorted(METHODS))))
     @_step
-    def index(self, slot: str, what: str, method: str) -> None:
+    def index(self, indexes: list[tuple[str, str, str]]) -> None:
         """Build, move and drop indexes."""
         self._free()  # what is done concurrently waits for every transaction
-        self._run(INDEX[what], t=slot, m=method, c=METHODS[method])
+        for slot, what, method in indexes:
+            self._run(INDEX[what], t=slot, m=method, c=METHODS[method])
 
     @rule(what=st.sampled_from(sorted(OTHER)))
     @_step
@@ -866,7 +877,7 @@ class Machine(RuleBasedStateMachine):
         """Copy, move, drop and change databases."""
         self._work("database", what).run()
 
-    @rule(slot=st.sampled_from(SLOTS), prepare=st.booleans(), commit=st.booleans())
+    @rule(slot=_slot, prepare=st.booleans(), commit=st.booleans())
     @_step
     def transaction(self, slot: str, *, prepare: bool, commit: bool) -> None:
         """Open a transaction that stays, until something needs its table or the server ends."""
@@ -1058,7 +1069,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(
         what=st.sampled_from(INTERRUPTED),
-        slot=st.sampled_from(SLOTS),
+        slot=_slot,
         method=st.sampled_from(sorted(METHODS)),
         milliseconds=st.sampled_from((1, 3, 8, 20, 50, 120)),
         how=st.sampled_from(CRASHES),
@@ -1090,7 +1101,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(
         what=st.sampled_from(INTERRUPTED),
-        slot=st.sampled_from(SLOTS),
+        slot=_slot,
         method=st.sampled_from(sorted(METHODS)),
         milliseconds=st.sampled_from((1, 3, 8, 20, 50, 120)),
         still=st.booleans(),
@@ -1283,8 +1294,7 @@ class Machine(RuleBasedStateMachine):
             self.standby.cluster.catch_up(self.lead.cluster)
         for node in self.nodes():
             node.look(when)
-        TALLY.steps["(look)"] += 1
-        TALLY.seconds["(look)"] += time.monotonic() - began
+        TALLY.seconds["looks"] += time.monotonic() - began
 
 
 def _damaged(content: bytes, how: str) -> bytes:
