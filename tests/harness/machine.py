@@ -415,6 +415,11 @@ class Node:
         self.cluster = cluster
         self.parents = list(parents)
         self.hintable = hintable
+        self._reader = files.Reader()
+
+    def snapshot(self) -> Snapshot:
+        """The files as a backup has them that began with the last checkpoint or restartpoint."""
+        return oracle.take(self.cluster, checkpoint=False, read=self._reader.read_all)
 
     def forget_hints(self) -> None:
         """After a crash: a page with nothing but hint bits new may have lost its mark."""
@@ -437,7 +442,7 @@ class Node:
                 f"{self.cluster.name}, {when}: the map was reset: init LSN {lsn.show(init)}, "
                 f"parent {lsn.show(parent.snapshot.lsn)}"
             )
-        current = files.read_all(self.cluster.data)
+        current = self._reader.read_all(self.cluster.data)
         for parent in self.parents:
             self._look(parent, current, when)
 
@@ -493,7 +498,10 @@ class Node:
         if self.parents:
             snapshot = self.parents[-1].snapshot
             found = oracle.compare(
-                snapshot, files.read_all(self.cluster.data), [], block_size=self.cluster.block_size
+                snapshot,
+                self._reader.read_all(self.cluster.data),
+                [],
+                block_size=self.cluster.block_size,
             )
             TALLY.counts["blocks changed on disk at a crash"] += found.changed
 
@@ -563,6 +571,13 @@ def _fill(cluster: Cluster) -> None:
         database="d1",
     )
     cluster.sql("CREATE DATABASE d2 TEMPLATE d1")
+    cluster.script(  # less to read
+        [
+            "UPDATE pg_database SET datistemplate = false",
+            "DROP DATABASE template0",
+            "DROP DATABASE template1",
+        ]
+    )
 
 
 def _template(factory: Factory, *, checksums: bool) -> Path:
@@ -740,7 +755,9 @@ class Machine(RuleBasedStateMachine):
             cluster.configure(self.settings)
             cluster.start()
             self._lead = Node(cluster, [], hintable=self._hintable)
-            self._lead.keep(Parent(snapshot=oracle.take(cluster)))
+            cluster.checkpoint()
+            cluster.checkpoint()
+            self._lead.keep(Parent(snapshot=self._lead.snapshot()))
         return self._lead
 
     @property
@@ -940,7 +957,7 @@ class Machine(RuleBasedStateMachine):
         if settle:
             cluster.checkpoint()
         cluster.checkpoint()
-        self.lead.keep(Parent(snapshot=oracle.take(cluster, checkpoint=False)))
+        self.lead.keep(Parent(snapshot=self.lead.snapshot()))
 
     @rule()
     @_step
@@ -1127,7 +1144,7 @@ class Machine(RuleBasedStateMachine):
         if still:
             work.pause()
         lead.cluster.checkpoint()
-        lead.keep(Parent(snapshot=oracle.take(lead.cluster, checkpoint=False)))
+        lead.keep(Parent(snapshot=lead.snapshot()))
         if crash:
             lead.end("kill all")
         work.go_on()
@@ -1169,7 +1186,7 @@ class Machine(RuleBasedStateMachine):
         node = self._standby
         for _ in range(2 if settle else 1):
             node.cluster.restartpoint(self.lead.cluster)
-        node.keep(Parent(snapshot=oracle.take(node.cluster, checkpoint=False)))
+        node.keep(Parent(snapshot=node.snapshot()))
 
     @precondition(lambda self: self.standby is not None)
     @rule(
