@@ -356,11 +356,8 @@ class Tally:
         """A summary for people."""
         if not self.counts["examples"]:
             return
-        counts = (f"{value} {name}" for name, value in self.counts.items() if name != "examples")
-        yield (
-            f"machine: {self.counts['examples']} examples, {sum(self.steps.values())} steps, "
-            + ", ".join(counts)
-        )
+        total = {"steps": sum(self.steps.values())} | self.counts
+        yield "machine: " + ", ".join(f"{total[name]} {name}" for name in sorted(total))
         yield "machine: " + ", ".join(
             f"{name} {count} ({self.seconds[name] / count:.2f} s)"
             for name, count in sorted(self.steps.items())
