@@ -8,11 +8,13 @@ always the same. `--deep` draws new ones until its minutes are over, on each wor
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 from tests.harness import files, machine, oracle
@@ -111,12 +113,17 @@ def test_a_hole_is_found(factory: Factory, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(Cluster, "pagemapset", with_hole)
     monkeypatch.setattr(machine, "TALLY", machine.Tally())  # none of the suite's
     before = len(machine.FAILURES)
-    with pytest.raises(oracle.LostBlocks, match=r"postgres: a\b") as caught:
+    # what is found where a kill's time is drawn may not be found again
+    with pytest.raises((oracle.LostBlocks, hypothesis.errors.Flaky)) as caught:
         machine.run(factory, seed=1, examples=50, shrink_seconds=1)
-    notes = "\n".join(caught.value.__notes__)
-    assert "state = Machine()\nstate.begin(" in notes
-    assert "reproduce_failure" in notes
-    assert "LostBlocks" in machine.FAILURES[before]
+    first = machine.FAILURES[before]
+    assert re.search(r"LostBlocks: .* lost$", first, re.MULTILINE), first
+    assert re.search(r" postgres: a$", first, re.MULTILINE), first
+    assert first in "\n".join(caught.value.__notes__)
+    if isinstance(caught.value, oracle.LostBlocks):
+        notes = "\n".join(caught.value.__notes__)
+        assert "state = Machine()\nstate.begin(" in notes
+        assert "reproduce_failure" in notes
 
 
 def test_reader_sees_every_change(tmp_path: Path) -> None:

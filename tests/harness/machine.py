@@ -308,6 +308,8 @@ INTERRUPTED: Sequence[tuple[str, str]] = (
     ("writes", "evict"),
 )  # fmt: skip
 
+#: How far into a statement something happens to it.
+_MILLISECONDS = (0, 1, 2, 3, 5, 8, 12, 20, 50)
 #: A backup may wait for a lock of the writer that is held.
 _HOLD_SECONDS = 0.3
 
@@ -624,6 +626,7 @@ class Work(threading.Thread):
         super().__init__()
         self.cluster = cluster
         self.statements = statements
+        self._reached = [threading.Event() for _ in statements]
         self.error: psycopg.Error | None = None
         self._pid: int | None = None
         self._timer: threading.Timer | None = None
@@ -634,16 +637,16 @@ class Work(threading.Thread):
         Raises:
             psycopg.Error: one failed, and this is no thread of its own.
         """
-        todo = ["\\c postgres", *self.statements]
         connection: psycopg.Connection[Row] | None = None
         try:
-            for statement in todo:
+            connection = self.cluster.connect()
+            for reached, statement in zip(self._reached, self.statements, strict=True):
+                self._pid = connection.info.backend_pid
+                reached.set()
                 if statement.startswith("\\c"):
-                    if connection is not None:
-                        connection.close()
+                    connection.close()
                     connection = self.cluster.connect(statement[2:].strip())
-                    self._pid = connection.info.backend_pid
-                elif connection is not None:
+                else:
                     connection.execute(statement.encode())
         except psycopg.Error as error:
             if threading.current_thread() is not self:
@@ -651,8 +654,16 @@ class Work(threading.Thread):
             self.error = error
         finally:
             self._pid = None
+            for reached in self._reached:
+                reached.set()
             if connection is not None:
                 connection.close()
+
+    def proceed(self, number: int, milliseconds: int) -> None:
+        """Start, and wait until some time into one of the statements, or until it is over."""
+        self.start()
+        self._reached[number % len(self._reached)].wait()
+        time.sleep(milliseconds / 1000)
 
     def pause(self) -> None:
         """Have its backend stand still: until go_on(), or until what waits has waited enough."""
@@ -1085,7 +1096,8 @@ class Machine(RuleBasedStateMachine):
         what=st.sampled_from(INTERRUPTED),
         slot=_slot,
         method=st.sampled_from(sorted(METHODS)),
-        milliseconds=st.sampled_from((1, 3, 8, 20, 50, 120)),
+        number=st.integers(0, 4),
+        milliseconds=st.sampled_from(_MILLISECONDS),
         how=st.sampled_from(CRASHES),
         standby=st.booleans(),
     )
@@ -1095,6 +1107,7 @@ class Machine(RuleBasedStateMachine):
         what: tuple[str, str],
         slot: str,
         method: str,
+        number: int,
         milliseconds: int,
         how: str,
         *,
@@ -1104,8 +1117,7 @@ class Machine(RuleBasedStateMachine):
         self._free()
         node = self.standby if standby and self.standby is not None else self.lead
         work = self._work(*what, slot, method)
-        work.start()
-        time.sleep(milliseconds / 1000)
+        work.proceed(number, milliseconds)
         node.end(how)
         work.join()
         if node is self.lead:
@@ -1117,7 +1129,8 @@ class Machine(RuleBasedStateMachine):
         what=st.sampled_from(INTERRUPTED),
         slot=_slot,
         method=st.sampled_from(sorted(METHODS)),
-        milliseconds=st.sampled_from((1, 3, 8, 20, 50, 120)),
+        number=st.integers(0, 4),
+        milliseconds=st.sampled_from(_MILLISECONDS),
         still=st.booleans(),
         crash=st.booleans(),
     )
@@ -1127,6 +1140,7 @@ class Machine(RuleBasedStateMachine):
         what: tuple[str, str],
         slot: str,
         method: str,
+        number: int,
         milliseconds: int,
         *,
         still: bool,
@@ -1136,8 +1150,7 @@ class Machine(RuleBasedStateMachine):
         self._free()
         lead = self.lead
         work = self._work(*what, slot, method)
-        work.start()
-        time.sleep(milliseconds / 1000)
+        work.proceed(number, milliseconds)
         if still:
             work.pause()
         lead.cluster.checkpoint()
