@@ -217,6 +217,7 @@ make_header(XLogRecPtr redo, TimeLineID tli, uint32 flags)
 	header->reset = shared->reset;
 	header->reset_time = shared->reset_time;
 	header->opts_time = ptrack_opts_time();
+	header->start_time = shared->start_time;
 	header->crc = mapheader_crc(&header_page);
 }
 

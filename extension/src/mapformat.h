@@ -45,6 +45,8 @@ typedef struct MapHeader
 	int64		reset_time;		/* when this map began, a TimestampTz */
 	int64		opts_time;		/* when the postmaster that this map knows of
 								 * last began, as ptrack_opts_time tells */
+	int64		start_time;		/* when a postmaster last took this map over,
+								 * by the clock, in nanoseconds */
 } MapHeader;
 
 typedef union HeaderPage

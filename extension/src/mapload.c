@@ -24,6 +24,7 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "access/timeline.h"
@@ -36,6 +37,12 @@
 #include "mapformat.h"
 #include "storage/fd.h"
 #include "utils/timestamp.h"
+
+/*
+ * Nanoseconds between taking a map over and postmaster.opts, at most, and
+ * between the clock and the times of files.
+ */
+#define OPTS_SLACK	INT64CONST(10000000)
 
 /* I/O buffers of this process: no allocation in a critical section */
 static HeaderPage header_page;
@@ -214,9 +221,14 @@ judge_file(const ControlFileData *control, XLogRecPtr start_redo, TimeLineID sta
 	/*
 	 * What a life without ptrack has replayed may be replayed once more
 	 * without a trace: a truncation that finds nothing to cut.
+	 *
+	 * A life of ours that was killed before it could tell the header has
+	 * written postmaster.opts right after it took the map over, sooner than
+	 * any other server could have started.
 	 */
 	opts_time = ptrack_opts_time();
-	if (same_lives && opts_time != header->opts_time && opts_time != 0 && header->opts_time != 0)
+	if (same_lives && opts_time != header->opts_time && opts_time != 0 && header->opts_time != 0 &&
+		!(opts_time >= header->start_time - OPTS_SLACK && opts_time <= header->start_time + OPTS_SLACK))
 	{
 		ereport(WARNING,
 				(errmsg("ptrack init: map file \"%s\" does not know all that has happened, deleting",
@@ -226,6 +238,25 @@ judge_file(const ControlFileData *control, XLogRecPtr start_redo, TimeLineID sta
 		return PTRACK_RESET_STALE;
 	}
 	return PTRACK_RESET_NONE;
+}
+
+/*
+ * Put header_page, edited, into the file.
+ */
+static bool
+write_header(int fd)
+{
+	header_page.header.crc = mapheader_crc(&header_page);
+	return ptrack_write(fd, &header_page, sizeof(header_page), 0) && pg_fsync(fd) == 0;
+}
+
+static void
+complain_of_header(void)
+{
+	ereport(WARNING,
+			(errcode_for_file_access(),
+			 errmsg("ptrack init: could not write map file \"%s\": %m", ptrack_map_path()),
+			 errhint("If the server crashes before the next checkpoint, the next backup must be a full one.")));
 }
 
 /*
@@ -242,6 +273,8 @@ ptrack_file_start(void)
 	bool		crc_ok;
 	bool		replays;
 	bool		restored;
+	struct timespec now;
+	int			fd;
 
 	/* of this postmaster, which goes on after a crash of its children */
 	static bool started = false;
@@ -252,6 +285,8 @@ ptrack_file_start(void)
 				(errcode(ERRCODE_DATA_CORRUPTED),
 				 errmsg("ptrack init: incorrect checksum in control file")));
 
+	clock_gettime(CLOCK_REALTIME, &now);
+	shared->start_time = (int64) now.tv_sec * 1000000000 + now.tv_nsec;
 	shared->sysid = control->system_identifier;
 	shared->start_redo = start_of_replay(control, &start_tli, &replays, &restored);
 	pg_atomic_write_u32(&shared->replayed, replays ? 1 : 0);
@@ -282,6 +317,13 @@ ptrack_file_start(void)
 		if (shared->same_shape)
 			memset(ptrack_page_state, PAGE_UNREAD, shared->npages);
 		pg_atomic_write_u32(&shared->unread, shared->file_npages);
+
+		header_page.header.start_time = shared->start_time;
+		fd = BasicOpenFile(PTRACK_FILE, O_RDWR | PG_BINARY);
+		if (fd < 0 || !write_header(fd))
+			complain_of_header();
+		if (fd >= 0)
+			close(fd);
 	}
 	else
 	{
@@ -327,15 +369,11 @@ ptrack_file_begin_life(void)
 		{
 			header->flags &= ~HEADER_SHUTDOWN;
 			header->opts_time = ptrack_opts_time();
-			header->crc = mapheader_crc(&header_page);
 			shared->file_flags = header->flags;
-			ok = ptrack_write(fd, &header_page, sizeof(header_page), 0) && pg_fsync(fd) == 0;
+			ok = write_header(fd);
 		}
 		if (!ok)
-			ereport(WARNING,
-					(errcode_for_file_access(),
-					 errmsg("ptrack init: could not write map file \"%s\": %m", ptrack_map_path()),
-					 errhint("If the server crashes before the next checkpoint, the next backup must be a full one.")));
+			complain_of_header();
 		if (fd >= 0)
 			close(fd);
 	}
