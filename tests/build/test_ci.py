@@ -149,6 +149,12 @@ def test_an_unknown_major_is_told_the_known_ones() -> None:
     assert "Traceback" not in asked.stderr
 
 
+def test_an_unknown_session_is_told_what_to_do_next() -> None:
+    asked = nox("-s", "bild-17")
+    assert asked.returncode != 0
+    assert "Sessions not found: bild-17\nnext: ./nox -l" in asked.stderr
+
+
 def test_a_typo_in_the_matrix_is_told_without_a_traceback(checkout: Path) -> None:
     path = checkout / "matrix.toml"
     path.write_text(path.read_text().replace("branch =", "branhc =", 1))
