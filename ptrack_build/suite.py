@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ptrack_build import REPO, host, report
+from ptrack_build import REPO, cache, host, report
 from ptrack_build import compile as compiling
 from ptrack_build.errors import PtrackError, SourceError, UsageError
 from ptrack_build.progress import say
@@ -150,6 +150,7 @@ def one(
     if deep is not None:
         args = ["tests/test_machine.py", f"--deep={deep:g}", *args]
     name = f"test-{major.name}" + ("" if variant == compiling.TEST.name else f"-{variant}")
+    host.check_reachable(cache.root(), host.server_user())  # before it is built, which takes long
     began = time.monotonic()
     built = prefix(major, compiling.VARIANTS[variant], locked=locked)
     seconds = time.monotonic() - began
@@ -166,6 +167,7 @@ def one(
 
 def mutants(major: Major, args: Sequence[str]) -> report.Outcome:
     """Take each protection out in turn and see its test fail. Slow; one at a time."""
+    host.check_reachable(cache.root(), host.server_user())
     built = prefix(major, compiling.TEST)
     os.environ["PTRACK_MUTANTS_MAJOR"] = major.name
     os.environ["PTRACK_TEST_WORKERS"] = "0"
