@@ -1,4 +1,4 @@
-"""docs/core-patch.md shows and counts what the templates have."""
+"""The documentation shows, counts and names what there is."""
 
 from __future__ import annotations
 
@@ -52,6 +52,17 @@ def test_the_table_counts_lines_and_files() -> None:
         for major in MAJORS
     }
     assert said == counted
+
+
+def test_the_results_of_benchmarks_are_named() -> None:
+    place = REPO / "benchmarks"
+    results = {path.name for path in place.glob("*.md")}
+    for program in place.glob("*.py"):
+        results |= set(re.findall(r'"([\w-]+\.md)"', program.read_text()))
+    assert results
+    page = (REPO / "docs" / "architecture.md").read_text()
+    (row,) = re.findall(r"^\| `benchmarks/` .*$", page, re.MULTILINE)
+    assert results == {name for name in results if f"`{name}`" in row}
 
 
 @pytest.mark.parametrize("name", sorted(COUNTS))
