@@ -51,8 +51,16 @@ nox.options.default_venv_backend = "none"
 nox.options.error_on_external_run = True
 nox.options.stop_on_first_error = False
 
-# No session has an environment of nox's, so that there is no uv is nothing to tell.
-logging.getLogger("nox").addFilter(lambda record: "uv binary" not in str(record.msg))
+
+def _worth_telling(record: logging.LogRecord) -> bool:
+    """Drop what does not matter here, and give a mistyped session's name a next step."""
+    if str(record.msg).startswith("Sessions not found"):
+        record.msg = f"{record.msg}\nnext: ./nox -l lists the sessions"
+    # No session has an environment of nox's, so that there is no uv is nothing to tell.
+    return "uv binary" not in str(record.msg)
+
+
+logging.getLogger("nox").addFilter(_worth_telling)
 
 try:
     MATRIX = matrix.load()

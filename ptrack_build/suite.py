@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shlex
 import subprocess
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ptrack_build import REPO, host, report
+from ptrack_build import REPO, cache, host, report
 from ptrack_build import compile as compiling
 from ptrack_build.errors import PtrackError, SourceError, UsageError
 from ptrack_build.progress import say
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from ptrack_build.compile import Prefix, Variant
     from ptrack_build.matrix import Major
 
-RESULTS = REPO / "results"
 LOCK = REPO / "requirements" / "lock.txt"
 #: How long pytest may take to stop its servers after ctrl-C, in seconds.
 PATIENCE = 30.0
@@ -43,6 +43,21 @@ class Ended:
     failures: int
     skipped: int
     seconds: float
+
+
+@functools.cache
+def results() -> Path:
+    """Where records of runs go: results/ of the checkout.
+
+    Where the checkout cannot be written it is results/ of the cache, which is said, once.
+    """
+    usual = REPO / "results"
+    if os.access(usual if usual.is_dir() else REPO, os.W_OK | os.X_OK):
+        usual.mkdir(exist_ok=True)
+        return usual
+    other = cache.directory("results")
+    say(f"results go to {other}, as {REPO} cannot be written")
+    return other
 
 
 def tools() -> Path:
@@ -74,19 +89,22 @@ def prefix(major: Major, variant: Variant, *, locked: bool = False) -> Prefix:
 def pytest(
     name: str, paths: Sequence[str], args: Sequence[str], *, built: Prefix | None = None
 ) -> Ended:
-    """Run pytest on some of tests/; its record goes to results/<name>.xml."""
-    RESULTS.mkdir(exist_ok=True)
-    junit = RESULTS / f"{name}.xml"
+    """Run pytest on some of tests/; its record goes to <name>.xml in results()."""
+    junit = results() / f"{name}.xml"
     junit.unlink(missing_ok=True)
     workers = os.environ.get("PTRACK_TEST_WORKERS", str(min(max(2, host.cpus()), 8)))
     given = [
         arg for arg in args if not arg.startswith("-") and (REPO / arg.split("::")[0]).exists()
     ]
+    env = dict(os.environ)
+    memory = []
+    if not os.access(REPO, os.W_OK):  # what these remember between runs would go there
+        memory = ["-o", f"cache_dir={cache.directory('results', 'pytest')}"]
+        env["HYPOTHESIS_STORAGE_DIRECTORY"] = str(cache.directory("results", "hypothesis"))
     words = [
         str(tools()), "-m", "pytest", f"--junitxml={junit}", "-n", workers, "--dist", "worksteal",
-        *([] if given else paths), *args,
+        *memory, *([] if given else paths), *args,
     ]  # fmt: skip
-    env = dict(os.environ)
     if built is not None:
         host.check_reachable(built.path, host.server_user())
         env["PTRACK_PREFIX"] = str(built.path)
@@ -150,6 +168,7 @@ def one(
     if deep is not None:
         args = ["tests/test_machine.py", f"--deep={deep:g}", *args]
     name = f"test-{major.name}" + ("" if variant == compiling.TEST.name else f"-{variant}")
+    host.check_reachable(cache.root(), host.server_user())  # before it is built, which takes long
     began = time.monotonic()
     built = prefix(major, compiling.VARIANTS[variant], locked=locked)
     seconds = time.monotonic() - began
@@ -166,6 +185,7 @@ def one(
 
 def mutants(major: Major, args: Sequence[str]) -> report.Outcome:
     """Take each protection out in turn and see its test fail. Slow; one at a time."""
+    host.check_reachable(cache.root(), host.server_user())
     built = prefix(major, compiling.TEST)
     os.environ["PTRACK_MUTANTS_MAJOR"] = major.name
     os.environ["PTRACK_TEST_WORKERS"] = "0"
@@ -202,7 +222,7 @@ def every(
         except PtrackError as error:
             say(str(error))
             outcomes.append(report.Outcome(session=name, status="failed", note=str(error)))
-    report.keep(outcomes, RESULTS / "test.json")
+    report.keep(outcomes, results() / "test.json")
     say("\n" + report.table(outcomes))
     failed = [each.session for each in outcomes if each.status == "failed"]
     if failed:
@@ -232,7 +252,7 @@ def built_all(majors: Sequence[Major], variant: Variant, *, locked: bool = False
             outcomes.append(
                 report.Outcome(session=name, status="passed", version=made.version, note=note)
             )
-    report.keep(outcomes, RESULTS / "build.json")
+    report.keep(outcomes, results() / "build.json")
     say("\n" + report.table(outcomes))
     failed = [each.session for each in outcomes if each.status == "failed"]
     if failed:
