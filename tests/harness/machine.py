@@ -1297,8 +1297,6 @@ class Machine(RuleBasedStateMachine):
     def damage(self, what: str, *, crash: bool) -> None:
         """Something is wrong with the map's file as the server starts."""
         cluster = self._alone(crash=crash)
-        if crash and what == "page zeroed":
-            what = "byte flipped"  # the header does not count what was written through since
         if what == "removed":
             cluster.map.unlink(missing_ok=True)
         elif cluster.map.exists():  # none yet, after a reset and a crash
