@@ -279,10 +279,16 @@ CHILDREN = (
     "logical replication launcher",
 )  # fmt: skip
 STANDBY_CHILDREN = ("client backend", "checkpointer", "startup", "walreceiver")
-LAPSES = (
-    "off", "unloaded", "unloaded, crash", "minimal", "checksums", "resetwal", "removed",
-    "byte flipped", "page zeroed", "pages swapped", "cut short",
-)  # fmt: skip
+#: What a life without ptrack is set to, and what ends it.
+AWAY: Mapping[str, tuple[Mapping[str, Value], Mapping[str, Value]]] = {
+    "off": ({"ptrack.map_size": 0}, {"ptrack.map_size": 2}),
+    "unloaded": ({"shared_preload_libraries": ""}, {"shared_preload_libraries": "ptrack"}),
+    "minimal": (
+        {"shared_preload_libraries": "", "wal_level": "minimal", "max_wal_senders": 0},
+        {"shared_preload_libraries": "ptrack", "wal_level": "replica", "max_wal_senders": 4},
+    ),
+}
+DAMAGES = ("byte flipped", "page zeroed", "pages swapped", "cut short", "removed")
 
 FAMILIES: Mapping[str, Mapping[str, Sequence[str]]] = {
     "dml": DML,
@@ -359,7 +365,8 @@ class Tally:
         if not self.counts["examples"]:
             return
         total = {"steps": sum(self.steps.values())} | self.counts
-        yield "machine: " + ", ".join(f"{total[name]} {name}" for name in sorted(total))
+        names = sorted(total, key=lambda name: (name not in ("examples", "steps"), name))
+        yield "machine: " + ", ".join(f"{total[name]} {name}" for name in names)
         yield "machine: " + ", ".join(
             f"{name} {count} ({self.seconds[name] / count:.2f} s)"
             for name, count in sorted(self.steps.items())
@@ -1248,65 +1255,69 @@ class Machine(RuleBasedStateMachine):
 
     # ---- without ptrack for a while
 
-    @rule(what=st.sampled_from(LAPSES))
+    @rule(what=st.sampled_from(sorted(AWAY)), crash_before=st.booleans(), crash_after=st.booleans())
     @_step
-    def lapse(self, what: str) -> None:
-        """Something that the map cannot know of: no parent may be served after it."""
-        self._drop_standby()
-        self._free()
-        lead = self.lead
-        cluster = lead.cluster
-        cluster.evict()
-        lead.end("immediate" if what == "unloaded, crash" else "clean")
-        match what:
-            case "off" | "unloaded" | "unloaded, crash":
-                back: dict[str, Value]
-                if what == "off":
-                    away: dict[str, Value] = {"ptrack.map_size": 0}
-                    back = {"ptrack.map_size": 2}
-                else:
-                    away = {"shared_preload_libraries": ""}
-                    back = {"shared_preload_libraries": "ptrack"}
-                self._without(away)
-                lead.end("immediate" if what.endswith("crash") else "clean")
-                cluster.configure(back)
-            case "minimal":
-                self._without(
-                    {
-                        "shared_preload_libraries": "",
-                        "wal_level": "minimal",
-                        "max_wal_senders": 0,
-                    }
-                )
-                lead.end("clean")
-                cluster.configure(
-                    {
-                        "shared_preload_libraries": "ptrack",
-                        "wal_level": "replica",
-                        "max_wal_senders": 4,
-                    }
-                )
-            case "checksums":
-                self.checksums = not self.checksums
-                option = "--enable" if self.checksums else "--disable"
-                cluster.run("pg_checksums", option, "--no-sync", "-D", cluster.data)
-            case "resetwal":
-                cluster.run("pg_resetwal", "-D", cluster.data)
-            case "removed":
-                cluster.map.unlink()
-            case _:
-                cluster.map.write_bytes(_damaged(cluster.map.read_bytes(), what))
-        cluster.start()
-        lead.hintable = self._hintable
-        if what != "checksums" or self.checksums:  # switching them off writes no page
-            lead.refused(what)
-
-    def _without(self, settings: Mapping[str, Value]) -> None:
-        cluster = self.lead.cluster
-        cluster.configure(settings)
+    def lapse(self, what: str, *, crash_before: bool, crash_after: bool) -> None:
+        """A life that the map does not know of."""
+        away, back = AWAY[what]
+        cluster = self._alone(crash=crash_before)
+        cluster.configure(away)
         cluster.start()
         self._run(DML["update"], t="a", n=4)
         cluster.evict()
+        self.lead.end("immediate" if crash_after else "clean")
+        cluster.configure(back)
+        cluster.start()
+        self._refused(what, crash=crash_after)
+
+    @rule()
+    @_step
+    def checksums_switched(self) -> None:
+        """pg_checksums: switching them on writes pages, off does not."""
+        cluster = self._alone(crash=False)
+        self.checksums = not self.checksums
+        option = "--enable" if self.checksums else "--disable"
+        cluster.run("pg_checksums", option, "--no-sync", "-D", cluster.data)
+        cluster.start()
+        self.lead.hintable = self._hintable
+        if self.checksums:
+            self._refused("checksums enabled")
+
+    @rule()
+    @_step
+    def resetwal(self) -> None:
+        """pg_resetwal after a clean stop."""
+        cluster = self._alone(crash=False)
+        cluster.run("pg_resetwal", "-D", cluster.data)
+        cluster.start()
+        self._refused("pg_resetwal")
+
+    @rule(what=st.sampled_from(DAMAGES), crash=st.booleans())
+    @_step
+    def damage(self, what: str, *, crash: bool) -> None:
+        """Something is wrong with the map's file as the server starts."""
+        cluster = self._alone(crash=crash)
+        if what == "removed":
+            cluster.map.unlink(missing_ok=True)
+        elif cluster.map.exists():  # none yet, after a reset and a crash
+            cluster.map.write_bytes(_damaged(cluster.map.read_bytes(), what))
+        cluster.start()
+        self._refused(what, crash=crash)
+
+    def _refused(self, when: str, *, crash: bool = False) -> None:
+        """No parent is served; the next backup is made at once, but after a crash."""
+        self.lead.refused(when)
+        if not crash:
+            self.lead.cluster.checkpoint()
+            self.lead.keep(Parent(snapshot=self.lead.snapshot()))
+
+    def _alone(self, *, crash: bool) -> Cluster:
+        """End the primary, with all that it has written on disk, and have no standby."""
+        self._drop_standby()
+        self._free()
+        self.lead.cluster.evict()
+        self.lead.end("immediate" if crash else "clean")
+        return self.lead.cluster
 
     # ---- what holds
 
