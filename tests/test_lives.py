@@ -121,6 +121,23 @@ def test_own_lives(emptied_cluster: tuple[Cluster, Snapshot]) -> None:
     oracle.check(snapshot, cluster, changed=12)
 
 
+def test_own_lives_without_a_loader(factory: Factory) -> None:
+    """Nobody but the postmaster comes to tell the header, and its children crash."""
+    cluster = factory.create(checksums=True, max_worker_processes=0)
+    pages(cluster)
+    snapshot = oracle.take(cluster)
+    cluster.sql("DELETE FROM t WHERE i % 2 = 0")
+    cluster.evict()
+    for _ in range(2):
+        cluster.kill_all()
+        cluster.start()
+        cluster.kill_child("client backend")
+        cluster.kill_child("background writer")
+    cluster.restart("immediate")
+    cluster.restart("fast")
+    oracle.check(snapshot, cluster, changed=20)
+
+
 def test_own_lives_of_a_standby(factory: Factory) -> None:
     primary = factory.create(checksums=True)
     pages(primary)

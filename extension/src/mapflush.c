@@ -64,7 +64,7 @@
 
 /* I/O buffers of this process: no allocation in a critical section */
 static HeaderPage header_page;
-static MapPage write_buffer[IO_PAGES];
+static MapPage write_buffer[WRITE_PAGES];
 
 /* Ask for a page that will be copied soon: pages are all over the memory. */
 static void
@@ -173,7 +173,7 @@ write_pages(int fd, bool all)
 			number = next_page(number + 1, all);
 			if (number < shared->npages)
 				prefetch_page(number);
-		} while (n < IO_PAGES && number < shared->npages && number == first + n);
+		} while (n < WRITE_PAGES && number < shared->npages && number == first + n);
 
 		if (!ptrack_write(fd, write_buffer, (size_t) n * PTRACK_PAGE_SIZE, mappage_offset(first)))
 		{

@@ -22,7 +22,13 @@
 										 * and the server has not been started
 										 * with ptrack since */
 
-#define IO_PAGES				64	/* pages written or read in one call */
+/*
+ * Pages read or written in one call.  File systems keep what was written, or
+ * read ahead, in one piece together in memory; a page in the middle of a large
+ * piece is written slowly, and single pages are what a flush writes.
+ */
+#define READ_PAGES				64
+#define WRITE_PAGES				4
 
 /* The first page of the file; what follows up to its end is zero. */
 typedef struct MapHeader

@@ -46,7 +46,7 @@
 
 /* I/O buffers of this process: no allocation in a critical section */
 static HeaderPage header_page;
-static MapPage read_buffer[IO_PAGES];
+static MapPage read_buffer[READ_PAGES];
 
 /*
  * Remove the map and what an interrupted flush left of it.
@@ -277,7 +277,8 @@ ptrack_file_start(void)
 	int			fd;
 
 	/* of this postmaster, which goes on after a crash of its children */
-	static bool started = false;
+	static int64 start_time = 0;
+	bool		again = false;
 
 	control = get_controlfile(DataDir, &crc_ok);
 	if (!crc_ok)
@@ -285,8 +286,14 @@ ptrack_file_start(void)
 				(errcode(ERRCODE_DATA_CORRUPTED),
 				 errmsg("ptrack init: incorrect checksum in control file")));
 
-	clock_gettime(CLOCK_REALTIME, &now);
-	shared->start_time = (int64) now.tv_sec * 1000000000 + now.tv_nsec;
+	if (start_time == 0)
+	{
+		clock_gettime(CLOCK_REALTIME, &now);
+		start_time = (int64) now.tv_sec * 1000000000 + now.tv_nsec;
+	}
+	else
+		again = true;
+	shared->start_time = start_time;
 	shared->sysid = control->system_identifier;
 	shared->start_redo = start_of_replay(control, &start_tli, &replays, &restored);
 	pg_atomic_write_u32(&shared->replayed, replays ? 1 : 0);
@@ -294,8 +301,7 @@ ptrack_file_start(void)
 	ptrack_unlink(PTRACK_FILE_TMP);
 	ptrack_unlink(PTRACK_FILE_MMAP);
 
-	reset = judge_file(control, shared->start_redo, start_tli, replays && !restored && !started);
-	started = true;
+	reset = judge_file(control, shared->start_redo, start_tli, replays && !restored && !again);
 	if (reset == PTRACK_RESET_NONE)
 	{
 		const MapHeader *header = &header_page.header;
@@ -318,7 +324,9 @@ ptrack_file_start(void)
 			memset(ptrack_page_state, PAGE_UNREAD, shared->npages);
 		pg_atomic_write_u32(&shared->unread, shared->file_npages);
 
-		header_page.header.start_time = shared->start_time;
+		header_page.header.start_time = start_time;
+		if (again)
+			header_page.header.opts_time = ptrack_opts_time();
 		fd = BasicOpenFile(PTRACK_FILE, O_RDWR | PG_BINARY);
 		if (fd < 0 || !write_header(fd))
 			complain_of_header();
@@ -445,7 +453,7 @@ ptrack_read_pages(int fd, uint32 number, uint32 n)
 	PtrackShared *shared = ptrack_shared;
 	uint32		left;
 
-	Assert(n <= IO_PAGES);
+	Assert(n <= READ_PAGES);
 	if (fd < 0 || !ptrack_read(fd, read_buffer, (size_t) n * PTRACK_PAGE_SIZE, mappage_offset(number)))
 	{
 		ereport(WARNING,
@@ -489,7 +497,7 @@ ptrack_read_pages(int fd, uint32 number, uint32 n)
 }
 
 /*
- * Merge the next pages of the file, IO_PAGES at a time and rounds times, or
+ * Merge the next pages of the file, READ_PAGES at a time and rounds times, or
  * all that are left if rounds is 0.  False with errno set if the file cannot
  * be opened now: too many open files are no damage.  Caller holds the lock.
  */
@@ -504,9 +512,13 @@ ptrack_read_next(int rounds)
 	fd = BasicOpenFile(PTRACK_FILE, O_RDONLY | PG_BINARY);
 	if (fd < 0 && errno != ENOENT)
 		return false;
+#ifdef USE_POSIX_FADVISE
+	if (fd >= 0)
+		(void) posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM);
+#endif
 	for (int i = 0; (i < rounds || rounds == 0) && pg_atomic_read_u32(&shared->unread) > 0; i++)
 	{
-		uint32		n = Min(IO_PAGES, shared->file_npages - shared->next_unread);
+		uint32		n = Min(READ_PAGES, shared->file_npages - shared->next_unread);
 
 		/* no pages left, and some not merged, would be a bug here */
 		if (n == 0)
