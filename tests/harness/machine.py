@@ -392,12 +392,14 @@ class Parent:
         backup: it as the reference client has it, if it was taken that way.
         content: rows of the cluster when it was taken, where ``backup`` is set.
         mask: hint bits may differ; set by what loses them.
+        served: the map has not passed it. It stays listed, for draws know nothing of this.
     """
 
     snapshot: Snapshot
     backup: Backup | None = None
     content: dict[str, tuple[int, str]] = field(default_factory=dict, repr=False)
     mask: bool = False
+    served: bool = True
 
     def inherited(self, *, mask: bool) -> Parent:
         """The same backup as a parent for another cluster."""
@@ -406,6 +408,7 @@ class Parent:
             backup=self.backup,
             content=self.content,
             mask=self.mask or mask,
+            served=self.served,
         )
 
 
@@ -440,16 +443,17 @@ class Node:
             LostBlocks: it does not hold.
             AssertionError: the map was reset.
         """
-        if not self.parents:
+        parents = [parent for parent in self.parents if parent.served]
+        if not parents:
             return
         init = self.cluster.init_lsn()
-        for parent in self.parents:
+        for parent in parents:
             assert 0 < init <= parent.snapshot.lsn, (
                 f"{self.cluster.name}, {when}: the map was reset: init LSN {lsn.show(init)}, "
                 f"parent {lsn.show(parent.snapshot.lsn)}"
             )
         current = self._reader.read_all(self.cluster.data)
-        for parent in self.parents:
+        for parent in parents:
             self._look(parent, current, when)
 
     def _look(self, parent: Parent, current: Mapping[str, bytes], when: str) -> None:
@@ -460,6 +464,26 @@ class Node:
         TALLY.counts["blocks compared"] += found.blocks
         TALLY.counts["blocks changed"] += found.changed
         TALLY.counts["hint bits only"] += found.hints
+
+    def start(self, killed: Sequence[int] = ()) -> None:
+        """Start, after starts that are killed so many milliseconds into it.
+
+        Those may have come to nothing but a new postmaster.opts, as a life without ptrack does.
+        """
+        before = self.cluster.log_size()
+        for milliseconds in killed:
+            self.cluster.start_and_kill(milliseconds / 1000)
+            TALLY.counts["crashes"] += 1
+            self.forget_hints()
+        self.cluster.start()
+        if killed and "Another server process has been started here" in self.cluster.log_text(
+            before
+        ):
+            TALLY.counts["resets after a killed start"] += 1
+            init = self.cluster.init_lsn()
+            for parent in self.parents:
+                assert init > parent.snapshot.lsn, "a map that begins anew serves a parent"
+                parent.served = False
 
     def refused(self, when: str) -> None:
         """After a lapse: no parent can be served any more.
@@ -988,7 +1012,12 @@ class Machine(RuleBasedStateMachine):
         parents = self.restorable()
         parent = parents[which % len(parents)]
         assert parent.backup is not None
-        backup = client.incremental(self.lead.cluster, parent.backup)
+        try:
+            backup = client.incremental(self.lead.cluster, parent.backup)
+        except client.Refused:
+            assert not parent.served, "a parent is refused that the map has not passed"
+            self._keep(client.full(self.lead.cluster))
+            return
         TALLY.counts["increments"] += 1
         self._keep(backup, mask=parent.mask)  # it has the parent's hint bits
 
@@ -1073,10 +1102,7 @@ class Machine(RuleBasedStateMachine):
         if map_size is not None:
             TALLY.counts["resizes"] += 1
             node.cluster.configure(ptrack__map_size=map_size)
-        for milliseconds in killed:
-            node.cluster.start_and_kill(milliseconds / 1000)
-            node.crashed()
-        node.cluster.start()
+        node.start(killed)
 
     @rule(process=st.sampled_from(CHILDREN), evict=st.booleans())
     @_step
