@@ -135,6 +135,8 @@ def test_own_lives_without_a_loader(factory: Factory) -> None:
         cluster.kill_child("background writer")
     cluster.restart("immediate")
     cluster.restart("fast")
+    cluster.kill_child("client backend")  # after a clean stop, with nothing changed since
+    cluster.restart("immediate")
     oracle.check(snapshot, cluster, changed=20)
 
 

@@ -117,11 +117,12 @@ same_history(const MapHeader *header, XLogRecPtr start_redo, TimeLineID start_tl
 
 /*
  * Why the file must not be taken over, or PTRACK_RESET_NONE with its header
- * in header_page.  Says so in the log.
+ * in header_page.  Says so in the log.  If again, this postmaster has taken it
+ * over before, and its children have crashed.
  */
 static PtrackReset
 judge_file(const ControlFileData *control, XLogRecPtr start_redo, TimeLineID start_tli,
-		   bool same_lives)
+		   bool again, bool check_opts)
 {
 	const MapHeader *header = &header_page.header;
 	struct stat st;
@@ -205,7 +206,7 @@ judge_file(const ControlFileData *control, XLogRecPtr start_redo, TimeLineID sta
 	}
 	if (header->redo < start_redo ||
 		!same_history(header, start_redo, start_tli) ||
-		((header->flags & HEADER_SHUTDOWN) != 0 && header->redo == start_redo &&
+		((header->flags & HEADER_SHUTDOWN) != 0 && !again && header->redo == start_redo &&
 		 control->state != DB_SHUTDOWNED && control->state != DB_SHUTDOWNED_IN_RECOVERY))
 	{
 		ereport(WARNING,
@@ -227,7 +228,7 @@ judge_file(const ControlFileData *control, XLogRecPtr start_redo, TimeLineID sta
 	 * any other server could have started.
 	 */
 	opts_time = ptrack_opts_time();
-	if (same_lives && opts_time != header->opts_time && opts_time != 0 && header->opts_time != 0 &&
+	if (check_opts && opts_time != header->opts_time && opts_time != 0 && header->opts_time != 0 &&
 		!(opts_time >= header->start_time - OPTS_SLACK && opts_time <= header->start_time + OPTS_SLACK))
 	{
 		ereport(WARNING,
@@ -301,7 +302,7 @@ ptrack_file_start(void)
 	ptrack_unlink(PTRACK_FILE_TMP);
 	ptrack_unlink(PTRACK_FILE_MMAP);
 
-	reset = judge_file(control, shared->start_redo, start_tli, replays && !restored && !again);
+	reset = judge_file(control, shared->start_redo, start_tli, again, replays && !restored && !again);
 	if (reset == PTRACK_RESET_NONE)
 	{
 		const MapHeader *header = &header_page.header;
@@ -326,7 +327,11 @@ ptrack_file_start(void)
 
 		header_page.header.start_time = start_time;
 		if (again)
+		{
+			header_page.header.flags &= ~HEADER_SHUTDOWN;
 			header_page.header.opts_time = ptrack_opts_time();
+			shared->file_flags = header_page.header.flags;
+		}
 		fd = BasicOpenFile(PTRACK_FILE, O_RDWR | PG_BINARY);
 		if (fd < 0 || !write_header(fd))
 			complain_of_header();
