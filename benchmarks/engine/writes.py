@@ -1,0 +1,203 @@
+"""What tracking costs those who write: loads, single-row updates, new tables, index builds.
+
+The effects looked for are below what tells two servers apart that are set up alike. So there are
+four servers, two of them without ptrack; each in turn is each arm; and a ratio is to the mean of
+the two without, round by round. How far those two lie apart is told as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from typing import TYPE_CHECKING
+
+from benchmarks.engine import sampling
+from benchmarks.engine.results import Family, Row
+from benchmarks.engine.servers import CONTROL, OFF, Arm, exchanged, on, settle, timed
+from ptrack_build.progress import step
+from tests.harness import system
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from benchmarks.engine.servers import Bench
+    from tests.harness.cluster import Cluster
+
+LOAD_MB = 200
+#: 35 rows a page
+LOAD_ROWS = LOAD_MB * 128 * 35
+CLIENTS = 2
+SCALE = 20
+TRANSACTIONS = 10_000
+TABLES = 2_000
+TABLES_A_BATCH = 200
+INDEX_ROWS = 1_000_000
+
+UPDATE = r"""\set aid random(1, 100000 * :scale)
+UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE aid = :aid;
+"""
+
+
+def _load(cluster: Cluster, number: int) -> tuple[float, ...]:
+    """Milliseconds of COPY, and of COPY and the checkpoint after it."""
+    del number
+    with cluster.connect() as connection:
+        connection.execute(b"CREATE TABLE load (id int, filler text)")
+        copy = timed(connection, f"COPY load FROM '{cluster.root.parent / 'load'}'")
+        checkpoint = timed(connection, "CHECKPOINT")
+        connection.execute(b"DROP TABLE load")
+        connection.execute(b"CHECKPOINT")
+    return copy, copy + checkpoint
+
+
+def _updates(cluster: Cluster, number: int) -> tuple[float, ...]:
+    """Transactions a second."""
+    cluster.checkpoint()
+    out = cluster.run(
+        "pgbench", "-n", "-M", "prepared", "-f", cluster.root.parent / "update.sql",
+        "-c", str(CLIENTS), "-j", "1", "-t", str(TRANSACTIONS), "-s", str(SCALE),
+        f"--random-seed={number}", "postgres",
+    ).stdout  # fmt: skip
+    found = re.findall(r"^tps = ([0-9.]+)", out, re.MULTILINE)
+    if not found:
+        what = f"pgbench told no tps:\n{out}"
+        raise AssertionError(what)
+    return (float(found[-1]),)  # the last one leaves out the time to connect
+
+
+def _tables(cluster: Cluster, number: int) -> tuple[float, ...]:
+    """Milliseconds of a CREATE TABLE with a primary key, in its own transaction."""
+    del number
+    with cluster.connect() as connection:
+        connection.execute(b"CREATE SCHEMA many")
+        total = sum(
+            timed(connection, f"CREATE TABLE many.t{i} (id int PRIMARY KEY)")
+            for i in range(TABLES_A_BATCH)
+        )
+        connection.execute(b"SET client_min_messages = error")
+        connection.execute(b"DROP SCHEMA many CASCADE")
+        connection.execute(b"VACUUM pg_class, pg_attribute, pg_index, pg_constraint, pg_depend")
+        connection.execute(b"CHECKPOINT")
+    return (total / TABLES_A_BATCH,)
+
+
+def _index(cluster: Cluster, number: int) -> tuple[float, ...]:
+    """Milliseconds of CREATE INDEX."""
+    del number
+    with cluster.connect() as connection:
+        milliseconds = timed(connection, "CREATE INDEX built ON source (n)")
+        connection.execute(b"DROP INDEX built")
+        connection.execute(b"CHECKPOINT")
+    return (milliseconds,)
+
+
+def measure(bench: Bench) -> Family:
+    """All of it, each server being each arm in turn."""
+    arms = (OFF, on(64), on(1024), CONTROL)
+    rows: list[Row] = []
+    series: dict[str, dict[str, list[float]]] = {}
+    rows_to_load = f"SELECT i, repeat(chr(65 + i % 26), 190) FROM generate_series(1, {LOAD_ROWS}) i"
+    source = (
+        f"CREATE TABLE source AS SELECT hashint4(i) AS n FROM generate_series(1, {INDEX_ROWS}) i",
+        "VACUUM ANALYZE source",
+        f"COPY ({rows_to_load}) TO '{bench.place / 'load'}'",
+    )
+    with contextlib.ExitStack() as stack:
+        script = bench.place / "update.sql"
+        script.write_text(UPDATE)
+        system.own(script)
+        template = stack.enter_context(bench.template(source))
+        template.start()
+        template.run("pgbench", "-i", "-q", "-s", str(SCALE), "postgres")
+        template.stop()
+        clusters = stack.enter_context(bench.copies(template, arms))
+
+        def sampled(
+            titles: Sequence[str], unit: str, count: int,
+            one: Callable[[Cluster, int], tuple[float, ...]],
+        ) -> list[dict[Arm, list[float]]]:  # fmt: skip
+            """The times by title and arm; one measures all of its titles at once."""
+            nonlocal clusters
+            each = bench.rounds(count)
+            found: dict[Arm, list[tuple[float, ...]]] = {arm: [] for arm in arms}
+            with step(f"{titles[-1]}, {len(arms)} times {each} rounds"):
+                for turn in range(len(arms)):
+                    if turn > 0:
+                        clusters = exchanged(clusters, 1)
+                    for cluster in clusters.values():  # the first is not like the others
+                        one(cluster, 0)
+
+                    def turn_of(
+                        arm: Arm, number: int, now: dict[Arm, Cluster] = clusters,
+                        base: int = turn * each + 1,
+                    ) -> tuple[float, ...]:  # fmt: skip
+                        return one(now[arm], base + number)
+
+                    part = sampling.rounds(arms, each, turn_of)
+                    for arm in arms:
+                        found[arm] += part[arm]
+            times = [{arm: [v[i] for v in found[arm]] for arm in arms} for i in range(len(titles))]
+            for title, values in zip(titles, times, strict=True):
+                series[f"{title}, {unit}"] = {arm.name: values[arm] for arm in arms}
+            return times
+
+        for fsync in (False, True):
+            state = f"fsync {'on' if fsync else 'off'}"
+            for cluster in clusters.values():
+                cluster.reload(fsync=fsync)
+            settle()
+
+            limit, before = (None, ("", "")) if fsync else (1.01, ("1.08", "1.34"))
+            titles = (f"load of {LOAD_MB} MB, {state}",
+                      f"load of {LOAD_MB} MB and a checkpoint, {state}")  # fmt: skip
+            for title, times in zip(
+                titles, sampled(titles, "ms", 4 if fsync else 8, _load), strict=True
+            ):
+                rows += _rows(title, times, limit, before)
+
+            if not fsync:
+                title = f"single-row updates, pgbench with {CLIENTS} clients, tps"
+                (times,) = sampled([title], "1/s", 10, _updates)
+                before = ("0.97 to 0.99", "0.97 to 0.99")
+                rows += _rows(title, times, 0.995, before, at_least=True)
+
+            title = f"CREATE TABLE (id int PRIMARY KEY), {state}"
+            batches = -(-TABLES // TABLES_A_BATCH // len(arms))
+            (times,) = sampled([title], "ms", batches, _tables)
+            rows += _rows(title, times, None)
+
+            title = f"CREATE INDEX on {INDEX_ROWS:,} rows, {state}"
+            (times,) = sampled([title], "ms", 4, _index)
+            rows += _rows(title, times, None)
+    return Family(
+        name="write",
+        about="Writers. Ratios of a server with ptrack to the mean of two without, each of four "
+        "servers being each in turn; off/off is what tells two servers apart that do not differ.",
+        rows=rows,
+        series=series,
+    )
+
+
+def _rows(
+    what: str, times: dict[Arm, list[float]], limit: float | None,
+    before: tuple[str, str] = ("", ""), *, at_least: bool = False,
+) -> list[Row]:  # fmt: skip
+    off = sampling.mean(times[OFF], times[CONTROL])
+    arms = [arm for arm in times if arm.map_mb is not None]
+    rows = [
+        Row(
+            what=f"{what}, {arm.name} map, on/off",
+            spread=sampling.ratio(times[arm], off),
+            unit="x",
+            limit=limit,
+            at_least=at_least,
+            before=theirs,
+            medians={
+                "off": sampling.spread(off).median,
+                arm.name: sampling.spread(times[arm]).median,
+            },
+        )
+        for arm, theirs in zip(arms, before, strict=True)
+    ]
+    control = sampling.ratio(times[CONTROL], times[OFF])
+    return [*rows, Row(what=f"{what}, off/off", spread=control, unit="x")]
