@@ -94,7 +94,7 @@ def measure(bench: Bench) -> Family:
         name="query",
         about="Queries. ptrack_get_pagemapset over a relation of 64 GiB (holes: the query looks "
         "at names, sizes and the map), from a new connection each time, its rows summed up in the "
-        "server. The map is full of older marks. That all blocks, or none, are reported is checked.",
+        "server. The map is full of older marks. The number of blocks reported is checked.",
         rows=rows,
         series=series,
     )
