@@ -190,6 +190,7 @@ def major_sessions(major: Major) -> None:
         options.add_argument("--no-write", action="store_true", help="print only")
         options.add_argument("--no-plots", action="store_true", help="leave matplotlib out")
         options.add_argument("--page", action="store_true", help="write page and plots anew only")
+        options.add_argument("--public", type=Path, metavar="CHECKOUT", help="ptrack 2.4 beside it")
         options.add_argument("families", nargs="*", help=", ".join(engine.FAMILIES))
         given = options.read()
         if given.page:
@@ -197,7 +198,7 @@ def major_sessions(major: Major) -> None:
             return
         engine.measure(
             major, given.families, quick=given.quick, write=not given.no_write,
-            plots=not given.no_plots, locked=given.locked,
+            plots=not given.no_plots, locked=given.locked, public_checkout=given.public,
         )  # fmt: skip
 
     build.__doc__ = f"{label}{eol} with ptrack: fetch, patch, compile, install; prints where"

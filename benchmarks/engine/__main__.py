@@ -17,6 +17,7 @@ from ptrack_build import host
 from ptrack_build.errors import PtrackError
 from ptrack_build.progress import say
 from ptrack_build.run import terminate_politely
+from tests.harness.install import Install
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,6 +43,7 @@ def main() -> int:
     options.add_argument("--major", required=True)
     options.add_argument("--version", required=True)
     options.add_argument("--extension", required=True)
+    options.add_argument("--public", type=Path)
     options.add_argument("--quick", action="store_true")
     options.add_argument("--no-write", action="store_true")
     options.add_argument("families", nargs="*")
@@ -52,7 +54,10 @@ def main() -> int:
     found = []
     with host.scratch("ptrack-bench-") as place:
         bench = Bench(
-            install=module(given.prefix, place), place=place, scale=0.2 if given.quick else 1.0
+            install=module(given.prefix, place),
+            place=place,
+            scale=0.2 if given.quick else 1.0,
+            public=Install.at(given.public) if given.public else None,
         )
         for name in names:
             family = MEASURES[name](bench)

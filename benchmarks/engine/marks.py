@@ -43,7 +43,7 @@ def measure(bench: Bench) -> Family:
     series: dict[str, dict[str, list[float]]] = {}
     with bench.template() as template, bench.copies(template, arms) as clusters:
         for arm in arms[1:]:
-            fill_map(clusters[arm])
+            fill_map(clusters[arm], arm)
         for kind in KINDS:
             with step(f"marks of {kind[0]}"):
                 times = sampling.rounds(
@@ -54,7 +54,7 @@ def measure(bench: Bench) -> Family:
                     ),
                 )
             series[f"a mark, {kind[0]}, ns"] = {arm.name: times[arm] for arm in arms}
-            rows += [_row(f"a mark, {kind[0]}, {arm.name} map", arm, times) for arm in arms[1:]]
+            rows += [_row(f"a mark, {kind[0]}, {arm.what}", arm, times) for arm in arms[1:]]
 
         cores = host.cpus()
         for title, kind, apart in (
@@ -86,7 +86,7 @@ def measure(bench: Bench) -> Family:
                     arm.name: times[arm] for arm in arms
                 }
                 if writers in {2, WRITERS[-1]}:  # the plot has the others
-                    what = f"a mark, {writers} writers, {title}, {arms[-1].name} map"
+                    what = f"a mark, {writers} writers, {title}, {arms[-1].what}"
                     rows.append(_row(what, arms[-1], times))
         rows += _memory(clusters)
     return Family(
@@ -121,7 +121,7 @@ def _memory(clusters: dict[Arm, Cluster]) -> list[Row]:
         over = 100 * (taken / (arm.map_mb * 2**20) - 1)
         rows.append(
             Row(
-                what=f"shared memory over map_size, {arm.name} map",
+                what=f"shared memory over map_size, {arm.what}",
                 spread=sampling.spread([over]),
                 unit="%",
                 medians={"bytes over": taken - arm.map_mb * 2**20},

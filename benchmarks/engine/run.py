@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.engine import results
+from benchmarks.engine import public, results
 from ptrack_build import REPO, cache, host, suite
 from ptrack_build import compile as compiling
 from ptrack_build.errors import CommandFailed, PtrackError, UsageError
@@ -33,11 +33,12 @@ def files(major: str) -> tuple[Path, Path]:
 
 def measure(
     major: Major, families: Sequence[str], *, quick: bool = False, write: bool = True,
-    plots: bool = True, locked: bool = False,
+    plots: bool = True, locked: bool = False, public_checkout: Path | None = None,
 ) -> None:  # fmt: skip
     """Measure some families of rows, or all, on a major's release build, and write the results.
 
-    quick takes a fifth of the rounds, and writes nothing. Raises UsageError and BenchFailed.
+    quick takes a fifth of the rounds, and writes nothing; nor is anything written where ptrack 2.4
+    is measured beside, from its public_checkout. Raises UsageError and BenchFailed.
     """
     unknown = [name for name in families if name not in FAMILIES]
     if unknown:
@@ -45,11 +46,14 @@ def measure(
         raise UsageError(what, hint=f"one or more of: {', '.join(FAMILIES)}")
     built = suite.prefix(major, compiling.RELEASE, locked=locked)
     host.check_reachable(built.path, host.server_user())
-    write = write and not quick
+    write = write and not quick and public_checkout is None
+    theirs: list[str] = []
+    if public_checkout is not None:
+        theirs = [f"--public={public.prefix(major, public_checkout, locked=locked).path}"]
     words = [
         str(suite.tools()), "-m", "benchmarks.engine", f"--prefix={built.path}",
         f"--major={major.name}", f"--version={built.version}", f"--extension={built.key[:16]}",
-        *(["--quick"] if quick else []), *([] if write else ["--no-write"]), *families,
+        *theirs, *(["--quick"] if quick else []), *([] if write else ["--no-write"]), *families,
     ]  # fmt: skip
     status = suite.patiently(words)
     if status != 0:

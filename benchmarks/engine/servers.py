@@ -58,10 +58,19 @@ FUNCTIONS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One way to run the server. map_mb: None for a server that does not load ptrack."""
+    """One way to run the server.
+
+    map_mb: None for a server that does not load ptrack; public: ptrack 2.4, on its own server.
+    """
 
     name: str
     map_mb: int | None = None
+    public: bool = False
+
+    @property
+    def what(self) -> str:
+        """For the name of a row."""
+        return f"{self.name} map"
 
     @property
     def settings(self) -> dict[str, Value]:
@@ -99,21 +108,37 @@ class Bench:
     """Where all of it happens.
 
     place: a directory of the servers' user; scale: of the numbers of rounds, 1 for those that
-    results are published from.
+    results are published from; public: an installation of ptrack 2.4 to measure beside.
     """
 
     install: Install
     place: Path
     scale: float = 1.0
+    public: Install | None = None
     _made: int = field(default=0, init=False)
 
     def rounds(self, count: int) -> int:
         """So many rounds, or fewer for a quick look; an even number, at least two."""
         return max(2, round(count * self.scale / 2) * 2)
 
-    def _new(self, name: str) -> Cluster:
+    def tracking(self, *megabytes: int) -> tuple[Arm, ...]:
+        """Arms with maps of these sizes, of 2.4 as well where that is measured."""
+        theirs = [
+            Arm(name=f"2.4, {size} MB", map_mb=size, public=True)
+            for size in megabytes
+            if self.public is not None
+        ]
+        return (*map(on, megabytes), *theirs)
+
+    def installed(self, arm: Arm) -> Install:
+        """Where an arm's server is."""
+        return self.public if arm.public and self.public is not None else self.install
+
+    def _new(self, name: str, install: Install | None = None) -> Cluster:
         self._made += 1
-        return Cluster(self.install, self.place / f"{self._made}-{name.replace(' ', '-')}", name)
+        return Cluster(
+            install or self.install, self.place / f"{self._made}-{name.replace(' ', '-')}", name
+        )
 
     @contextlib.contextmanager
     def template(self, statements: Sequence[str] = (), **settings: Value) -> Iterator[Cluster]:
@@ -136,7 +161,7 @@ class Bench:
         made: dict[Arm, Cluster] = {}
         try:
             for arm in arms:
-                made[arm] = cluster = self._new(arm.name)
+                made[arm] = cluster = self._new(arm.name, self.installed(arm))
                 system.make_dir(cluster.root)
                 call(["cp", "-a", "--sparse=always", template.data, cluster.data], quiet=True)
                 cluster.adopt()
@@ -147,17 +172,17 @@ class Bench:
             for cluster in made.values():
                 cluster.destroy()
 
-
-def exchanged(clusters: dict[Arm, Cluster], turns: int) -> dict[Arm, Cluster]:
-    """The same clusters, each the arm that another one was: what is theirs is no arm's for long."""
-    arms, made = list(clusters), list(clusters.values())
-    turned = {arm: made[(i + turns) % len(made)] for i, arm in enumerate(arms)}
-    for cluster in made:
-        cluster.stop()
-    for arm, cluster in turned.items():
-        start(cluster, arm)
-    settle()
-    return turned
+    def exchanged(self, clusters: dict[Arm, Cluster]) -> dict[Arm, Cluster]:
+        """The same clusters, each the arm that the one before was; with a new map."""
+        made = list(clusters.values())
+        turned = dict(zip(clusters, [*made[1:], made[0]], strict=True))
+        for arm, cluster in turned.items():
+            cluster.stop()
+            cluster.map.unlink(missing_ok=True)
+            cluster.install = self.installed(arm)
+            start(cluster, arm)
+        settle()
+        return turned
 
 
 def _no_kept_wal(cluster: Cluster) -> dict[str, Value]:
@@ -185,11 +210,14 @@ def timed(connection: Connection[Row], statement: str) -> float:
     return (time.perf_counter() - began) * 1e3
 
 
-def fill_map(cluster: Cluster) -> None:
+def fill_map(cluster: Cluster, arm: Arm) -> None:
     """Marks all over the map, as it looks after a life; then a checkpoint that writes it out."""
-    megabytes = int(cluster.value("SELECT pg_size_bytes(current_setting('ptrack.map_size'))>>20"))
+    assert arm.map_mb is not None
+    if arm.public:  # writes all of its map in any case
+        cluster.checkpoint()
+        return
     # four lines for each one there is: next to none stays empty
-    count = megabytes * 2048 * 2
+    count = arm.map_mb * 2048 * 2
     cluster.sql(f"SELECT bench_marks(1, true, 64, 2147483648, {count}, 1)")
     cluster.checkpoint()
     settle()
