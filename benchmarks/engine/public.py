@@ -47,7 +47,8 @@ def prefix(major: Major, checkout: Path, *, locked: bool = False) -> compiling.P
             tree.mkdir()
             with step(f"{diffs[0].name} onto PostgreSQL {source.version}"):
                 export(source.mirror, source.commit, tree)
-                call(["patch", "-p1", "-s", "-i", diffs[0].absolute()], cwd=tree, quiet=True)
+                env = {"GIT_CEILING_DIRECTORIES": str(place)}  # the tree is in no repository
+                call(["git", "apply", diffs[0].absolute()], cwd=tree, env=env, quiet=True)
             shutil.copytree(checkout, extension, ignore=shutil.ignore_patterns(".git*", "patches"))
             makefile = extension / "Makefile"
             makefile.write_text("USE_PGXS = 1\n" + makefile.read_text())
