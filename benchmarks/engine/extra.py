@@ -50,14 +50,14 @@ def measure(bench: Bench) -> Family:
                     )
                     reported = ask(cluster, since)[1]
                     assert reported >= marked, (reported, marked)
-                    found.append(100 * (reported - marked) / marked)
+                    # what is behind the tenth is chance, for the blocks are drawn by it
+                    found.append(round(100 * (reported - marked) / marked, 1))
             before = expected(share, theirs)
             rows.append(
                 Row(
                     what=f"extra blocks reported, {what}",
                     spread=sampling.spread(found),
                     unit="%",
-                    # counted out of millions of blocks drawn by chance: the third digit is chance
                     limit=round(before, 1) if run == 1 else None,
                     before=f"{before:.1f} %",
                     medians={"our formula": expected(share, ours)},
