@@ -13,7 +13,7 @@ import psycopg
 from benchmarks.engine import checkpoints, extra, marks, queries, results, starts, writes
 from benchmarks.engine.run import FAMILIES, files
 from benchmarks.engine.servers import Bench, module
-from ptrack_build import host
+from ptrack_build import cache, host
 from ptrack_build.errors import PtrackError
 from ptrack_build.progress import say
 from ptrack_build.run import terminate_politely
@@ -51,7 +51,6 @@ def main() -> int:
     terminate_politely()
 
     names = [name for name in FAMILIES if not given.families or name in given.families]
-    found = []
     with host.scratch("ptrack-bench-") as place:
         bench = Bench(
             install=module(given.prefix, place),
@@ -61,16 +60,19 @@ def main() -> int:
         )
         for name in names:
             family = MEASURES[name](bench)
-            found.append(family)
             say("\n" + "\n".join(results.table([row.data() for row in family.rows])) + "\n")
-    if given.no_write:
-        return 0
+            if not given.no_write:
+                _store(family, given)
+    return 0
+
+
+def _store(family: Family, given: argparse.Namespace) -> None:
+    """Add a family to the results at once: what follows it may fail."""
     file, _ = files(given.major)
     about = {"postgresql": given.version, **results.machine()}
-    data = results.merged(results.stored(file), about, found, {"extension": given.extension})
+    data = results.merged(results.stored(file), about, [family], {"extension": given.extension})
     data["families"] = {n: data["families"][n] for n in FAMILIES if n in data["families"]}
-    file.write_text(json.dumps(data, indent=1) + "\n")
-    return 0
+    cache.write(file, json.dumps(data, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -134,6 +134,7 @@ def growth(bench: Bench) -> Family:
             if arm is not sized:
                 cluster.restart(ptrack__map_size=arm.map_mb or 0)
                 cluster.checkpoint()
+                cluster.init_lsn()  # waits until the map is read
             for gib in gibs:
                 with step(f"checkpoints and queries at {gib} GiB, {arm.name} map"):
                     found = _at(bench, cluster, gib)
