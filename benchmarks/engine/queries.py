@@ -87,9 +87,7 @@ def measure(bench: Bench) -> Family:
             if arm.public:  # has none of the hooks; before its map's LSN it walks all the same
                 since[arm] = "0/0"
                 continue
-            clusters[arm].sql(
-                f"SELECT bench_marks({MADE_UP}, false, {SEGMENT}, {blocks}, {GIB}, 1)"
-            )
+            clusters[arm].sql(f"SELECT bench_marks({MADE_UP}, false, 1, {blocks}, {blocks}, 1)")
         times = sampled("every block marked", since, blocks)
         rows += [_row("every block marked", arm, times, 60.0, ALL_BEFORE) for arm in arms]
 
