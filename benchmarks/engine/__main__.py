@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,18 +60,20 @@ def main() -> int:
             public=Install.at(given.public) if given.public else None,
         )
         for name in names:
+            load = os.getloadavg()[0]
             family = MEASURES[name](bench)
             say("\n" + "\n".join(results.table([row.data() for row in family.rows])) + "\n")
             if not given.no_write:
-                _store(family, given)
+                _store(family, given, load)
     return 0
 
 
-def _store(family: Family, given: argparse.Namespace) -> None:
+def _store(family: Family, given: argparse.Namespace, load: float) -> None:
     """Add a family to the results at once: what follows it may fail."""
     file, _ = files(given.major)
     about = {"postgresql": given.version, **results.machine()}
-    data = results.merged(results.stored(file), about, [family], {"extension": given.extension})
+    tested = {"extension": given.extension, "load_before": round(load, 1)}
+    data = results.merged(results.stored(file), about, [family], tested)
     data["families"] = {n: data["families"][n] for n in FAMILIES if n in data["families"]}
     cache.write(file, json.dumps(data, indent=1) + "\n")
 

@@ -180,7 +180,8 @@ def markdown(data: Mapping[str, Any], session: str, plots: Sequence[str]) -> str
     for family in families.values():
         lines += ["", f"## {family['about'].partition('.')[0]}", ""]
         rest = family["about"].partition(".")[2].strip()
-        if rest:
-            lines += [rest, ""]
+        # what else ran is in the times
+        load = f"Load average before it: {family.get('load_before', 0):g}."
+        lines += [f"{rest} {load}".strip(), ""]
         lines += table(family["rows"])
     return "\n".join(lines) + "\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import time
 from dataclasses import dataclass, field
@@ -208,6 +209,17 @@ def timed(connection: Connection[Row], statement: str) -> float:
     began = time.perf_counter()
     connection.execute(statement.encode())
     return (time.perf_counter() - began) * 1e3
+
+
+def processor(cluster: Cluster) -> float:
+    """Milliseconds on a core that a server's processes have had since its start, all together."""
+    ticks = 0
+    for pid in (cluster.pid, *system.children(cluster.pid)):
+        with contextlib.suppress(OSError):
+            stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            # utime and stime; of the postmaster also those of the children that have ended
+            ticks += sum(int(field) for field in stat[11 : 15 if pid == cluster.pid else 13])
+    return ticks * 1e3 / os.sysconf("SC_CLK_TCK")
 
 
 def fill_map(cluster: Cluster, arm: Arm) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.engine import sampling
 from benchmarks.engine.results import Family, Row
-from benchmarks.engine.servers import CONTROL, OFF, Arm, settle, timed
+from benchmarks.engine.servers import CONTROL, OFF, Arm, processor, settle, timed
 from ptrack_build.progress import step
 from tests.harness import system
 
@@ -44,20 +44,23 @@ UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE aid = :aid;
 
 
 def _load(cluster: Cluster, number: int) -> tuple[float, ...]:
-    """Milliseconds of COPY, and of COPY and the checkpoint after it."""
+    """Milliseconds of COPY, of COPY and the checkpoint after it, and of all cores for both."""
     del number
     with cluster.connect() as connection:
         connection.execute(b"CREATE TABLE load (id int, filler text)")
+        used = processor(cluster)
         copy = timed(connection, f"COPY load FROM '{cluster.root.parent / 'load'}'")
         checkpoint = timed(connection, "CHECKPOINT")
+        used = processor(cluster) - used
         connection.execute(b"DROP TABLE load")
         connection.execute(b"CHECKPOINT")
-    return copy, copy + checkpoint
+    return copy, copy + checkpoint, used
 
 
 def _updates(cluster: Cluster, number: int) -> tuple[float, ...]:
-    """Transactions a second."""
+    """Transactions a second, and milliseconds of all cores for a thousand."""
     cluster.checkpoint()
+    used = processor(cluster)
     out = cluster.run(
         "pgbench", "-n", "-M", "prepared", "-f", cluster.root.parent / "update.sql",
         "-c", str(CLIENTS), "-j", "1", "-t", str(TRANSACTIONS), "-s", str(SCALE),
@@ -67,7 +70,8 @@ def _updates(cluster: Cluster, number: int) -> tuple[float, ...]:
     if not found:
         what = f"pgbench told no tps:\n{out}"
         raise AssertionError(what)
-    return (float(found[-1]),)  # the last one leaves out the time to connect
+    used = (processor(cluster) - used) / (CLIENTS * TRANSACTIONS / 1000)
+    return float(found[-1]), used  # the last one leaves out the time to connect
 
 
 def _tables(cluster: Cluster, number: int) -> tuple[float, ...]:
@@ -153,17 +157,26 @@ def measure(bench: Bench) -> Family:
             settle()
 
             limit, before = (None, {}) if fsync else (1.01, LOAD_BEFORE)
-            titles = (f"load of {LOAD_MB} MB, {state}",
-                      f"load of {LOAD_MB} MB and a checkpoint, {state}")  # fmt: skip
+            titles = (
+                f"load of {LOAD_MB} MB, {state}",
+                f"load of {LOAD_MB} MB and a checkpoint, {state}",
+                f"load of {LOAD_MB} MB and a checkpoint, {state}, processor time",
+            )
             for title, times in zip(
                 titles, sampled(titles, "ms", 4 if fsync else 8, _load), strict=True
             ):
+                if title == titles[-1]:
+                    limit, before = None, {}
                 rows += _rows(title, times, limit, before)
 
             if not fsync:
-                title = f"single-row updates, pgbench with {CLIENTS} clients, tps"
-                (times,) = sampled([title], "1/s", 10, _updates)
-                rows += _rows(title, times, 0.995, UPDATES_BEFORE, at_least=True)
+                titles = (
+                    f"single-row updates, pgbench with {CLIENTS} clients, tps",
+                    "single-row updates, processor time",
+                )
+                tps, used = sampled(titles, "1/s, ms", 10, _updates)
+                rows += _rows(titles[0], tps, 0.995, UPDATES_BEFORE, at_least=True)
+                rows += _rows(titles[1], used, None)
 
             title = f"CREATE TABLE (id int PRIMARY KEY), {state}"
             (times,) = sampled([title], "ms", 4, _tables)
