@@ -145,7 +145,9 @@ def measure(bench: Bench) -> Family:
                     part = sampling.rounds(arms, each, turn_of)
                     for arm in arms:
                         found[arm] += part[arm]
-            times = [{arm: [v[i] for v in found[arm]] for arm in arms} for i in range(len(titles))]
+            parts = {arm: list(zip(*found[arm], strict=True)) for arm in arms}
+            times = [{arm: list(parts[arm][i]) for arm in arms} for i in range(len(titles))]
+            assert all(len(part) == len(titles) for part in parts.values())
             for title, values in zip(titles, times, strict=True):
                 series[f"{title}, {unit}"] = {arm.name: values[arm] for arm in arms}
             return times
@@ -162,21 +164,17 @@ def measure(bench: Bench) -> Family:
                 f"load of {LOAD_MB} MB and a checkpoint, {state}",
                 f"load of {LOAD_MB} MB and a checkpoint, {state}, processor time",
             )
-            for title, times in zip(
-                titles, sampled(titles, "ms", 4 if fsync else 8, _load), strict=True
-            ):
-                if title == titles[-1]:
-                    limit, before = None, {}
-                rows += _rows(title, times, limit, before)
+            copy, both, used = sampled(titles, "ms", 4 if fsync else 8, _load)
+            rows += _rows(titles[0], copy, limit, before)
+            rows += _rows(titles[1], both, limit, before)
+            rows += _rows(titles[2], used, None)
 
             if not fsync:
-                titles = (
-                    f"single-row updates, pgbench with {CLIENTS} clients, tps",
-                    "single-row updates, processor time",
-                )
-                tps, used = sampled(titles, "1/s, ms", 10, _updates)
-                rows += _rows(titles[0], tps, 0.995, UPDATES_BEFORE, at_least=True)
-                rows += _rows(titles[1], used, None)
+                title = f"single-row updates, pgbench with {CLIENTS} clients, tps"
+                used_title = "single-row updates, processor time"
+                tps, used = sampled([title, used_title], "1/s, ms", 10, _updates)
+                rows += _rows(title, tps, 0.995, UPDATES_BEFORE, at_least=True)
+                rows += _rows(used_title, used, None)
 
             title = f"CREATE TABLE (id int PRIMARY KEY), {state}"
             (times,) = sampled([title], "ms", 4, _tables)
