@@ -148,6 +148,7 @@ def major_sessions(major: Major) -> None:
         print(made.path)
 
     def test(session: nox.Session) -> None:
+        from ptrack_build import compile as compiling
         from ptrack_build import report, suite
 
         options = Options(session)
@@ -157,8 +158,15 @@ def major_sessions(major: Major) -> None:
             "--deep", nargs="?", const=120.0, type=float, metavar="MINUTES",
             help="the state machine alone, with new seeds, for 120 minutes or so many",
         )  # fmt: skip
+        options.add_argument(
+            "--variant", choices=compiling.VARIANTS, default=compiling.TEST.name,
+            help="how the server is compiled: other block and segment sizes",
+        )  # fmt: skip
         given, rest = options.read_some()
-        outcome = suite.one(major, rest, locked=given.locked, record=given.record, deep=given.deep)
+        outcome = suite.one(
+            major, rest, locked=given.locked, record=given.record, deep=given.deep,
+            variant=given.variant,
+        )  # fmt: skip
         print(report.table([outcome]), flush=True)
         if outcome.status != "passed":
             what = f"{outcome.failures} of {outcome.tests} tests failed"

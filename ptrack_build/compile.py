@@ -64,13 +64,14 @@ Kind = Literal["", "asan", "coverage"]
 class Variant:
     """How a server is compiled.
 
-    segsize_blocks: blocks in a segment file, None for PostgreSQL's 1 GB; blocksize_kb: a block;
-    kind: instrumentation; cflags: added to the compiler's.
+    segsize_blocks: blocks in a segment file, segsize_gb: its size, neither for PostgreSQL's 1 GB;
+    blocksize_kb: a block; kind: instrumentation; cflags: added to the compiler's.
     """
 
     name: str
     cassert: bool = False
     segsize_blocks: int | None = None
+    segsize_gb: int | None = None
     blocksize_kb: int = 8
     injection_points: bool = False
     werror: bool = False
@@ -80,7 +81,10 @@ class Variant:
 
 RELEASE = Variant(name="release")
 TEST = Variant(name="test", cassert=True, segsize_blocks=8, injection_points=True, werror=True)
-VARIANTS = {variant.name: variant for variant in (RELEASE, TEST)}
+#: Chunks of 64 blocks straddle these segments, and a segment has no whole byte of a bitmap.
+BLOCKS_1K = Variant(name="blocks-1k", cassert=True, segsize_blocks=20, blocksize_kb=1, werror=True)
+BLOCKS_32K = Variant(name="blocks-32k", cassert=True, segsize_gb=8, blocksize_kb=32, werror=True)
+VARIANTS = {variant.name: variant for variant in (RELEASE, TEST, BLOCKS_1K, BLOCKS_32K)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +221,8 @@ def flags(tree: PatchedTree, variant: Variant) -> tuple[str, ...]:
         flags.append("--enable-cassert")
     if variant.blocksize_kb != 8:
         flags.append(f"--with-blocksize={variant.blocksize_kb}")
+    if variant.segsize_gb is not None:
+        flags.append(f"--with-segsize={variant.segsize_gb}")
     if variant.segsize_blocks is not None and tree.source.major.number >= 16:
         flags.append(f"--with-segsize-blocks={variant.segsize_blocks}")
     if variant.injection_points and tree.source.major.number >= 17:

@@ -148,17 +148,18 @@ def one(
     locked: bool = False,
     record: bool = False,
     deep: float | None = None,
+    variant: str = compiling.TEST.name,
 ) -> report.Outcome:
-    """Build a major's test variant and run the shared suite on it. Tests that fail do not raise.
+    """Build a variant of a major and run the shared suite on it. Tests that fail do not raise.
 
     record writes the source to matrix.lock when the whole suite has passed on it. deep runs the
     state machine alone, for so many minutes on each worker.
     """
     if deep is not None:
         args = ["tests/test_machine.py", f"--deep={deep:g}", *args]
-    name = f"test-{major.name}"
+    name = f"test-{major.name}" + ("" if variant == compiling.TEST.name else f"-{variant}")
     began = time.monotonic()
-    built = prefix(major, compiling.TEST, locked=locked)
+    built = prefix(major, compiling.VARIANTS[variant], locked=locked)
     seconds = time.monotonic() - began
     say(f"testing {built.path}")
     ended = pytest(name, ["tests", "--ignore=tests/build"], args, built=built)

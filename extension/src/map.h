@@ -134,6 +134,19 @@ typedef struct PtrackShared
 	int64		write_throughs; /* of this start */
 } PtrackShared;
 
+/* Ask for memory that will be read soon. */
+static inline void
+prefetch(const void *start, Size size)
+{
+#ifdef __GNUC__
+	for (Size at = 0; at < size; at += 64)
+		__builtin_prefetch((const char *) start + at);
+#else
+	(void) start;
+	(void) size;
+#endif
+}
+
 extern int	ptrack_map_size;	/* GUC, MB */
 
 extern PtrackShared *ptrack_shared;

@@ -65,6 +65,16 @@
 static HeaderPage header_page;
 static MapPage write_buffer[IO_PAGES];
 
+/* Ask for a page that will be copied soon: pages are all over the memory. */
+static void
+prefetch_page(uint32 number)
+{
+	Size		line = (Size) number * PTRACK_LINES_PER_PAGE;
+
+	prefetch(&ptrack_lines[line], PTRACK_PAGE_SIZE);
+	prefetch(&ptrack_summaries[line], PTRACK_LINES_PER_PAGE * sizeof(PtrackSummary));
+}
+
 /* Copy a page's slots as they are now, ready to be written. */
 static void
 copy_page(MapPage *page, uint32 number)
@@ -160,6 +170,8 @@ write_pages(int fd, bool all)
 			}
 			copy_page(&write_buffer[n++], number);
 			number = next_page(number + 1, all);
+			if (number < shared->npages)
+				prefetch_page(number);
 		} while (n < IO_PAGES && number < shared->npages && number == first + n);
 
 		if (!ptrack_write(fd, write_buffer, (size_t) n * PTRACK_PAGE_SIZE, mappage_offset(first)))
