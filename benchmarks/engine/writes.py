@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from benchmarks.engine import sampling
@@ -19,7 +19,7 @@ from ptrack_build.progress import step
 from tests.harness import system
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from benchmarks.engine.servers import Bench
     from tests.harness.cluster import Cluster
@@ -29,7 +29,7 @@ LOAD_MB = 200
 LOAD_ROWS = LOAD_MB * 128 * 35
 CLIENTS = 2
 SCALE = 20
-TRANSACTIONS = 10_000
+TRANSACTIONS = 8_000
 #: 16 batches in each arm: 2,000 tables
 TABLES_A_BATCH = 125
 INDEX_ROWS = 1_000_000
@@ -100,89 +100,107 @@ def _index(cluster: Cluster, number: int) -> tuple[float, ...]:
     return (milliseconds,)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """One thing to do on every arm.
+
+    titles: of the values that one returns; rounds: for each server as each arm; limits: by title;
+    before: what 2.4 reached, by the size of its map.
+    """
+
+    titles: tuple[str, ...]
+    unit: str
+    one: Callable[[Cluster, int], tuple[float, ...]]
+    fsync: bool
+    rounds: int
+    limits: tuple[float | None, ...] = ()
+    before: Mapping[int, str] = field(default_factory=dict)
+    at_least: bool = False
+
+
+def _works() -> list[Work]:
+    works = []
+    for fsync in (False, True):
+        state = f"fsync {'on' if fsync else 'off'}"
+        load = f"load of {LOAD_MB} MB"
+        works.append(
+            Work(
+                titles=(
+                    f"{load}, {state}",
+                    f"{load} and a checkpoint, {state}",
+                    f"{load} and a checkpoint, {state}, processor time",
+                ),
+                unit="ms",
+                one=_load,
+                fsync=fsync,
+                rounds=2 if fsync else 6,
+                limits=() if fsync else (1.01, 1.01),
+                before=LOAD_BEFORE,
+            )
+        )
+        if not fsync:
+            works.append(
+                Work(
+                    titles=(
+                        f"single-row updates, pgbench with {CLIENTS} clients, tps",
+                        "single-row updates, processor time",
+                    ),
+                    unit="1/s, ms",
+                    one=_updates,
+                    fsync=fsync,
+                    rounds=6,
+                    limits=(0.995,),
+                    before=UPDATES_BEFORE,
+                    at_least=True,
+                )
+            )
+        works += [
+            Work(titles=(title,), unit="ms", one=one, fsync=fsync, rounds=4)
+            for title, one in (
+                (f"CREATE TABLE (id int PRIMARY KEY), {state}", _tables),
+                (f"CREATE INDEX on {INDEX_ROWS:,} rows, {state}", _index),
+            )
+        ]
+    return works
+
+
 def measure(bench: Bench) -> Family:
     """All of it, each server being each arm in turn."""
     arms = (OFF, *bench.tracking(64, 1024), CONTROL)
-    rows: list[Row] = []
-    series: dict[str, dict[str, list[float]]] = {}
     rows_to_load = f"SELECT i, repeat(chr(65 + i % 26), 190) FROM generate_series(1, {LOAD_ROWS}) i"
     source = (
         f"CREATE TABLE source AS SELECT hashint4(i) AS n FROM generate_series(1, {INDEX_ROWS}) i",
         "VACUUM ANALYZE source",
         f"COPY ({rows_to_load}) TO '{bench.place / 'load'}'",
     )
+    script = bench.place / "update.sql"
+    script.write_text(UPDATE)
+    system.own(script)
+    works = _works()
+    found: list[dict[Arm, list[tuple[float, ...]]]] = [{arm: [] for arm in arms} for _ in works]
     with contextlib.ExitStack() as stack:
-        script = bench.place / "update.sql"
-        script.write_text(UPDATE)
-        system.own(script)
         template = stack.enter_context(bench.template(source))
         template.start()
         template.run("pgbench", "-i", "-q", "-s", str(SCALE), "postgres")
         template.stop()
         clusters = stack.enter_context(bench.copies(template, arms))
+        for turn in range(len(arms)):
+            if turn > 0:
+                clusters = bench.exchanged(clusters)
+            with step(f"writers, turn {turn + 1} of {len(arms)}"):
+                for work, values in zip(works, found, strict=True):
+                    for arm, part in _turn(bench, work, clusters, turn).items():
+                        values[arm] += part
 
-        def sampled(
-            titles: Sequence[str], unit: str, count: int,
-            one: Callable[[Cluster, int], tuple[float, ...]],
-        ) -> list[dict[Arm, list[float]]]:  # fmt: skip
-            """The times by title and arm; one measures all of its titles at once."""
-            nonlocal clusters
-            each = bench.rounds(count)
-            found: dict[Arm, list[tuple[float, ...]]] = {arm: [] for arm in arms}
-            with step(f"{titles[-1]}, {len(arms)} times {each} rounds"):
-                for turn in range(len(arms)):
-                    if turn > 0:
-                        clusters = bench.exchanged(clusters)
-                    for cluster in clusters.values():  # the first is not like the others
-                        one(cluster, 0)
-
-                    def turn_of(
-                        arm: Arm, number: int, now: dict[Arm, Cluster] = clusters,
-                        base: int = turn * each + 1,
-                    ) -> tuple[float, ...]:  # fmt: skip
-                        return one(now[arm], base + number)
-
-                    part = sampling.rounds(arms, each, turn_of)
-                    for arm in arms:
-                        found[arm] += part[arm]
-            parts = {arm: list(zip(*found[arm], strict=True)) for arm in arms}
-            times = [{arm: list(parts[arm][i]) for arm in arms} for i in range(len(titles))]
-            assert all(len(part) == len(titles) for part in parts.values())
-            for title, values in zip(titles, times, strict=True):
-                series[f"{title}, {unit}"] = {arm.name: values[arm] for arm in arms}
-            return times
-
-        for fsync in (False, True):
-            state = f"fsync {'on' if fsync else 'off'}"
-            for cluster in clusters.values():
-                cluster.reload(fsync=fsync)
-            settle()
-
-            limit, before = (None, {}) if fsync else (1.01, LOAD_BEFORE)
-            titles = (
-                f"load of {LOAD_MB} MB, {state}",
-                f"load of {LOAD_MB} MB and a checkpoint, {state}",
-                f"load of {LOAD_MB} MB and a checkpoint, {state}, processor time",
-            )
-            copy, both, used = sampled(titles, "ms", 4 if fsync else 8, _load)
-            rows += _rows(titles[0], copy, limit, before)
-            rows += _rows(titles[1], both, limit, before)
-            rows += _rows(titles[2], used, None)
-
-            if not fsync:
-                title = f"single-row updates, pgbench with {CLIENTS} clients, tps"
-                used_title = "single-row updates, processor time"
-                tps, used = sampled([title, used_title], "1/s, ms", 10, _updates)
-                rows += _rows(title, tps, 0.995, UPDATES_BEFORE, at_least=True)
-                rows += _rows(used_title, used, None)
-
-            title = f"CREATE TABLE (id int PRIMARY KEY), {state}"
-            (times,) = sampled([title], "ms", 4, _tables)
-            rows += _rows(title, times, None)
-
-            title = f"CREATE INDEX on {INDEX_ROWS:,} rows, {state}"
-            (times,) = sampled([title], "ms", 4, _index)
-            rows += _rows(title, times, None)
+    rows: list[Row] = []
+    series: dict[str, dict[str, list[float]]] = {}
+    for work, values in zip(works, found, strict=True):
+        columns = {arm: list(zip(*values[arm], strict=True)) for arm in arms}
+        for i, title in enumerate(work.titles):
+            times = {arm: list(columns[arm][i]) for arm in arms}
+            series[f"{title}, {work.unit}"] = {arm.name: times[arm] for arm in arms}
+            limit = work.limits[i] if i < len(work.limits) else None
+            rows += _rows(title, times, limit, work.before, at_least=work.at_least)
     return Family(
         name="write",
         about="Writers. Ratios of a server with ptrack to the mean of two without, each of four "
@@ -192,9 +210,23 @@ def measure(bench: Bench) -> Family:
     )
 
 
+def _turn(
+    bench: Bench, work: Work, clusters: dict[Arm, Cluster], turn: int
+) -> dict[Arm, list[tuple[float, ...]]]:
+    for cluster in clusters.values():
+        cluster.reload(fsync=work.fsync)
+    settle()
+    for cluster in clusters.values():  # the first is not like the others
+        work.one(cluster, 0)
+    count = bench.rounds(work.rounds)
+    return sampling.rounds(
+        list(clusters), count, lambda arm, number: work.one(clusters[arm], turn * count + number)
+    )
+
+
 def _rows(
     what: str, times: dict[Arm, list[float]], limit: float | None,
-    before: Mapping[int, str] = MappingProxyType({}), *, at_least: bool = False,
+    before: Mapping[int, str], *, at_least: bool,
 ) -> list[Row]:  # fmt: skip
     off = sampling.mean(times[OFF], times[CONTROL])
     arms = [arm for arm in times if arm.map_mb is not None]
@@ -205,7 +237,7 @@ def _rows(
             unit="x",
             limit=None if arm.public else limit,
             at_least=at_least,
-            before="" if arm.public else before.get(arm.map_mb or 0, ""),
+            before="" if arm.public or limit is None else before.get(arm.map_mb or 0, ""),
             medians={
                 "off": sampling.spread(off).median,
                 arm.name: sampling.spread(times[arm]).median,
