@@ -88,6 +88,11 @@ def measure(bench: Bench) -> Family:
                 since[arm] = "0/0"
                 continue
             clusters[arm].sql(f"SELECT bench_marks({MADE_UP}, false, 1, {blocks}, {blocks}, 1)")
+        times = sampled("every block marked and no checkpoint since", since, blocks)
+        rows += [_row("every block marked and no checkpoint since", arm, times, None, {})
+                 for arm in arms]  # fmt: skip
+        for arm in arms:
+            clusters[arm].checkpoint()
         times = sampled("every block marked", since, blocks)
         rows += [_row("every block marked", arm, times, 60.0, ALL_BEFORE) for arm in arms]
 

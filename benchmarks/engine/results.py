@@ -48,7 +48,7 @@ class Row:
     @property
     def sure(self) -> bool:
         """Whether the limit lies outside the interval of the median."""
-        return self.limit is None or not self.spread.low <= self.limit <= self.spread.high
+        return self.limit is None or not self.spread.low < self.limit < self.spread.high
 
     def data(self) -> dict[str, Any]:
         """For JSON."""
