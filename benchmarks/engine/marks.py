@@ -81,7 +81,7 @@ def measure(bench: Bench) -> Family:
                     return sum(each) / writers * min(1.0, cores / writers)
 
                 with step(f"{writers} writers, {title}"):
-                    times = sampling.rounds(arms, bench.rounds(6), together)
+                    times = sampling.rounds(arms, bench.rounds(4), together)
                 series[f"a mark, {writers} writers, {title}, ns"] = {
                     arm.name: times[arm] for arm in arms
                 }
