@@ -43,6 +43,8 @@ typedef struct MapHeader
 	uint32		reset;			/* PtrackReset: why this map began */
 	pg_crc32c	crc;			/* of the page, with this field zero */
 	int64		reset_time;		/* when this map began, a TimestampTz */
+	int64		opts_time;		/* when the postmaster that this map knows of
+								 * last began, as ptrack_opts_time tells */
 } MapHeader;
 
 typedef union HeaderPage
@@ -79,5 +81,6 @@ extern bool mappage_is_zero(const MapPage *page);
 extern bool ptrack_read(int fd, void *buf, size_t size, off_t offset);
 extern bool ptrack_write(int fd, const void *buf, size_t size, off_t offset);
 extern void ptrack_unlink(const char *path);
+extern int64 ptrack_opts_time(void);
 
 #endif							/* PTRACK_MAPFORMAT_H */

@@ -54,10 +54,11 @@ ptrack_file_delete(void)
 
 /*
  * Where this start begins to replay: backup_label says, if there is one, else
- * pg_control.  Sets *replays if WAL will be replayed at all.
+ * pg_control.  Sets *replays if WAL will be replayed at all, and *restored if
+ * this is a backup.
  */
 static XLogRecPtr
-start_of_replay(const ControlFileData *control, TimeLineID *tli, bool *replays)
+start_of_replay(const ControlFileData *control, TimeLineID *tli, bool *replays, bool *restored)
 {
 	XLogRecPtr	redo = control->checkPointCopy.redo;
 	struct stat st;
@@ -69,6 +70,7 @@ start_of_replay(const ControlFileData *control, TimeLineID *tli, bool *replays)
 		stat("recovery.signal", &st) == 0;
 
 	label = AllocateFile("backup_label", "r");
+	*restored = label != NULL;
 	if (label != NULL)
 	{
 		char		line[MAXPGPATH];
@@ -111,10 +113,12 @@ same_history(const MapHeader *header, XLogRecPtr start_redo, TimeLineID start_tl
  * in header_page.  Says so in the log.
  */
 static PtrackReset
-judge_file(const ControlFileData *control, XLogRecPtr start_redo, TimeLineID start_tli)
+judge_file(const ControlFileData *control, XLogRecPtr start_redo, TimeLineID start_tli,
+		   bool same_lives)
 {
 	const MapHeader *header = &header_page.header;
 	struct stat st;
+	int64		opts_time;
 	int			fd;
 	bool		ok;
 
@@ -206,34 +210,22 @@ judge_file(const ControlFileData *control, XLogRecPtr start_redo, TimeLineID sta
 				 errhint("The server has run without ptrack, or could not write the map.  The next backup must be a full one.")));
 		return PTRACK_RESET_STALE;
 	}
-	return PTRACK_RESET_NONE;
-}
 
-/*
- * The file in header_page is taken over: a start without ptrack that ends in
- * a crash leaves pg_control's redo point where it is, but not its state, and
- * is told from one with ptrack by this flag.
- */
-static void
-clear_shutdown(void)
-{
-	MapHeader  *header = &header_page.header;
-	int			fd;
-
-	if ((header->flags & HEADER_SHUTDOWN) == 0)
-		return;
-	header->flags &= ~HEADER_SHUTDOWN;
-	header->crc = mapheader_crc(&header_page);
-	ptrack_shared->file_flags = header->flags;
-
-	fd = BasicOpenFile(PTRACK_FILE, O_RDWR | PG_BINARY);
-	if (fd < 0 || !ptrack_write(fd, &header_page, sizeof(header_page), 0) || pg_fsync(fd) != 0)
+	/*
+	 * What a life without ptrack has replayed may be replayed once more
+	 * without a trace: a truncation that finds nothing to cut.
+	 */
+	opts_time = ptrack_opts_time();
+	if (same_lives && opts_time != header->opts_time && opts_time != 0 && header->opts_time != 0)
+	{
 		ereport(WARNING,
-				(errcode_for_file_access(),
-				 errmsg("ptrack init: could not write map file \"%s\": %m", ptrack_map_path()),
-				 errhint("If the server crashes before the next checkpoint, the next backup must be a full one.")));
-	if (fd >= 0)
-		close(fd);
+				(errmsg("ptrack init: map file \"%s\" does not know all that has happened, deleting",
+						ptrack_map_path()),
+				 errdetail("Another server process has been started here since the map's own."),
+				 errhint("The server has run without ptrack.  The next backup must be a full one.")));
+		return PTRACK_RESET_STALE;
+	}
+	return PTRACK_RESET_NONE;
 }
 
 /*
@@ -249,6 +241,10 @@ ptrack_file_start(void)
 	PtrackReset reset;
 	bool		crc_ok;
 	bool		replays;
+	bool		restored;
+
+	/* of this postmaster, which goes on after a crash of its children */
+	static bool started = false;
 
 	control = get_controlfile(DataDir, &crc_ok);
 	if (!crc_ok)
@@ -257,13 +253,14 @@ ptrack_file_start(void)
 				 errmsg("ptrack init: incorrect checksum in control file")));
 
 	shared->sysid = control->system_identifier;
-	shared->start_redo = start_of_replay(control, &start_tli, &replays);
+	shared->start_redo = start_of_replay(control, &start_tli, &replays, &restored);
 	pg_atomic_write_u32(&shared->replayed, replays ? 1 : 0);
 
 	ptrack_unlink(PTRACK_FILE_TMP);
 	ptrack_unlink(PTRACK_FILE_MMAP);
 
-	reset = judge_file(control, shared->start_redo, start_tli);
+	reset = judge_file(control, shared->start_redo, start_tli, replays && !restored && !started);
+	started = true;
 	if (reset == PTRACK_RESET_NONE)
 	{
 		const MapHeader *header = &header_page.header;
@@ -285,7 +282,6 @@ ptrack_file_start(void)
 		if (shared->same_shape)
 			memset(ptrack_page_state, PAGE_UNREAD, shared->npages);
 		pg_atomic_write_u32(&shared->unread, shared->file_npages);
-		clear_shutdown();
 	}
 	else
 	{
@@ -301,6 +297,53 @@ ptrack_file_start(void)
 }
 
 /*
+ * Tell the file's header of this life of the server: that the map is in use
+ * again, and which postmaster it is.  Before anything changes, but not when
+ * the start may still fail without a change: a life without ptrack that ends
+ * in a crash leaves pg_control's redo point where it was, and is told from
+ * ours by what is written here.
+ */
+void
+ptrack_file_begin_life(void)
+{
+	PtrackShared *shared = ptrack_shared;
+	MapHeader  *header = &header_page.header;
+	int			fd = -1;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	if (pg_atomic_read_u32(&shared->begun) == 0 && shared->exists)
+	{
+		bool		ok;
+
+		fd = BasicOpenFile(PTRACK_FILE, O_RDWR | PG_BINARY);
+		ok = fd >= 0 && ptrack_read(fd, &header_page, sizeof(header_page), 0);
+		if (ok && !EQ_CRC32C(header->crc, mapheader_crc(&header_page)))
+		{
+			/* not to be made to look sound */
+			errno = EIO;
+			ok = false;
+		}
+		if (ok)
+		{
+			header->flags &= ~HEADER_SHUTDOWN;
+			header->opts_time = ptrack_opts_time();
+			header->crc = mapheader_crc(&header_page);
+			shared->file_flags = header->flags;
+			ok = ptrack_write(fd, &header_page, sizeof(header_page), 0) && pg_fsync(fd) == 0;
+		}
+		if (!ok)
+			ereport(WARNING,
+					(errcode_for_file_access(),
+					 errmsg("ptrack init: could not write map file \"%s\": %m", ptrack_map_path()),
+					 errhint("If the server crashes before the next checkpoint, the next backup must be a full one.")));
+		if (fd >= 0)
+			close(fd);
+	}
+	pg_atomic_write_u32(&shared->begun, 1);
+	LWLockRelease(shared->lock);
+}
+
+/*
  * The file is not what it should be.  All that was marked since this start is
  * in memory: the map begins anew from here.  Caller holds the lock.
  */
@@ -310,7 +353,7 @@ begin_anew(void)
 	PtrackShared *shared = ptrack_shared;
 
 	ptrack_unlink(PTRACK_FILE);
-	shared->exists = false;
+	shared->exists = access(PTRACK_FILE, F_OK) == 0;
 	shared->in_place = false;
 	shared->fresh = true;
 	shared->reset = PTRACK_RESET_DAMAGED;

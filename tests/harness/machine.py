@@ -56,6 +56,8 @@ from tests.harness.cluster import PTRACK
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from hypothesis.strategies import SearchStrategy
+
     from tests.harness.client import Backup
     from tests.harness.cluster import Cluster, Row, Value
     from tests.harness.factory import Factory
@@ -129,6 +131,11 @@ VACUUM: Mapping[str, Sequence[str]] = {
         "DELETE FROM {t} WHERE id > 40",
         "VACUUM {t}",
         _INSERT.format(t="{t}", first="1", last="300"),
+    ),
+    "cut and copy": (
+        "DELETE FROM {t} WHERE id > 40",
+        "VACUUM {t}",
+        "COPY {t} (id) FROM PROGRAM 'seq 1 3000'",
     ),
     "empty": ("DELETE FROM {t}", "VACUUM {t}"),
     "visibility map": ("SELECT pg_truncate_visibility_map('{t}')",),
@@ -292,6 +299,7 @@ FAMILIES: Mapping[str, Mapping[str, Sequence[str]]] = {
 #: Work that takes long enough to be interrupted: family and name.
 INTERRUPTED: Sequence[tuple[str, str]] = (
     ("dml", "insert many"), ("dml", "copy"), ("dml", "update wide"), ("vacuum", "cut and grow"),
+    ("vacuum", "cut and copy"),
     ("vacuum", "cut the tail"), ("rewrite", "vacuum full"), ("rewrite", "cluster"),
     ("rewrite", "set logged"), ("rewrite", "set unlogged"), ("rewrite", "to ts"),
     ("rewrite", "truncate and fill"), ("rewrite", "anew"), ("index", "build"),
@@ -300,6 +308,8 @@ INTERRUPTED: Sequence[tuple[str, str]] = (
     ("writes", "evict"),
 )  # fmt: skip
 
+#: How far into a statement something happens to it.
+_MILLISECONDS = (0, 1, 2, 3, 5, 8, 12, 20, 50)
 #: A backup may wait for a lock of the writer that is held.
 _HOLD_SECONDS = 0.3
 
@@ -325,7 +335,7 @@ class Tally:
 
     Attributes:
         steps: how often each rule ran.
-        seconds: how long each took, looks included under ``(look)``.
+        seconds: how long each took, without the looks after them, and these.
         counts: everything else, by its name in the summary.
     """
 
@@ -348,15 +358,13 @@ class Tally:
         """A summary for people."""
         if not self.counts["examples"]:
             return
-        counts = (f"{value} {name}" for name, value in self.counts.items() if name != "examples")
-        yield (
-            f"machine: {self.counts['examples']} examples, {sum(self.steps.values())} steps, "
-            + ", ".join(counts)
-        )
+        total = {"steps": sum(self.steps.values())} | self.counts
+        yield "machine: " + ", ".join(f"{total[name]} {name}" for name in sorted(total))
         yield "machine: " + ", ".join(
             f"{name} {count} ({self.seconds[name] / count:.2f} s)"
             for name, count in sorted(self.steps.items())
         )
+        yield f"machine: {self.seconds['looks']:.0f} s of looks"
 
 
 TALLY = Tally()
@@ -406,6 +414,11 @@ class Node:
         self.cluster = cluster
         self.parents = list(parents)
         self.hintable = hintable
+        self._reader = files.Reader()
+
+    def snapshot(self) -> Snapshot:
+        """The files as a backup has them that began with the last checkpoint or restartpoint."""
+        return oracle.take(self.cluster, checkpoint=False, read=self._reader.read_all)
 
     def forget_hints(self) -> None:
         """After a crash: a page with nothing but hint bits new may have lost its mark."""
@@ -428,7 +441,7 @@ class Node:
                 f"{self.cluster.name}, {when}: the map was reset: init LSN {lsn.show(init)}, "
                 f"parent {lsn.show(parent.snapshot.lsn)}"
             )
-        current = files.read_all(self.cluster.data)
+        current = self._reader.read_all(self.cluster.data)
         for parent in self.parents:
             self._look(parent, current, when)
 
@@ -484,7 +497,10 @@ class Node:
         if self.parents:
             snapshot = self.parents[-1].snapshot
             found = oracle.compare(
-                snapshot, files.read_all(self.cluster.data), [], block_size=self.cluster.block_size
+                snapshot,
+                self._reader.read_all(self.cluster.data),
+                [],
+                block_size=self.cluster.block_size,
             )
             TALLY.counts["blocks changed on disk at a crash"] += found.changed
 
@@ -554,6 +570,13 @@ def _fill(cluster: Cluster) -> None:
         database="d1",
     )
     cluster.sql("CREATE DATABASE d2 TEMPLATE d1")
+    cluster.script(  # less to read
+        [
+            "UPDATE pg_database SET datistemplate = false",
+            "DROP DATABASE template0",
+            "DROP DATABASE template1",
+        ]
+    )
 
 
 def _template(factory: Factory, *, checksums: bool) -> Path:
@@ -603,6 +626,7 @@ class Work(threading.Thread):
         super().__init__()
         self.cluster = cluster
         self.statements = statements
+        self._reached = [threading.Event() for _ in statements]
         self.error: psycopg.Error | None = None
         self._pid: int | None = None
         self._timer: threading.Timer | None = None
@@ -613,16 +637,16 @@ class Work(threading.Thread):
         Raises:
             psycopg.Error: one failed, and this is no thread of its own.
         """
-        todo = ["\\c postgres", *self.statements]
         connection: psycopg.Connection[Row] | None = None
         try:
-            for statement in todo:
+            connection = self.cluster.connect()
+            for reached, statement in zip(self._reached, self.statements, strict=True):
+                self._pid = connection.info.backend_pid
+                reached.set()
                 if statement.startswith("\\c"):
-                    if connection is not None:
-                        connection.close()
+                    connection.close()
                     connection = self.cluster.connect(statement[2:].strip())
-                    self._pid = connection.info.backend_pid
-                elif connection is not None:
+                else:
                     connection.execute(statement.encode())
         except psycopg.Error as error:
             if threading.current_thread() is not self:
@@ -630,8 +654,16 @@ class Work(threading.Thread):
             self.error = error
         finally:
             self._pid = None
+            for reached in self._reached:
+                reached.set()
             if connection is not None:
                 connection.close()
+
+    def proceed(self, number: int, milliseconds: int) -> None:
+        """Start, and wait until some time into one of the statements, or until it is over."""
+        self.start()
+        self._reached[number % len(self._reached)].wait()
+        time.sleep(milliseconds / 1000)
 
     def pause(self) -> None:
         """Have its backend stand still: until go_on(), or until what waits has waited enough."""
@@ -655,6 +687,14 @@ class Work(threading.Thread):
 
 
 # ---- the machine
+
+
+_slot = st.sampled_from(SLOTS)
+
+
+def _some(*parts: SearchStrategy[Any]) -> SearchStrategy[list[tuple[Any, ...]]]:
+    """A few things of a kind for one step: a look costs more than they do."""
+    return st.lists(st.tuples(*parts), min_size=1, max_size=4)
 
 
 def _step(method: Callable[_Given, None]) -> Callable[_Given, None]:
@@ -723,7 +763,9 @@ class Machine(RuleBasedStateMachine):
             cluster.configure(self.settings)
             cluster.start()
             self._lead = Node(cluster, [], hintable=self._hintable)
-            self._lead.keep(Parent(snapshot=oracle.take(cluster)))
+            cluster.checkpoint()
+            cluster.checkpoint()
+            self._lead.keep(Parent(snapshot=self._lead.snapshot()))
         return self._lead
 
     @property
@@ -813,38 +855,38 @@ class Machine(RuleBasedStateMachine):
             "ptrack.map_size": map_size,
         }
 
-    @rule(slot=st.sampled_from(SLOTS), what=st.sampled_from(sorted(DML)), n=st.integers(0, 9))
+    @rule(changes=_some(_slot, st.sampled_from(sorted(DML)), st.integers(0, 9)))
     @_step
-    def dml(self, slot: str, what: str, n: int) -> None:
+    def dml(self, changes: list[tuple[str, str, int]]) -> None:
         """Change rows."""
-        if what.startswith(("update", "delete", "lock", "sub")):
-            self._free(slot)
-        self._run(DML[what], t=slot, n=n)
+        for slot, what, n in changes:
+            if what.startswith(("update", "delete", "lock", "sub")):
+                self._free(slot)
+            self._run(DML[what], t=slot, n=n)
 
-    @rule(slot=st.sampled_from(SLOTS), what=st.sampled_from(sorted(VACUUM)))
+    @rule(vacuums=_some(_slot, st.sampled_from(sorted(VACUUM))))
     @_step
-    def vacuum(self, slot: str, what: str) -> None:
+    def vacuum(self, vacuums: list[tuple[str, str]]) -> None:
         """Vacuum, with truncation where the tail is empty."""
-        self._free(slot)
-        self._run(VACUUM[what], t=slot)
+        for slot, what in vacuums:
+            self._free(slot)
+            self._run(VACUUM[what], t=slot)
 
-    @rule(slot=st.sampled_from(SLOTS), what=st.sampled_from(sorted(REWRITE)))
+    @rule(rewrites=_some(_slot, st.sampled_from(sorted(REWRITE))))
     @_step
-    def rewrite(self, slot: str, what: str) -> None:
+    def rewrite(self, rewrites: list[tuple[str, str]]) -> None:
         """Give a table another file."""
-        self._free(slot)
-        self._run(REWRITE[what], t=slot)
+        for slot, what in rewrites:
+            self._free(slot)
+            self._run(REWRITE[what], t=slot)
 
-    @rule(
-        slot=st.sampled_from(SLOTS),
-        what=st.sampled_from(sorted(INDEX)),
-        method=st.sampled_from(sorted(METHODS)),
-    )
+    @rule(indexes=_some(_slot, st.sampled_from(sorted(INDEX)), st.sampled_from(sorted(METHODS))))
     @_step
-    def index(self, slot: str, what: str, method: str) -> None:
+    def index(self, indexes: list[tuple[str, str, str]]) -> None:
         """Build, move and drop indexes."""
         self._free()  # what is done concurrently waits for every transaction
-        self._run(INDEX[what], t=slot, m=method, c=METHODS[method])
+        for slot, what, method in indexes:
+            self._run(INDEX[what], t=slot, m=method, c=METHODS[method])
 
     @rule(what=st.sampled_from(sorted(OTHER)))
     @_step
@@ -860,7 +902,7 @@ class Machine(RuleBasedStateMachine):
         """Copy, move, drop and change databases."""
         self._work("database", what).run()
 
-    @rule(slot=st.sampled_from(SLOTS), prepare=st.booleans(), commit=st.booleans())
+    @rule(slot=_slot, prepare=st.booleans(), commit=st.booleans())
     @_step
     def transaction(self, slot: str, *, prepare: bool, commit: bool) -> None:
         """Open a transaction that stays, until something needs its table or the server ends."""
@@ -923,7 +965,7 @@ class Machine(RuleBasedStateMachine):
         if settle:
             cluster.checkpoint()
         cluster.checkpoint()
-        self.lead.keep(Parent(snapshot=oracle.take(cluster, checkpoint=False)))
+        self.lead.keep(Parent(snapshot=self.lead.snapshot()))
 
     @rule()
     @_step
@@ -941,8 +983,7 @@ class Machine(RuleBasedStateMachine):
         assert parent.backup is not None
         backup = client.incremental(self.lead.cluster, parent.backup)
         TALLY.counts["increments"] += 1
-        # hint bits that a crash took from the map are missing in what stands on it, too
-        self._keep(backup, mask=parent.mask)
+        self._keep(backup, mask=parent.mask)  # it has the parent's hint bits
 
     def _keep(self, backup: Backup, *, mask: bool = False) -> None:
         lead = self.lead
@@ -950,8 +991,14 @@ class Machine(RuleBasedStateMachine):
             lsn=backup.start,
             content={name: client.image(backup, name) for name in backup.relations},
         )
-        content = verify.content(lead.cluster)
-        lead.keep(Parent(snapshot=snapshot, backup=backup, content=content, mask=mask))
+        lead.keep(
+            Parent(
+                snapshot=snapshot,
+                backup=backup,
+                content=verify.content(lead.cluster),
+                mask=mask,
+            )
+        )
 
     def restorable(self) -> list[Parent]:
         """Backups of the primary that the reference client took."""
@@ -1047,9 +1094,10 @@ class Machine(RuleBasedStateMachine):
 
     @rule(
         what=st.sampled_from(INTERRUPTED),
-        slot=st.sampled_from(SLOTS),
+        slot=_slot,
         method=st.sampled_from(sorted(METHODS)),
-        milliseconds=st.sampled_from((1, 3, 8, 20, 50, 120)),
+        number=st.integers(0, 4),
+        milliseconds=st.sampled_from(_MILLISECONDS),
         how=st.sampled_from(CRASHES),
         standby=st.booleans(),
     )
@@ -1059,6 +1107,7 @@ class Machine(RuleBasedStateMachine):
         what: tuple[str, str],
         slot: str,
         method: str,
+        number: int,
         milliseconds: int,
         how: str,
         *,
@@ -1068,8 +1117,7 @@ class Machine(RuleBasedStateMachine):
         self._free()
         node = self.standby if standby and self.standby is not None else self.lead
         work = self._work(*what, slot, method)
-        work.start()
-        time.sleep(milliseconds / 1000)
+        work.proceed(number, milliseconds)
         node.end(how)
         work.join()
         if node is self.lead:
@@ -1079,9 +1127,10 @@ class Machine(RuleBasedStateMachine):
 
     @rule(
         what=st.sampled_from(INTERRUPTED),
-        slot=st.sampled_from(SLOTS),
+        slot=_slot,
         method=st.sampled_from(sorted(METHODS)),
-        milliseconds=st.sampled_from((1, 3, 8, 20, 50, 120)),
+        number=st.integers(0, 4),
+        milliseconds=st.sampled_from(_MILLISECONDS),
         still=st.booleans(),
         crash=st.booleans(),
     )
@@ -1091,6 +1140,7 @@ class Machine(RuleBasedStateMachine):
         what: tuple[str, str],
         slot: str,
         method: str,
+        number: int,
         milliseconds: int,
         *,
         still: bool,
@@ -1100,12 +1150,11 @@ class Machine(RuleBasedStateMachine):
         self._free()
         lead = self.lead
         work = self._work(*what, slot, method)
-        work.start()
-        time.sleep(milliseconds / 1000)
+        work.proceed(number, milliseconds)
         if still:
             work.pause()
         lead.cluster.checkpoint()
-        lead.keep(Parent(snapshot=oracle.take(lead.cluster, checkpoint=False)))
+        lead.keep(Parent(snapshot=lead.snapshot()))
         if crash:
             lead.end("kill all")
         work.go_on()
@@ -1147,7 +1196,7 @@ class Machine(RuleBasedStateMachine):
         node = self._standby
         for _ in range(2 if settle else 1):
             node.cluster.restartpoint(self.lead.cluster)
-        node.keep(Parent(snapshot=oracle.take(node.cluster, checkpoint=False)))
+        node.keep(Parent(snapshot=node.snapshot()))
 
     @precondition(lambda self: self.standby is not None)
     @rule(
@@ -1272,8 +1321,7 @@ class Machine(RuleBasedStateMachine):
             self.standby.cluster.catch_up(self.lead.cluster)
         for node in self.nodes():
             node.look(when)
-        TALLY.steps["(look)"] += 1
-        TALLY.seconds["(look)"] += time.monotonic() - began
+        TALLY.seconds["looks"] += time.monotonic() - began
 
 
 def _damaged(content: bytes, how: str) -> bytes:
