@@ -156,8 +156,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def markdown(data: Mapping[str, Any], session: str, plots: Sequence[str]) -> str:
-    """The page of results."""
+def markdown(
+    data: Mapping[str, Any], session: str, plots: Sequence[str], absent: Sequence[str] = ()
+) -> str:
+    """The page of results. absent: families that have none."""
     about = data["about"]
     families = data["families"]
     rows = [row for family in families.values() for row in family["rows"]]
@@ -175,6 +177,8 @@ def markdown(data: Mapping[str, Any], session: str, plots: Sequence[str]) -> str
         f"{len(judged)} rows have a limit: {len(judged) - len(missed)} met, {len(missed)} missed"
         + (f" ({'; '.join(missed)})." if missed else "."),
     ]
+    if absent:
+        lines += ["", f"Not measured yet: {', '.join(absent)}."]
     for name in plots:
         lines += ["", f"![{Path(name).stem}]({name})"]
     for family in families.values():

@@ -73,7 +73,8 @@ def publish(major: Major, *, plots: bool = True) -> None:
     if plots:
         _plot(data)
     drawn = sorted(file.name for file in HERE.glob(f"{data.stem}-*.svg"))
-    page.write_text(results.markdown(stored, f"bench-{major.name}", drawn))
+    absent = [name for name in FAMILIES if name not in stored["families"]]
+    page.write_text(results.markdown(stored, f"bench-{major.name}", drawn, absent))
     say(f"results: {data}, {page}")
 
 
