@@ -67,11 +67,11 @@ try:
 except UsageError as _error:
     sys.exit(f"nox: {_error}")
 
-FAMILIES = ("build", "test", "demo", "mutants")
+FAMILIES = ("build", "test", "demo", "mutants", "bench")
 
 for _word in sys.argv[1:]:  # nox names no neighbours of a session that does not exist
     _asked = re.fullmatch(rf"({'|'.join(FAMILIES)})-([\w.]+)", _word)
-    if _asked and _asked[2] not in MATRIX.names:
+    if _asked and _asked[2] not in MATRIX.names and _word != "bench-build":
         try:
             MATRIX.major(_asked[2])
         except UsageError as _error:
@@ -140,7 +140,7 @@ def session(
 
 
 def major_sessions(major: Major) -> None:
-    """build-NN, test-NN, demo-NN, mutants-NN"""
+    """build-NN, test-NN, demo-NN, mutants-NN, bench-NN"""
     label = "the development branch" if major.state == "devel" else f"PostgreSQL {major.name}"
     eol = " (end of life)" if major.state == "eol" else ""
 
@@ -201,11 +201,33 @@ def major_sessions(major: Major) -> None:
             what = f"{outcome.failures} of {outcome.tests} mutants got away"
             raise suite.SuiteFailed(outcome.note or what, hint="pytest's output above says which")
 
+    def bench(session: nox.Session) -> None:
+        from benchmarks.engine import run as engine
+
+        options = Options(session)
+        options.add_argument("--locked", action="store_true", help="what matrix.lock records")
+        options.add_argument("--quick", action="store_true", help="fewer rounds, nothing written")
+        options.add_argument("--no-write", action="store_true", help="print only")
+        options.add_argument("--no-plots", action="store_true", help="leave matplotlib out")
+        options.add_argument("--page", action="store_true", help="write page and plots anew only")
+        options.add_argument("--public", type=Path, metavar="CHECKOUT", help="ptrack 2.4 beside it")
+        options.add_argument("families", nargs="*", help=", ".join(engine.FAMILIES))
+        given = options.read()
+        if given.page:
+            engine.publish(major, plots=not given.no_plots)
+            return
+        engine.measure(
+            major, given.families, quick=given.quick, write=not given.no_write,
+            plots=not given.no_plots, locked=given.locked, public_checkout=given.public,
+        )  # fmt: skip
+
     build.__doc__ = f"{label}{eol} with ptrack: fetch, patch, compile, install; prints where"
     test.__doc__ = f"{label}{eol}: the shared suite on a build with assertions and tiny segments"
     demo.__doc__ = f"{label}{eol}: what an incremental backup would read against a full one"
     mutants.__doc__ = f"{label}{eol}: each protection taken out in turn makes its test fail"
-    each = (("build", build), ("test", test), ("demo", demo), ("mutants", mutants))
+    bench.__doc__ = f"{label}{eol}: what tracking costs, beside the server without it"
+    each = (("build", build), ("test", test), ("demo", demo), ("mutants", mutants),
+            ("bench", bench))  # fmt: skip
     for family, function in each:
         BY_FAMILY[family].append((f"{family}-{major.name}", (family, f"pg{major.name}"), function))
 

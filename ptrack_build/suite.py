@@ -20,13 +20,13 @@ from ptrack_build.progress import say
 from ptrack_build.run import call
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from ptrack_build.compile import Prefix, Variant
     from ptrack_build.matrix import Major
 
 LOCK = REPO / "requirements" / "lock.txt"
-#: How long pytest may take to stop its servers after ctrl-C, in seconds.
+#: How long a program may take to stop its servers after ctrl-C, in seconds.
 PATIENCE = 30.0
 
 
@@ -110,9 +110,25 @@ def pytest(
         env["PTRACK_PREFIX"] = str(built.path)
     print("+ python " + shlex.join(words[1:]), flush=True)
     began = time.monotonic()
+    returncode = patiently(words, env)
+    tests, failures, skipped = report.counted(junit)
+    return Ended(
+        returncode=returncode,
+        tests=tests,
+        failures=failures,
+        skipped=skipped,
+        seconds=time.monotonic() - began,
+    )
+
+
+def patiently(words: Sequence[str], env: Mapping[str, str] | None = None) -> int:
+    """Run a program of this repository that runs servers; its status.
+
+    What ends this early gives it the time to stop them.
+    """
     process = subprocess.Popen(words, cwd=REPO, env=env, stdin=subprocess.DEVNULL)
     try:
-        returncode = process.wait()
+        return process.wait()
     except BaseException:
         # The terminal's ctrl-C reached it as well; it is given time to stop its servers.
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -123,14 +139,6 @@ def pytest(
                 process.wait(PATIENCE)
         process.kill()
         raise
-    tests, failures, skipped = report.counted(junit)
-    return Ended(
-        returncode=returncode,
-        tests=tests,
-        failures=failures,
-        skipped=skipped,
-        seconds=time.monotonic() - began,
-    )
 
 
 def judged(name: str, ended: Ended, version: str, build_seconds: float) -> report.Outcome:
