@@ -116,6 +116,36 @@ same_history(const MapHeader *header, XLogRecPtr start_redo, TimeLineID start_tl
 }
 
 /*
+ * May the server have lived without ptrack since the map was in use, and have
+ * left pg_control's redo point where it was?
+ *
+ * It has, if it was started after the clean stop that closed the map and has
+ * crashed.  And what a life without ptrack has replayed (a standby, a recovery
+ * cut short) may be replayed once more without a trace: a truncation that
+ * finds nothing to cut.
+ *
+ * A life of ours that was killed before it could tell the header has written
+ * postmaster.opts right after it took the map over, sooner than any other
+ * server could have started.
+ */
+static bool
+other_life(const ControlFileData *control, const MapHeader *header, XLogRecPtr start_redo,
+		   bool replays)
+{
+	int64		opts_time = ptrack_opts_time();
+	int64		since_start = opts_time - header->start_time;
+	bool		untold = since_start >= -OPTS_SLACK && since_start <= OPTS_SLACK;
+
+	/* stand-alone backends write no such file, but pg_control */
+	if ((header->flags & HEADER_SHUTDOWN) != 0 && header->redo == start_redo &&
+		control->state != DB_SHUTDOWNED && control->state != DB_SHUTDOWNED_IN_RECOVERY)
+		return !(untold && (int64) control->time <= header->start_time / 1000000000 + 2);
+
+	return replays && !untold &&
+		opts_time != 0 && header->opts_time != 0 && opts_time != header->opts_time;
+}
+
+/*
  * Why the file must not be taken over, or PTRACK_RESET_NONE with its header
  * in header_page.  Says so in the log.  If again, this postmaster has taken it
  * over before, and its children have crashed.
@@ -126,7 +156,6 @@ judge_file(const ControlFileData *control, XLogRecPtr start_redo, TimeLineID sta
 {
 	const MapHeader *header = &header_page.header;
 	struct stat st;
-	int64		opts_time;
 	int			fd;
 	bool		ok;
 
@@ -205,9 +234,7 @@ judge_file(const ControlFileData *control, XLogRecPtr start_redo, TimeLineID sta
 		return PTRACK_RESET_UNLOGGED;
 	}
 	if (header->redo < start_redo ||
-		!same_history(header, start_redo, start_tli) ||
-		((header->flags & HEADER_SHUTDOWN) != 0 && !again && header->redo == start_redo &&
-		 control->state != DB_SHUTDOWNED && control->state != DB_SHUTDOWNED_IN_RECOVERY))
+		!same_history(header, start_redo, start_tli))
 	{
 		ereport(WARNING,
 				(errmsg("ptrack init: map file \"%s\" does not know all that has happened, deleting",
@@ -219,17 +246,7 @@ judge_file(const ControlFileData *control, XLogRecPtr start_redo, TimeLineID sta
 		return PTRACK_RESET_STALE;
 	}
 
-	/*
-	 * What a life without ptrack has replayed may be replayed once more
-	 * without a trace: a truncation that finds nothing to cut.
-	 *
-	 * A life of ours that was killed before it could tell the header has
-	 * written postmaster.opts right after it took the map over, sooner than
-	 * any other server could have started.
-	 */
-	opts_time = ptrack_opts_time();
-	if (check_opts && opts_time != header->opts_time && opts_time != 0 && header->opts_time != 0 &&
-		!(opts_time >= header->start_time - OPTS_SLACK && opts_time <= header->start_time + OPTS_SLACK))
+	if (!again && other_life(control, header, start_redo, check_opts))
 	{
 		ereport(WARNING,
 				(errmsg("ptrack init: map file \"%s\" does not know all that has happened, deleting",

@@ -105,6 +105,10 @@ startup_shmem(void)
 /*
  * The loader: merge the map's file, then exit.  Nobody waits for it but those
  * who read the map, and they help.
+ *
+ * It begins when the server is consistent, not earlier: while the postmaster
+ * waits for the startup process, the death of a worker is no reason for it to
+ * begin anew, and a lock that it held would be held for ever.
  */
 void
 ptrack_loader_main(Datum main_arg pg_attribute_unused())
@@ -124,7 +128,7 @@ register_loader(void)
 
 	memset(&worker, 0, sizeof(worker));
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS;
-	worker.bgw_start_time = BgWorkerStart_PostmasterStart;
+	worker.bgw_start_time = BgWorkerStart_ConsistentState;
 	worker.bgw_restart_time = BGW_NEVER_RESTART;
 	strlcpy(worker.bgw_library_name, "ptrack", sizeof(worker.bgw_library_name));
 	strlcpy(worker.bgw_function_name, "ptrack_loader_main", sizeof(worker.bgw_function_name));
