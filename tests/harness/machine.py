@@ -379,6 +379,9 @@ TALLY = Tally()
 #: What failed in this process: traceback, steps and logs of each example, in order.
 FAILURES: list[str] = []
 
+# Somebody ends the run: nothing for hypothesis to look into.
+_STOPPED: list[BaseException] = []
+
 
 # ---- what there is
 
@@ -777,6 +780,9 @@ class Machine(RuleBasedStateMachine):
         """Keep what led to it, for a failure that does not come again has no smaller example."""
         self.failed = True
         if isinstance(error, hypothesis.errors.HypothesisException):
+            return
+        if not isinstance(error, Exception):
+            _STOPPED.append(error)
             return
         settings = ", ".join(f"{name}={value}" for name, value in self.settings.items())
         lines = ["".join(traceback.format_exception(error)), settings, *self.journal]
@@ -1450,6 +1456,8 @@ def run(
     try:
         run_state_machine_as_test(made, settings=settings)
     except Exception as error:
+        if _STOPPED:
+            raise _STOPPED[0] from None
         if FAILURES[before:]:
             error.add_note("the first example that failed, as it happened:\n" + FAILURES[before])
         raise
