@@ -682,6 +682,10 @@ class Work(threading.Thread):
                     connection = self.cluster.connect(statement[2:].strip())
                 else:
                     connection.execute(statement.encode())
+        except psycopg.errors.ObjectNotInPrerequisiteState as error:
+            # a database's move that a crash has cut short leaves files where it was to go
+            if "are already in tablespace" not in str(error):
+                raise
         except psycopg.Error as error:
             if threading.current_thread() is not self:
                 raise
