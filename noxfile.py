@@ -67,7 +67,7 @@ try:
 except UsageError as _error:
     sys.exit(f"nox: {_error}")
 
-FAMILIES = ("build", "test", "demo", "mutants", "bench")
+FAMILIES = ("build", "test", "demo", "mutants", "bench", "deb")
 
 for _word in sys.argv[1:]:  # nox names no neighbours of a session that does not exist
     _asked = re.fullmatch(rf"({'|'.join(FAMILIES)})-([\w.]+)", _word)
@@ -140,7 +140,7 @@ def session(
 
 
 def major_sessions(major: Major) -> None:
-    """build-NN, test-NN, demo-NN, mutants-NN, bench-NN"""
+    """build-NN, test-NN, demo-NN, mutants-NN, bench-NN, deb-NN"""
     label = "the development branch" if major.state == "devel" else f"PostgreSQL {major.name}"
     eol = " (end of life)" if major.state == "eol" else ""
 
@@ -221,13 +221,25 @@ def major_sessions(major: Major) -> None:
             plots=not given.no_plots, locked=given.locked, public_checkout=given.public,
         )  # fmt: skip
 
+    def deb(session: nox.Session) -> None:
+        from ptrack_build.package import deb
+
+        options = Options(session)
+        options.add_argument("--locked", action="store_true", help="what matrix.lock records")
+        options.add_argument("--no-jit", action="store_true", help="without LLVM")
+        given = options.read()
+        deb.one(major, locked=given.locked, jit=not given.no_jit)
+
     build.__doc__ = f"{label}{eol} with ptrack: fetch, patch, compile, install; prints where"
     test.__doc__ = f"{label}{eol}: the shared suite on a build with assertions and tiny segments"
     demo.__doc__ = f"{label}{eol}: what an incremental backup would read against a full one"
     mutants.__doc__ = f"{label}{eol}: each protection taken out in turn makes its test fail"
     bench.__doc__ = f"{label}{eol}: what tracking costs, beside the server without it"
-    each = (("build", build), ("test", test), ("demo", demo), ("mutants", mutants),
-            ("bench", bench))  # fmt: skip
+    deb.__doc__ = f"{label}{eol}: Debian packages of server and extension, for this system"
+    each = (
+        ("build", build), ("test", test), ("demo", demo), ("mutants", mutants), ("bench", bench),
+        ("deb", deb),
+    )  # fmt: skip
     for family, function in each:
         BY_FAMILY[family].append((f"{family}-{major.name}", (family, f"pg{major.name}"), function))
 
@@ -265,6 +277,18 @@ def test_all(session: nox.Session) -> None:
     options.add_argument("--record", action="store_true", help="in matrix.lock what is green")
     given, rest = options.read_some()
     suite.every(MATRIX.majors, rest, locked=given.locked, record=given.record)
+
+
+@session("deb", "all")
+def deb_all(session: nox.Session) -> None:
+    """Debian packages of every major whose source can be had; says which could not, and why."""
+    from ptrack_build.package import deb
+
+    options = Options(session)
+    options.add_argument("--locked", action="store_true", help="what matrix.lock records")
+    options.add_argument("--no-jit", action="store_true", help="without LLVM")
+    given = options.read()
+    deb.every(MATRIX.majors, locked=given.locked, jit=not given.no_jit)
 
 
 @session("selftest", "check")

@@ -1,0 +1,202 @@
+"""Packages: from a patched tree to a directory of dist/ that is whole or not there.
+
+    PatchedTree ── deb.build ──▶ Release ── publish ──▶ dist/<system>/postgresql-NN/
+
+What is shared by the kinds of packages: what a package and a release of packages are, and how one
+is published: *.deb (or *.rpm), manifest.json, which says what they were made of, and SHA256SUMS
+over all of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ptrack_build import REPO, cache
+from ptrack_build.errors import HostError, PtrackError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+DIST = REPO / "dist"
+MANIFEST = "manifest.json"
+SUMS = "SHA256SUMS"
+FORMAT = 1
+
+
+class PackageError(PtrackError):
+    """The packages could not be made."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """What packages are made for: a release of a distribution on an architecture.
+
+    tag: ends the packages' versions, and grows from release to release ("deb12", "ubuntu24.04").
+    """
+
+    distribution: str
+    release: str
+    codename: str
+    architecture: str
+    tag: str
+
+    @property
+    def name(self) -> str:
+        """debian-bookworm-amd64: of a directory in dist/."""
+        return f"{self.distribution}-{self.codename or self.release}-{self.architecture}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """One package file. size: bytes; installed_kb: what it takes when installed."""
+
+    file: str
+    name: str
+    version: str
+    architecture: str
+    size: int
+    installed_kb: int
+    sha256: str
+    depends: str = ""
+    provides: str = ""
+    conflicts: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """The packages of one major for one system, in files below the cache.
+
+    made_of: what a reader needs to make them again, as JSON; files: sorted by name.
+    """
+
+    kind: Literal["deb", "rpm"]
+    system: System
+    major: str
+    made_of: dict[str, Any]
+    packages: tuple[Package, ...]
+    files: tuple[Path, ...]
+
+    def manifest(self) -> str:
+        """manifest.json: equal for equal packages."""
+        said = {
+            "format": FORMAT,
+            "kind": self.kind,
+            "system": asdict(self.system),
+            "major": self.major,
+            **self.made_of,
+            "packages": [asdict(package) for package in self.packages],
+        }
+        return json.dumps(said, indent=1, sort_keys=True) + "\n"
+
+
+def os_release(path: Path = Path("/etc/os-release")) -> dict[str, str]:
+    """The fields of os-release(5), unquoted; empty where there is none."""
+    with contextlib.suppress(OSError):
+        found = re.findall(r"^(\w+)=(.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+        return {key: value.strip().strip("\"'") for key, value in found}
+    return {}
+
+
+def publish(release: Release, dist: Path = DIST) -> Path:
+    """Put a release into dist/<system>/postgresql-NN, in place of what was there.
+
+    It appears by one rename; interrupted, there is nothing of it. What is the same already stays
+    untouched. Raises PackageError where the disk is full.
+    """
+    final = dist / release.system.name / f"postgresql-{release.major}"
+    manifest = release.manifest()
+    named = {package.file: package.sha256 for package in release.packages}
+    named[MANIFEST] = hashlib.sha256(manifest.encode()).hexdigest()
+    sums = "".join(f"{digest}  {file}\n" for file, digest in sorted(named.items()))
+    if _holds(final, named, sums):
+        return final
+    try:
+        with _replacing(final) as scratch:
+            for file in release.files:
+                shutil.copyfile(file, scratch / file.name)
+                if _sha256(scratch / file.name) != named[file.name]:
+                    what = f"{file} has changed since it was made"
+                    raise PackageError(what, hint="run the session again")
+            (scratch / MANIFEST).write_text(manifest)
+            (scratch / SUMS).write_text(sums)
+    except OSError as error:
+        what = f"the packages could not be put into {final}: {error.strerror or error}"
+        raise PackageError(what, hint=f"free some space at {dist}, and run it again") from error
+    return final
+
+
+def _holds(final: Path, named: dict[str, str], sums: str) -> bool:
+    """Whether just these files are there, unharmed."""
+    with contextlib.suppress(OSError):
+        if (final / SUMS).read_text() != sums:
+            return False
+        if {path.name for path in final.iterdir()} != {*named, SUMS}:
+            return False
+        return all(_sha256(final / file) == digest for file, digest in named.items())
+    return False
+
+
+@contextlib.contextmanager
+def _replacing(final: Path) -> Iterator[Path]:
+    """Yield an empty directory that takes the place of final when the block ends well."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in final.parent.glob(f".{final.name}.*.part"):
+        cache.remove(leftover)
+    prefix = f".{final.name}."
+    scratch = Path(tempfile.mkdtemp(prefix=prefix, suffix=".part", dir=final.parent))
+    scratch.chmod(0o755)
+    old = scratch.with_name(f"{prefix}{scratch.name[len(prefix) : -5]}.old.part")
+    try:
+        yield scratch
+        if final.exists():
+            final.rename(old)
+        scratch.rename(final)
+    finally:
+        cache.remove(scratch)
+        cache.remove(old)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def described(file: Path, fields: dict[str, str]) -> Package:
+    """A Debian package as its control fields have it."""
+    return Package(
+        file=file.name,
+        name=fields["Package"],
+        version=fields["Version"],
+        architecture=fields["Architecture"],
+        size=file.stat().st_size,
+        installed_kb=int(fields.get("Installed-Size", "0")),
+        sha256=_sha256(file),
+        depends=fields.get("Depends", ""),
+        provides=fields.get("Provides", ""),
+        conflicts=fields.get("Conflicts", ""),
+    )
+
+
+def table(packages: Sequence[Package]) -> str:
+    """The packages as lines: name, version, sizes."""
+    lines = [f"{'package':<34} {'version':<34} {'size':>9} {'installed':>10}"]
+    for each in packages:
+        sizes = f"{each.size / 1e6:>6.1f} MB {each.installed_kb / 1024:>7.1f} MB"
+        lines.append(f"{each.name:<34} {each.version:<34} {sizes}")
+    return "\n".join(lines)
+
+
+def room(path: Path, megabytes: int, what_for: str) -> None:
+    """Raise HostError where a file system has not that much left."""
+    free = shutil.disk_usage(path).free // 1_000_000
+    if free < megabytes:
+        what = f"{path} has {free} MB free; {what_for} takes {megabytes} MB"
+        raise HostError(what, hint="free some space, or set PTRACK_CACHE to where there is more")

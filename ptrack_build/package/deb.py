@@ -1,0 +1,776 @@
+"""Debian packages of a patched tree and of the extension, made by debhelper from our own debian/.
+
+    PatchedTree ── build ──▶ Release
+
+Two source packages, each with a key over all that goes into it: the server's (postgresql-NNpt) and
+the extension's (postgresql-NN-ptrack), which is compiled with the first one's unpacked development
+packages. So an edit in extension/ makes the second one anew and nothing else.
+
+Everything is compiled by an unprivileged user, at the same place each time: <cache>/build/deb-NN,
+for the compiler cache's sake. No path of it gets into a package.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import shutil
+import textwrap
+import time
+from dataclasses import asdict, dataclass
+from email.utils import formatdate
+from typing import TYPE_CHECKING, Any, Final
+
+from ptrack_build import REPO, __version__, cache, host, report
+from ptrack_build.errors import CommandFailed, HostError, PtrackError, SourceError
+from ptrack_build.package import (
+    Package,
+    PackageError,
+    Release,
+    System,
+    described,
+    os_release,
+    publish,
+    room,
+    table,
+)
+from ptrack_build.patch import edits
+from ptrack_build.progress import say, step
+from ptrack_build.run import call
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from ptrack_build.matrix import Major
+    from ptrack_build.patch import PatchedTree
+    from ptrack_build.source import SourceTree
+
+TEMPLATES: Final = REPO / "packaging" / "deb"
+EXTENSION: Final = REPO / "extension"
+DEVELOPMENT: Final = ("client", "dev")  # whose packages the extension is compiled with
+DOCS: Final = ("docs/operating.md", "docs/contract.md")
+FLAVOUR: Final = "pt"  # two characters: what postgresql-common expects of a flavour
+FORMAT: Final = "deb 1"  # of what is kept below the cache; part of the keys
+FREE_MB: Final = 3000
+KEEP_SECONDS: Final = 14 * 24 * 3600
+MAINTAINER: Final = "The ptrack developers <maintainers@ptrack.example>"
+
+#: What belongs to the client's package; a major has those that it has.
+CLIENT_PROGRAMS: Final = (
+    "clusterdb", "createdb", "createuser", "dropdb", "dropuser", "pg_amcheck", "pg_basebackup",
+    "pg_combinebackup", "pg_config", "pg_dump", "pg_dumpall", "pg_isready", "pg_receivewal",
+    "pg_recvlogical", "pg_restore", "pg_verifybackup", "psql", "reindexdb", "vacuumdb",
+)  # fmt: skip
+
+#: Control file versions of majors up to 15: postgresql-common does not append these.
+BARE_CATVERSIONS: Final = {"960", "1002", "1100", "1201", "1300"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Language:
+    """A procedural language's package. word: what its files have in their names."""
+
+    word: str
+    title: str
+    package: str
+    plain: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What the templates are rendered with: all that a debian/ depends on.
+
+    major: a number; upstream: PostgreSQL's version as Debian writes it; minor: the oldest server
+    that the extension may run on; llvm: the major of LLVM for just-in-time compilation, 0 for none;
+    epoch: seconds since 1970, of the source.
+    """
+
+    major: int
+    upstream: str
+    minor: str
+    version: str
+    extension_version: str
+    project: str
+    abi: int
+    catversion: str
+    llvm: int
+    cflags: tuple[str, ...]
+    vendor: str
+    maintainer: str
+    epoch: int
+    postgresql_license: str
+    ptrack_license: str
+
+    @property
+    def flavoured(self) -> str:
+        """17pt"""
+        return f"{self.major}{FLAVOUR}"
+
+    @property
+    def server(self) -> str:
+        """postgresql-17pt"""
+        return f"postgresql-{self.flavoured}"
+
+    @property
+    def client(self) -> str:
+        """postgresql-client-17pt"""
+        return f"postgresql-client-{self.flavoured}"
+
+    @property
+    def dev(self) -> str:
+        """postgresql-server-dev-17pt"""
+        return f"postgresql-server-dev-{self.flavoured}"
+
+    @property
+    def extension(self) -> str:
+        """postgresql-17-ptrack"""
+        return f"postgresql-{self.major}-ptrack"
+
+    @property
+    def languages(self) -> tuple[Language, ...]:
+        """PL/Perl, PL/Python and PL/Tcl."""
+        titles = {"plperl": "PL/Perl", "plpython": "PL/Python 3", "pltcl": "PL/Tcl"}
+        found = []
+        for word, title in titles.items():
+            name = "plpython3" if word == "plpython" else word
+            found.append(
+                Language(
+                    word=word,
+                    title=title,
+                    package=f"postgresql-{name}-{self.flavoured}",
+                    plain=f"postgresql-{name}-{self.major}",
+                )
+            )
+        return tuple(found)
+
+    def context(self) -> dict[str, Any]:
+        """Names for the templates."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {
+            **fields,
+            "source": self.server,
+            "server": self.server,
+            "client": self.client,
+            "dev": self.dev,
+            "extension": self.extension,
+            "languages": self.languages,
+            "client_programs": CLIENT_PROGRAMS,
+            "date": formatdate(self.epoch),
+            "year": time.gmtime(self.epoch).tm_year,
+        }
+
+    def roles(self) -> dict[str, str]:
+        """What the first word of a template's name stands for."""
+        return {
+            "server": self.server,
+            "client": self.client,
+            "dev": self.dev,
+            "extension": self.extension,
+            **{language.word: language.package for language in self.languages},
+        }
+
+
+# ---- what the templates are given
+
+
+def facts(tree: PatchedTree, system: System, *, llvm: int) -> Facts:
+    """The facts of a patched tree on a system. Raises PackageError where the tree lacks one."""
+    source = tree.source
+    upstream = debian_version(source.version) + _snapshot(source, _epoch(tree))
+    catalog = _defined(tree, "src/include/catalog/catversion.h", "CATALOG_VERSION_NO")
+    control = _defined(tree, "src/include/catalog/pg_control.h", "PG_CONTROL_VERSION")
+    return Facts(
+        major=source.major.number,
+        upstream=upstream,
+        minor=debian_version(source.version),
+        version=f"{upstream}-1+ptrack{__version__}+{system.tag}",
+        extension_version=f"{__version__}+pg{upstream}-1+{system.tag}",
+        project=__version__,
+        abi=int(_defined(tree, "src/include/storage/changetrack.h", "CHANGETRACK_ABI")),
+        catversion=catalog if control in BARE_CATVERSIONS else f"{catalog}-{control}",
+        llvm=llvm,
+        cflags=source.major.cflags,
+        vendor=system.distribution.capitalize(),
+        maintainer=os.environ.get("PTRACK_MAINTAINER") or MAINTAINER,
+        epoch=_epoch(tree),
+        postgresql_license=license_text((tree.path / "COPYRIGHT").read_text(encoding="utf-8")),
+        ptrack_license=license_text((REPO / "LICENSE").read_text(encoding="utf-8")),
+    )
+
+
+def debian_version(version: str) -> str:
+    """PostgreSQL's version so that dpkg sorts it: 17.2; 19~beta1; 20~~devel."""
+    found = re.fullmatch(r"(\d+)(?:\.(\d+)|(devel)|((?:alpha|beta|rc)\d+))", version)
+    if found is None:
+        what = f"PostgreSQL says that its version is {version!r}, which no package can be called"
+        raise PackageError(what, hint="see configure's PACKAGE_VERSION in the source")
+    major, minor, devel, early = found.groups()
+    return f"{major}.{minor}" if minor else f"{major}~~{devel}" if devel else f"{major}~{early}"
+
+
+def _snapshot(source: SourceTree, epoch: int) -> str:
+    """What sets a branch's tip apart from the release whose version it still has."""
+    if source.provider != "git" and "devel" not in source.version:
+        return ""
+    day = time.strftime("%Y%m%d", time.gmtime(epoch))
+    return f"+git{day}.{source.commit[:7]}"
+
+
+def license_text(text: str) -> str:
+    """A license as the body of a field: indented, with dots for blank lines."""
+    lines = [line.rstrip() for line in textwrap.dedent(text).strip().splitlines()]
+    return "\n".join(f" {line}" if line else " ." for line in lines)
+
+
+def _epoch(tree: PatchedTree) -> int:
+    """The source's time: all its files have it."""
+    return int((tree.path / "configure").stat().st_mtime)
+
+
+def _defined(tree: PatchedTree, header: str, name: str) -> str:
+    path = tree.path / header
+    with contextlib.suppress(OSError):
+        found = re.search(rf"^#define\s+{name}\s+(\d+)", path.read_text(), re.MULTILINE)
+        if found:
+            return found[1]
+    what = f"{path} does not define {name}"
+    raise PackageError(what, hint="see where this major has it, and adapt package/deb.py")
+
+
+def render(folder: str, known: Facts, templates: Path | None = None) -> dict[str, tuple[str, bool]]:
+    """The files of a debian/ by name, each with whether it can be executed.
+
+    folder is `server` or `extension`. A template's first word (server., client., ...) becomes the
+    package's name. Raises PackageError with the template's name and line.
+    """
+    import jinja2
+
+    templates = templates or TEMPLATES
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(templates / folder),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made = {}
+    roles = known.roles()
+    for template in sorted((templates / folder).glob("*.j2")):
+        name = template.name.removesuffix(".j2")
+        role, dot, rest = name.partition(".")
+        if dot and role in roles:
+            name = f"{roles[role]}.{rest}"
+        try:
+            text = environment.get_template(template.name).render(known.context())
+        except jinja2.TemplateSyntaxError as error:
+            what = f"packaging/deb/{folder}/{error.name or template.name}:{error.lineno}: {error}"
+            raise PackageError(what, hint="correct the template") from error
+        except jinja2.TemplateError as error:
+            what = f"packaging/deb/{folder}/{template.name}: {error}"
+            raise PackageError(what, hint="the names are those of deb.Facts") from error
+        made[name] = (text, name == "rules" or bool(template.stat().st_mode & 0o100))
+    if not made:
+        what = f"there are no templates in {templates / folder}"
+        raise PackageError(what, hint="git checkout -- packaging")
+    return made
+
+
+# ---- the machine
+
+
+def this_system() -> System:
+    """The system that packages are made for natively. Raises HostError where it has no dpkg."""
+    if not shutil.which("dpkg") or host.manager() != "apt":
+        what = "Debian packages are made on Debian or Ubuntu, which this is not"
+        raise HostError(what, hint="run the session there, or in a container of it")
+    about = os_release()
+    identity = about.get("ID", "debian")
+    release = about.get("VERSION_ID", "")
+    codename = about.get("VERSION_CODENAME", "")
+    short = "deb" if identity == "debian" else identity
+    architecture = call(["dpkg", "--print-architecture"], capture=True, quiet=True).stdout.strip()
+    return System(
+        distribution=identity,
+        release=release,
+        codename=codename,
+        architecture=architecture,
+        tag=re.sub(r"[^a-z0-9.]", "", f"{short}{release or codename}".lower()),
+    )
+
+
+def needed(control: str) -> list[str]:
+    """The packages that a rendered control file names in Build-Depends, without their versions."""
+    found = re.search(r"^Build-Depends:(.*?)(?=^\S)", control + "\n.", re.MULTILINE | re.DOTALL)
+    listed = found[1].split(",") if found else []
+    return [name for each in listed if (name := re.sub(r"\s*\(.*", "", each).strip())]
+
+
+def _ensure(control: str) -> None:
+    """See to it that what a control file builds with is there.
+
+    Root gets it installed. Otherwise HostError has the line to paste.
+    """
+    host.ensure(["dpkg-dev", "cc", "make"])
+    lacking = _unmet(control)
+    if not lacking:
+        return
+    if os.geteuid() == 0 and not os.environ.get("PTRACK_NO_INSTALL"):
+        try:
+            with cache.lock("system packages"):
+                host.install(_unmet(control))
+        except CommandFailed as error:
+            what = f"could not install what the packages are built with: {error.what}"
+            raise HostError(what, hint=_paste(lacking), log=error.log) from error
+        lacking = _unmet(control)
+    if lacking:
+        what = f"this machine lacks {', '.join(lacking)}, which the packages are built with"
+        raise HostError(what, hint=_paste(lacking))
+
+
+def _unmet(control: str) -> list[str]:
+    """Names from dpkg-checkbuilddeps; debhelper-compat is debhelper."""
+    said: list[str] = []
+    file = cache.directory("build") / f".control.{os.getpid()}"
+    file.write_text(control)
+    try:
+        argv = ["dpkg-checkbuilddeps", str(file)]
+        done = call(argv, check=False, quiet=True, on_line=said.append, env={"LC_ALL": "C"})
+    finally:
+        file.unlink()
+    if done.returncode == 0:
+        return []
+    found = re.search(r"[Uu]nmet build dependencies: (.*)", "\n".join(said))
+    if found is None:
+        what = f"dpkg-checkbuilddeps cannot read the rendered control file: {' '.join(said)}"
+        raise PackageError(what, hint="correct packaging/deb")
+    names = re.sub(r"\([^)]*\)", "", found[1]).split()
+    return sorted({"debhelper" if name == "debhelper-compat" else name for name in names})
+
+
+def _paste(names: Iterable[str]) -> str:
+    sudo = "" if os.geteuid() == 0 else "sudo "
+    return f"{sudo}apt-get update && {sudo}apt-get install -y {' '.join(names)}"
+
+
+def _llvm() -> int:
+    """The major of the distribution's LLVM."""
+    said = call(["llvm-config", "--version"], capture=True, quiet=True).stdout
+    major = int(said.split(".")[0])
+    for program in (f"clang-{major}", f"llvm-config-{major}"):
+        if not shutil.which(program):
+            what = f"llvm-config is of LLVM {major}, but there is no {program}"
+            raise HostError(what, hint=_paste([f"clang-{major}", f"llvm-{major}-dev"]))
+    return major
+
+
+def _installed(names: Iterable[str]) -> dict[str, str]:
+    """Versions of those packages that are installed under their own names."""
+    listed = call(
+        ["dpkg-query", "-W", "-f", "${Package} ${Version} ${db:Status-Status}\n", *names],
+        capture=True, quiet=True, check=False,
+    ).stdout  # fmt: skip
+    rows = [line.split() for line in listed.splitlines()]
+    return {row[0]: row[1] for row in sorted(rows) if len(row) == 3 and row[2] == "installed"}
+
+
+# ---- building
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """One source package about to be built, or found done."""
+
+    name: str
+    version: str
+    key: str
+    place: Path
+    log: Path
+    llvm: int
+    debian: dict[str, tuple[str, bool]]
+    options: tuple[str, ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def final(self) -> Path:
+        return cache.directory("deb") / self.key[:32]
+
+
+def build(tree: PatchedTree, *, jit: bool = True, extension: Path = EXTENSION) -> Release:
+    """The packages of a patched tree and of the extension, for this machine's system.
+
+    Made where that has not been done before. Installs or names missing build dependencies. jit:
+    whether the server gets LLVM's just-in-time compilation. Raises HostError for what the machine
+    lacks and PackageError, with the log and its telling lines, for what does not build.
+    """
+    os.umask(0o022)
+    system = this_system()
+    draft = facts(tree, system, llvm=1 if jit else 0)
+    controls = render("server", draft)["control"][0]
+    _ensure(controls)
+    known = facts(tree, system, llvm=_llvm() if jit else 0)
+    slot = f"deb-{tree.source.major.name}"
+    builders = _installed(
+        [*needed(controls), "gcc", "g++", "binutils", "libc6-dev", "dpkg-dev", "make", "debhelper"]
+    )
+    with cache.lock(f"packages {slot}"):
+        server = _server_job(tree, known, slot, builders)
+        if not _finished(server.final):
+            _make_server(tree, known, server)
+        module = _extension_job(known, slot, server, extension)
+        if not _finished(module.final):
+            _make_extension(known, server, module, extension)
+        _prune({server.final, module.final})
+    files = sorted(
+        [*server.final.glob("*.*deb"), *module.final.glob("*.*deb")], key=lambda file: file.name
+    )
+    return Release(
+        kind="deb",
+        system=system,
+        major=tree.source.major.name,
+        made_of=_made_of(tree, known, builders),
+        packages=tuple(sorted((*_read(server.final), *_read(module.final)), key=lambda p: p.file)),
+        files=tuple(files),
+    )
+
+
+def _made_of(tree: PatchedTree, known: Facts, builders: Mapping[str, str]) -> dict[str, Any]:
+    source = tree.source
+    return {
+        "postgresql": {
+            "version": source.version,
+            "provider": source.provider,
+            "commit": source.commit,
+            "tree": source.digest,
+            "sha256": source.sha256,
+        },
+        "patch": {"digest": tree.patch_digest, "how": tree.how, "abi": known.abi},
+        "ptrack": known.project,
+        "llvm": known.llvm,
+        "catalog_version": known.catversion,
+        "source_date_epoch": known.epoch,
+        "built_with": dict(builders),
+    }
+
+
+def _server_job(tree: PatchedTree, known: Facts, slot: str, builders: Mapping[str, str]) -> _Job:
+    debian = render("server", known)
+    plans = edits.load(TEMPLATES / "core", tree.source.major)
+    key = cache.digest(
+        FORMAT, "server", tree.source.digest, tree.patch_digest, edits.digest(plans),
+        json.dumps(debian, sort_keys=True), json.dumps(dict(builders), sort_keys=True),
+        _build_flags(),
+    )  # fmt: skip
+    return _Job(
+        name=known.server,
+        version=known.version,
+        key=key,
+        place=cache.directory("build", slot) / "server",
+        log=cache.directory("log") / f"{slot}.log",
+        llvm=known.llvm,
+        debian=debian,
+    )
+
+
+def _extension_job(known: Facts, slot: str, server: _Job, extension: Path) -> _Job:
+    debian = render("extension", known)
+    sources = [extension / "Makefile", extension / "ptrack.control"]
+    sources += [path for kind in ("sql", "src") for path in (extension / kind).glob("*.*")]
+    sources = [path for path in sources if path.suffix in {"", ".c", ".h", ".sql", ".control"}]
+    parts: list[str | Path] = []
+    for path in sorted(sources):
+        parts += [path.relative_to(extension).as_posix(), path]
+    docs = [REPO / name for name in DOCS]
+    key = cache.digest(
+        FORMAT, "extension", server.key, json.dumps(debian, sort_keys=True), *parts, *docs
+    )
+    place = cache.directory("build", slot) / "extension"
+    pg_config = place / "root" / "usr/lib/postgresql" / str(known.major) / "bin" / "pg_config"
+    return _Job(
+        name=known.extension,
+        version=known.extension_version,
+        key=key,
+        place=place,
+        log=cache.directory("log") / f"{slot}-extension.log",
+        llvm=known.llvm,
+        debian=debian,
+        options=("-d",),  # what it builds with is unpacked beside it, not installed
+        env=(("PG_CONFIG", str(pg_config)),),
+    )
+
+
+def _build_flags() -> str:
+    """What the distribution and its configuration hand to compilers, without paths."""
+    options = "hardening=+all reproducible=-fixfilepath,-fixdebugpath"
+    env = {**_NO_FLAGS, "DEB_BUILD_MAINT_OPTIONS": options}
+    return call(["dpkg-buildflags"], capture=True, quiet=True, env=env).stdout
+
+
+#: Left to themselves, these would change what is compiled.
+_NO_FLAGS: Final = {
+    name: ""
+    for name in (
+        "CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS", "COPT", "PROFILE", "LIBS", "MAKEFLAGS",
+        "DEB_BUILD_PROFILES", "DEB_BUILD_MAINT_OPTIONS", "DEB_CFLAGS_APPEND", "DEB_CFLAGS_SET",
+        "DEB_CPPFLAGS_APPEND", "DEB_CPPFLAGS_SET", "DEB_CXXFLAGS_APPEND", "DEB_CXXFLAGS_SET",
+        "DEB_LDFLAGS_APPEND", "DEB_LDFLAGS_SET", "DEB_CFLAGS_MAINT_APPEND", "LD_RUN_PATH",
+    )
+    if name in os.environ
+}  # fmt: skip
+
+
+def _make_server(tree: PatchedTree, known: Facts, job: _Job) -> None:
+    def unpack(work: Path) -> None:
+        call(["cp", "-a", "--no-preserve=ownership", f"{tree.path}/.", str(work)], quiet=True)
+        for plan in edits.load(TEMPLATES / "core", tree.source.major):
+            file = work / plan.path
+            text = file.read_text(encoding="utf-8")
+            where = f"PostgreSQL {tree.source.version}"
+            file.write_text(edits.perform(plan, text, where=where), encoding="utf-8")
+            os.utime(file, (known.epoch, known.epoch))
+
+    _make(job, unpack)
+
+
+def _make_extension(known: Facts, server: _Job, job: _Job, extension: Path) -> None:
+    def unpack(work: Path) -> None:
+        ignore = shutil.ignore_patterns("*.o", "*.so", "*.bc", ".deps", "results", "tmp_check")
+        shutil.copytree(extension, work, ignore=ignore, dirs_exist_ok=True)
+        (work / "docs").mkdir()
+        for name in DOCS:
+            shutil.copy(REPO / name, work / name)
+        for role in DEVELOPMENT:
+            name = known.roles()[role]
+            (package,) = server.final.glob(f"{name}_*.deb")
+            call(["dpkg-deb", "-x", str(package), str(job.place / "root")], quiet=True)
+
+    _make(job, unpack)
+
+
+def _make(job: _Job, unpack: Callable[[Path], None]) -> None:
+    """Build one source package as the unprivileged user, and keep its packages under its key."""
+    room(cache.root(), FREE_MB, "building packages")
+    user = host.server_user()
+    host.check_reachable(cache.root(), user)
+    job.log.unlink(missing_ok=True)
+    memo = _Memo(job.place)
+    began = time.monotonic()
+    # An earlier run that was killed may have left a make behind: it keeps the old directory.
+    if job.place.exists():
+        old = job.place.with_name(f".{job.place.name}.{os.getpid()}.part")
+        job.place.rename(old)
+        cache.remove(old)
+    work = job.place / job.name
+    work.mkdir(parents=True)
+    title = f"packages of {job.name} {job.version}"
+    compiled = 0
+    try:
+        with step(title, estimate=memo.seconds) as shown, cache.building(job.final) as scratch:
+
+            def count(line: str) -> None:
+                nonlocal compiled
+                if " -c -o " in line:
+                    compiled += 1
+                    if compiled % 16 == 0:
+                        done = 0.9 * min(1.0, compiled / max(memo.compiled, compiled))
+                        shown.update(done, f"{compiled} files compiled")
+
+            unpack(work)
+            _write_debian(work / "debian", job)
+            env = _environment(job, user)
+            if user is not None:
+                call(["chown", "-R", f"{user.uid}:{user.gid}", str(job.place)], quiet=True)
+            call(
+                ["dpkg-buildpackage", "-b", "-us", "-uc", *job.options],
+                cwd=work, env=env, log=job.log, quiet=True, user=user, on_line=count,
+            )  # fmt: skip
+            _keep(job, scratch)
+            shown.update(1.0, f"{compiled} files compiled")
+    except CommandFailed as error:
+        raise _explained(title, error, job) from error
+    except OSError as error:
+        what = f"{title} could not be built: {error}"
+        raise PackageError(what, log=job.log, hint=_hint(str(error), job)) from error
+    finally:
+        cache.remove(job.place)
+    memo.save(time.monotonic() - began, compiled)
+
+
+def _write_debian(folder: Path, job: _Job) -> None:
+    folder.mkdir()
+    for name, (text, executable) in job.debian.items():
+        file = folder / name
+        file.write_text(text, encoding="utf-8")
+        file.chmod(0o755 if executable else 0o644)
+
+
+def _keep(job: _Job, scratch: Path) -> None:
+    """Move the packages to where their key says, each described."""
+    found = []
+    for file in sorted(job.place.glob("*.*deb")):
+        shutil.copyfile(file, scratch / file.name)
+        found.append(described(scratch / file.name, fields(scratch / file.name)))
+    if not found:
+        what = f"{job.name}: dpkg-buildpackage made no package"
+        raise PackageError(what, log=job.log, hint="read the log")
+    (scratch / "packages.json").write_text(json.dumps([asdict(each) for each in found], indent=1))
+
+
+def fields(package: Path) -> dict[str, str]:
+    """A package file's control fields, continued lines joined."""
+    text = call(["dpkg-deb", "-f", str(package)], capture=True, quiet=True).stdout
+    rows = re.sub(r"\n[ \t]+", " ", text).splitlines()
+    return {name: value.strip() for name, _, value in (row.partition(":") for row in rows)}
+
+
+def _environment(job: _Job, user: host.ServerUser | None) -> dict[str, str]:
+    """For dpkg-buildpackage: nothing of the caller's that would change the result, and ccache.
+
+    Objects are the unprivileged user's, hence a compiler cache of their own. (None of build-NN's
+    would do: a distribution hardens, and its configure knows more libraries.)
+    """
+    env = {
+        **_NO_FLAGS,
+        **dict(job.env),
+        "LC_ALL": "C.UTF-8",
+        "TZ": "UTC",
+        "HOME": str(job.place),
+        "MAKEFLAGS": "",
+        "DEB_BUILD_OPTIONS": f"parallel={host.jobs()}",
+        "DEB_BUILD_PROFILES": "",
+    }
+    ccache = shutil.which("ccache")
+    if ccache and not os.environ.get("CCACHE_DISABLE"):
+        masks = cache.directory("ccache-bin")
+        for name in ("gcc", "g++", *([f"clang-{job.llvm}"] if job.llvm else [])):
+            with contextlib.suppress(FileExistsError):
+                (masks / name).symlink_to(ccache)
+        store = cache.directory("ccache" if user is None else f"ccache-{user.name}")
+        if user is not None:
+            os.chown(store, user.uid, user.gid)
+        env |= {
+            "PATH": f"{masks}:{os.environ.get('PATH', os.defpath)}",
+            "CCACHE_DIR": str(store),
+            "CCACHE_BASEDIR": str(cache.root()),
+            "CCACHE_NOHASHDIR": "1",
+            "CCACHE_SLOPPINESS": "include_file_ctime,include_file_mtime",
+            "CCACHE_MAXSIZE": "5G",
+        }
+    return env
+
+
+# ---- what is kept
+
+
+def _finished(final: Path) -> bool:
+    return (final / "packages.json").is_file()
+
+
+def _read(final: Path) -> list[Package]:
+    with contextlib.suppress(OSError):
+        os.utime(final)
+    return [Package(**each) for each in json.loads((final / "packages.json").read_text())]
+
+
+def _prune(keep: set[Path]) -> None:
+    """Drop what nobody used for two weeks."""
+    limit = time.time() - KEEP_SECONDS
+    for path in cache.directory("deb").iterdir():
+        if path not in keep and not path.name.startswith("."):
+            with contextlib.suppress(OSError):
+                if path.stat().st_mtime < limit:
+                    cache.remove(path)
+
+
+class _Memo:
+    """What the last build of a place took, for the next one's estimate."""
+
+    def __init__(self, place: Path) -> None:
+        self.path = cache.directory("memo") / f"{place.parent.name}-{place.name}.json"
+        self.seconds: float | None = None
+        self.compiled = 1
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            data = json.loads(self.path.read_text())
+            self.seconds, self.compiled = float(data["seconds"]), int(data["compiled"])
+
+    def save(self, seconds: float, compiled: int) -> None:
+        cache.write(self.path, json.dumps({"seconds": round(seconds, 1), "compiled": compiled}))
+
+
+# ---- failures
+
+_TELLING: Final = re.compile(
+    r"\berror: |: error |undefined reference|No space left|Disk quota|\bcannot find\b|: not found|"
+    r"Killed|out of memory|internal compiler error|\*\*\* (?!.*Waiting)|^dh_\w+: "
+)
+
+
+def _explained(title: str, error: CommandFailed, job: _Job) -> PackageError:
+    """The lines of the log that tell why, then its end."""
+    lines: list[str] = []
+    with contextlib.suppress(OSError):
+        lines = job.log.read_text(encoding="utf-8", errors="replace").splitlines()
+    telling = [line for line in lines[-4000:] if _TELLING.search(line)][:8]
+    last = [line for line in lines[-8:] if line not in telling]
+    shown = "\n".join(f"    {line}" for line in (*telling, *(["..."] if telling else []), *last))
+    what = f"{title} could not be built: `{shlex.join(error.argv)}` failed:\n{shown}"
+    hint = _hint("\n".join([*telling, *last, error.tail]), job)
+    return PackageError(what, log=job.log, hint=hint)
+
+
+def _hint(text: str, job: _Job) -> str:
+    if "No space left" in text or "Disk quota" in text:
+        return f"free some space below {cache.root()}, or set PTRACK_CACHE to where there is more"
+    if "Killed" in text or "out of memory" in text:
+        return "there was not enough memory: try PTRACK_JOBS=1"
+    if "llvm" in text and job.llvm:
+        return f"this minor may not know LLVM {job.llvm}: try it with -- --no-jit"
+    return "read the log; what was compiled so far is kept by ccache, so trying again is quick"
+
+
+# ---- sessions
+
+
+def one(major: Major, *, locked: bool = False, jit: bool = True) -> Path:
+    """Fetch, patch, package and publish a major; prints the packages and where they are."""
+    from ptrack_build import patch, source
+
+    host.ensure(["git"])
+    made = build(patch.apply(source.fetch(major, locked=locked)), jit=jit)
+    with cache.lock(f"dist {made.system.name} {made.major}"):
+        place = publish(made)
+    say(table(made.packages))
+    say(str(place))
+    return place
+
+
+def every(majors: Sequence[Major], *, locked: bool = False, jit: bool = True) -> None:
+    """Package all majors whose source can be had; ends with a table that says which could not.
+
+    Raises PackageError if any failed, and SourceError when no source could be had at all.
+    """
+    outcomes = []
+    for major in majors:
+        name = f"deb-{major.name}"
+        try:
+            place = one(major, locked=locked, jit=jit)
+        except SourceError as error:
+            outcomes.append(report.Outcome(session=name, status="unreachable", note=error.what))
+        except PtrackError as error:
+            say(str(error))
+            outcomes.append(report.Outcome(session=name, status="failed", note=str(error)))
+        else:
+            outcomes.append(report.Outcome(session=name, status="passed", note=str(place)))
+    report.keep(outcomes, REPO / "results" / "deb.json")
+    say("\n" + report.table(outcomes))
+    failed = [each.session for each in outcomes if each.status == "failed"]
+    if failed:
+        what = f"failed: {', '.join(failed)}"
+        raise PackageError(what, hint=f"./nox -s {failed[-1]} shows it alone")
+    if not any(each.status == "passed" for each in outcomes):
+        what = "no major's source could be had, so nothing was packaged"
+        raise SourceError(what, hint="set PTRACK_PG_GIT to a PostgreSQL repository")

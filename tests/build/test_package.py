@@ -1,0 +1,125 @@
+"""Publishing: a directory of dist/ is whole, or not there."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import shutil
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ptrack_build import package as packaging
+from ptrack_build.errors import HostError
+from ptrack_build.package import MANIFEST, SUMS, Package, PackageError, Release, System, publish
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SYSTEM = System(
+    distribution="debian", release="12", codename="bookworm", architecture="amd64", tag="deb12"
+)
+
+
+def release(folder: Path, **contents: str) -> Release:
+    """A release of files with these contents."""
+    folder.mkdir(exist_ok=True)
+    files, packages = [], []
+    for name, text in sorted(contents.items()):
+        file = folder / f"{name}.deb"
+        file.write_text(text)
+        files.append(file)
+        packages.append(
+            Package(
+                file=file.name, name=name, version="1", architecture="amd64", size=len(text),
+                installed_kb=1, sha256=hashlib.sha256(text.encode()).hexdigest(),
+            )
+        )  # fmt: skip
+    return Release(
+        kind="deb", system=SYSTEM, major="17", made_of={"why": "a test"},
+        packages=tuple(packages), files=tuple(files),
+    )  # fmt: skip
+
+
+def names(place: Path) -> set[str]:
+    """What is in a directory, hidden files included."""
+    return {path.name for path in place.iterdir()}
+
+
+def test_sums_cover_all_and_can_be_checked(tmp_path: Path) -> None:
+    place = publish(release(tmp_path / "made", a="1", b="2"), tmp_path / "dist")
+    assert names(place) == {"a.deb", "b.deb", MANIFEST, SUMS}
+    assert names(place.parent) == {"postgresql-17"}
+    subprocess.run(["sha256sum", "--check", "--strict", SUMS], cwd=place, check=True)
+    said = json.loads((place / MANIFEST).read_text())
+    assert [each["file"] for each in said["packages"]] == ["a.deb", "b.deb"]
+    assert said["why"] == "a test"
+    assert place.stat().st_mode & 0o777 == 0o755
+
+
+def test_what_is_the_same_is_left_alone_and_what_is_not_is_replaced(tmp_path: Path) -> None:
+    place = publish(release(tmp_path / "made", a="1", b="2"), tmp_path / "dist")
+    before = place.stat().st_ino
+    assert publish(release(tmp_path / "made", a="1", b="2"), tmp_path / "dist") == place
+    assert place.stat().st_ino == before
+    (place / "a.deb").write_text("damaged")
+    publish(release(tmp_path / "made", a="1", b="2"), tmp_path / "dist")
+    assert (place / "a.deb").read_text() == "1"
+    publish(release(tmp_path / "made", a="3"), tmp_path / "dist")
+    assert names(place) == {"a.deb", MANIFEST, SUMS}
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = publish(release(tmp_path / "made", a="1"), tmp_path / "dist")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(PackageError, match="No space left on device") as caught:
+        publish(release(tmp_path / "made", a="2"), tmp_path / "dist")
+    assert "free some space" in (caught.value.hint or "")
+    assert (place / "a.deb").read_text() == "1"
+    assert names(place.parent) == {"postgresql-17"}
+
+
+def test_an_interruption_leaves_nothing_half_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "copyfile", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        publish(release(tmp_path / "made", a="1"), tmp_path / "dist")
+    assert names(tmp_path / "dist" / SYSTEM.name) == set()
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
+    left = tmp_path / "dist" / SYSTEM.name / ".postgresql-17.abc.part"
+    left.mkdir(parents=True)
+    (left / "a.deb").write_text("half")
+    place = publish(release(tmp_path / "made", a="1"), tmp_path / "dist")
+    assert names(place.parent) == {"postgresql-17"}
+
+
+def test_a_package_that_is_not_what_was_described_is_refused(tmp_path: Path) -> None:
+    made = release(tmp_path / "made", a="1")
+    made.files[0].write_text("2")
+    with pytest.raises(PackageError, match="has changed since it was made"):
+        publish(made, tmp_path / "dist")
+    assert not (tmp_path / "dist" / SYSTEM.name / "postgresql-17").exists()
+
+
+def test_os_release_is_read_unquoted(tmp_path: Path) -> None:
+    file = tmp_path / "os-release"
+    file.write_text("ID=ubuntu\nVERSION_ID=\"24.04\"\n# x\nNAME='Ubuntu'\n")
+    assert packaging.os_release(file) == {"ID": "ubuntu", "VERSION_ID": "24.04", "NAME": "Ubuntu"}
+    assert packaging.os_release(tmp_path / "none") == {}
+
+
+def test_too_little_room_is_said_before_anything_is_done(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match="building packages takes"):
+        packaging.room(tmp_path, 10**9, "building packages")
