@@ -153,8 +153,12 @@ def major_sessions(major: Major) -> None:
         options = Options(session)
         options.add_argument("--locked", action="store_true", help="what matrix.lock records")
         options.add_argument("--record", action="store_true", help="in matrix.lock, if green")
+        options.add_argument(
+            "--deep", nargs="?", const=120.0, type=float, metavar="MINUTES",
+            help="the state machine alone, with new seeds, for 120 minutes or so many",
+        )  # fmt: skip
         given, rest = options.read_some()
-        outcome = suite.one(major, rest, locked=given.locked, record=given.record)
+        outcome = suite.one(major, rest, locked=given.locked, record=given.record, deep=given.deep)
         print(report.table([outcome]), flush=True)
         if outcome.status != "passed":
             what = f"{outcome.failures} of {outcome.tests} tests failed"

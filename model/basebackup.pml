@@ -59,7 +59,7 @@ byte checkpoints;
 
 inline restore()
 {
-	/* RULE LABEL start_of_replay (mapfile.c): pg_control's redo point is taken although there is a backup_label */
+	/* RULE LABEL start_of_replay (mapload.c): pg_control's redo point is taken although there is a backup_label */
 #ifdef NO_LABEL
 	start_redo = copy_control;
 #else
@@ -68,15 +68,15 @@ inline restore()
 	slot = 0;
 	disk = copy_disk;
 	if
-	/* RULE HEADER_CRC judge_file (mapfile.c): the header's checksum is not compared */
+	/* RULE HEADER_CRC judge_file (mapload.c): the header's checksum is not compared */
 #ifndef NO_HEADER_CRC
 	:: copy_redo == TORN
 #endif
-	/* RULE STAMP judge_file (mapfile.c): the header's redo point is not compared with the start's */
+	/* RULE STAMP judge_file (mapload.c): the header's redo point is not compared with the start's */
 #ifndef NO_STAMP
 	:: copy_redo < start_redo -> refused(!failed)
 #endif
-	/* RULE PAGE_CRC merge_page (mapfile.c): a page's checksum is not compared */
+	/* RULE PAGE_CRC merge_page (mapload.c): a page's checksum is not compared */
 #ifndef NO_PAGE_CRC
 	:: copy_redo != TORN && copy_redo >= start_redo && copy_slot == TORN
 #endif

@@ -16,7 +16,7 @@
 #define OLD 2
 
 byte slot[3];			/* ptrack_lines; 2 is the neighbour's */
-byte line_max;			/* ptrack_line_max */
+byte line_max;			/* max in ptrack_summaries */
 bool flag;				/* ptrack_dirty */
 byte file[3] = OLD;		/* the page as the file has it */
 bool unread = true;		/* PAGE_UNREAD */
@@ -100,11 +100,11 @@ proctype Flush()
 		};
 		if
 		:: flag ->
-			/* RULE READ_FIRST write_pages (mapfile.c): a page that was not read is overwritten */
+			/* RULE READ_FIRST write_pages (mapflush.c): a page that was not read is overwritten */
 #ifndef NO_READ_FIRST
 			merge();
 #endif
-			/* RULE CLEAR_FIRST copy_page (mapfile.c): the dirty flag is cleared after the copy */
+			/* RULE CLEAR_FIRST copy_page (mapflush.c): the dirty flag is cleared after the copy */
 #ifndef NO_CLEAR_FIRST
 			flag = false;
 #endif
@@ -132,14 +132,14 @@ proctype Query(byte lsn)
 	bool before[5];
 	bool reported;
 
-	/* RULE READ_ALL ptrack_decide_init_lsn (mapfile.c): no ptrack_file_read_all */
+	/* RULE READ_ALL ptrack_decide_init_lsn (mapload.c): no ptrack_file_read_all */
 #ifndef NO_READ_ALL
 	atomic { !lock -> lock = true };
 	merge();
 	lock = false;
 #endif
 	atomic { before[3] = complete[3]; before[4] = complete[4] };
-	/* ptrack_chunk_changed */
+	/* ptrack_chunks_changed */
 	reported = line_max >= lsn;
 	reported = reported && slot[0] >= lsn;
 	reported = reported && slot[1] >= lsn;

@@ -56,7 +56,7 @@ inline fsync_file()
 	:: atomic {
 			errors < ERRORS -> errors++;
 			clean[0] = true; clean[1] = true; clean[HEADER] = true;
-			/* RULE FAILED_FSYNC write_in_place (mapfile.c): in_place stays true after a failed fsync */
+			/* RULE FAILED_FSYNC write_in_place (mapflush.c): in_place stays true after a failed fsync */
 #ifndef NO_FAILED_FSYNC
 			in_place = false;
 #endif
@@ -75,7 +75,7 @@ inline write_page(n)
 		:: write(n, copy[n])
 		:: atomic {
 				errors < ERRORS -> errors++;
-				/* RULE REDIRTY write_pages (mapfile.c): dirty is not set again after a failed write */
+				/* RULE REDIRTY write_pages (mapflush.c): dirty is not set again after a failed write */
 #ifndef NO_REDIRTY
 				dirty[n] = true;
 #endif
@@ -93,12 +93,12 @@ inline write_header()
 
 inline write_in_place()
 {
-	/* RULE PAGES_FIRST write_in_place (mapfile.c): the header is written before the pages */
+	/* RULE PAGES_FIRST write_in_place (mapflush.c): the header is written before the pages */
 #ifdef NO_PAGES_FIRST
 	write_header();
 #endif
 	write_page(0);
-	/* RULE FAILED_WRITE write_in_place (mapfile.c): the header is written although a page was not */
+	/* RULE FAILED_WRITE write_in_place (mapflush.c): the header is written although a page was not */
 #ifdef NO_FAILED_WRITE
 	failed = false;
 #endif
@@ -106,7 +106,7 @@ inline write_in_place()
 #ifdef NO_FAILED_WRITE
 	failed = false;
 #endif
-	/* RULE FSYNC_PAGES write_in_place (mapfile.c): the pages are not synced before the header is written */
+	/* RULE FSYNC_PAGES write_in_place (mapflush.c): the pages are not synced before the header is written */
 #ifndef NO_FSYNC_PAGES
 	if :: !failed -> fsync_file() :: failed fi;
 #endif
@@ -191,12 +191,12 @@ proctype Kernel()
 /* ptrack_file_start and the loader */
 inline load()
 {
-	/* RULE HEADER_CRC judge_file (mapfile.c): the header's checksum is not compared */
+	/* RULE HEADER_CRC judge_file (mapload.c): the header's checksum is not compared */
 #ifndef NO_HEADER_CRC
 	if :: disk[HEADER] == TORN -> goto refused :: else fi;
 #endif
 	if :: disk[HEADER] < control_redo -> goto refused :: else fi;
-	/* RULE PAGE_CRC merge_page (mapfile.c): a page's checksum is not compared */
+	/* RULE PAGE_CRC merge_page (mapload.c): a page's checksum is not compared */
 	if
 #ifndef NO_PAGE_CRC
 	:: disk[0] == TORN || disk[1] == TORN -> goto refused

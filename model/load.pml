@@ -120,24 +120,24 @@ inline start(with)
 	if
 	:: library ->
 		start_redo = control_redo;
-		/* RULE WHOLE_REPLAYED ptrack_file_start (mapfile.c): replayed is not set */
+		/* RULE WHOLE_REPLAYED ptrack_file_start (mapload.c): replayed is not set */
 #ifndef NO_WHOLE_REPLAYED
 		replayed = !clean;
 #endif
 		if
-		/* RULE STAMP judge_file (mapfile.c): the header's redo point is not compared with the start's */
+		/* RULE STAMP judge_file (mapload.c): the header's redo point is not compared with the start's */
 #ifndef NO_STAMP
 		:: file && file_redo < start_redo -> refused(!apart); file = false
 #endif
 		/* a second line: such a life is seen by STAMP and SHUTDOWN, too */
 		:: file && control_minimal -> refused(!apart); file = false
-		/* RULE SHUTDOWN judge_file (mapfile.c): HEADER_SHUTDOWN is not looked at */
+		/* RULE SHUTDOWN judge_file (mapload.c): HEADER_SHUTDOWN is not looked at */
 #ifndef NO_SHUTDOWN
 		:: file && file_shutdown && file_redo == start_redo && !clean -> refused(!apart); file = false
 #endif
 		:: else
 		fi;
-		/* RULE CLEAR_SHUTDOWN clear_shutdown (mapfile.c): the flag stays in the header */
+		/* RULE CLEAR_SHUTDOWN clear_shutdown (mapload.c): the flag stays in the header */
 #ifndef NO_CLEAR_SHUTDOWN
 		file_shutdown = false;
 #endif
@@ -145,7 +145,7 @@ inline start(with)
 		:: file -> unread = true; init_lsn = file_init; whole_lsn = file_whole
 		:: !file ->
 			fresh = true;
-			/* RULE FRESH_INIT ptrack_file_start (mapfile.c): a new map keeps the init_lsn of the one refused */
+			/* RULE FRESH_INIT ptrack_file_start (mapload.c): a new map keeps the init_lsn of the one refused */
 #ifdef NO_FRESH_INIT
 			init_lsn = file_init;
 #endif
@@ -172,14 +172,14 @@ inline flush()
 		fi;
 		if
 		:: replayed ->
-			/* RULE WHOLE_UNTIL ptrack_file_flush (mapfile.c): whole_lsn is not raised when replayed is cleared */
+			/* RULE WHOLE_UNTIL ptrack_file_flush (mapflush.c): whole_lsn is not raised when replayed is cleared */
 #ifndef NO_WHOLE_UNTIL
 			RAISE(whole_lsn, redo);
 #endif
 			replayed = state == replaying
 		:: else
 		fi;
-		/* RULE WAL_FIRST ptrack_file_flush (mapfile.c): XLogFlush is not called */
+		/* RULE WAL_FIRST ptrack_file_flush (mapflush.c): XLogFlush is not called */
 #ifndef NO_WAL_FIRST
 		RAISE(durable, redo);
 #endif
@@ -308,7 +308,7 @@ end:
 	:: atomic {
 			unread && !apart -> apart = true;
 			file = false; fresh = true; unread = false;
-			/* RULE ANEW_INIT begin_anew (mapfile.c): init_lsn is set to ptrack_now, which may be where replay begins */
+			/* RULE ANEW_INIT begin_anew (mapload.c): init_lsn is set to ptrack_now, which may be where replay begins */
 #ifdef NO_ANEW_INIT
 			init_lsn = NOW
 #else

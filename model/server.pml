@@ -93,11 +93,11 @@ end:
 /* ptrack_file_flush and what is around it */
 inline checkpoint()
 {
-	/* RULE FLUSH_REDO_FIRST ptrack_file_flush (mapfile.c): flush_redo is set after ptrack_mark_published */
+	/* RULE FLUSH_REDO_FIRST ptrack_file_flush (mapflush.c): flush_redo is set after ptrack_mark_published */
 #ifndef NO_FLUSH_REDO_FIRST
 	flush_redo = redo;
 #endif
-	/* RULE FLUSH_IN_FLIGHT ptrack_file_flush (mapfile.c): ptrack_mark_published is not called */
+	/* RULE FLUSH_IN_FLIGHT ptrack_file_flush (mapflush.c): ptrack_mark_published is not called */
 #ifndef NO_FLUSH_IN_FLIGHT
 	seen = published;
 	if

@@ -134,12 +134,20 @@ def judged(name: str, ended: Ended, version: str, build_seconds: float) -> repor
 
 
 def one(
-    major: Major, args: Sequence[str], *, locked: bool = False, record: bool = False
+    major: Major,
+    args: Sequence[str],
+    *,
+    locked: bool = False,
+    record: bool = False,
+    deep: float | None = None,
 ) -> report.Outcome:
     """Build a major's test variant and run the shared suite on it. Tests that fail do not raise.
 
-    record writes the source to matrix.lock when the whole suite has passed on it.
+    record writes the source to matrix.lock when the whole suite has passed on it. deep runs the
+    state machine alone, for so many minutes on each worker.
     """
+    if deep is not None:
+        args = ["tests/test_machine.py", f"--deep={deep:g}", *args]
     name = f"test-{major.name}"
     began = time.monotonic()
     built = prefix(major, compiling.TEST, locked=locked)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import tempfile
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from tests.harness import oracle, system
+from tests.harness import machine, oracle, system
 from tests.harness.factory import Factory
 from tests.harness.install import Install
 
@@ -31,7 +32,19 @@ def _terminated(signum: int, _frame: FrameType | None) -> NoReturn:
     pytest.exit(f"signal {signum}", returncode=128 + signum)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("ptrack")
+    group.addoption(
+        "--deep", nargs="?", const=120.0, type=float, metavar="MINUTES",
+        help="tests/test_machine.py: draw new examples for so long, on each worker (120)",
+    )  # fmt: skip
+    group.addoption("--seed", metavar="N[:EXAMPLES]", help="tests/test_machine.py: this one again")
+    group.addoption("--blob", help="with --seed: the one example that hypothesis printed so")
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    if config.option.deep and config.option.seed is None:  # before workers get the options
+        config.option.seed = str(secrets.randbelow(10**9))
     config.addinivalue_line("markers", "major(since, until): only for these majors, inclusive")
     signal.signal(signal.SIGTERM, _terminated)
 
@@ -139,20 +152,24 @@ def _only_these_majors(request: pytest.FixtureRequest) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     output: dict[str, object] | None = getattr(session.config, "workeroutput", None)
-    if output is not None:  # a worker: the tally goes to the one that prints
+    if output is not None:  # a worker: the tallies go to the one that prints
         output["tally"] = vars(oracle.TALLY)
+        output["machine"] = machine.TALLY.plain()
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:  # noqa: ANN401
-    tally = getattr(node, "workeroutput", {}).get("tally")
-    if tally:
-        oracle.TALLY.add(oracle.Tally(**tally))
+    output = getattr(node, "workeroutput", {})
+    if "tally" in output:
+        oracle.TALLY.add(oracle.Tally(**output["tally"]))
+        machine.TALLY.add(output["machine"])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if oracle.TALLY.looks:
         terminalreporter.write_line(f"oracle: {oracle.TALLY}")
+    for line in machine.TALLY.lines():
+        terminalreporter.write_line(line)
 
 
 @pytest.hookimpl(wrapper=True)

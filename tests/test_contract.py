@@ -285,7 +285,11 @@ def test_disabled(factory: Factory) -> None:
         assert row is not None
         assert lsn.parse(row[0]) == 0
         assert notices == [("WARNING", "ptrack is disabled")]
-    for call in ("ptrack_get_pagemapset('0/0')", "ptrack_get_change_stat('0/0')"):
+    for call in (
+        "ptrack_get_pagemapset('0/0')",
+        "ptrack_get_change_stat('0/0')",
+        "ptrack_get_change_relation_stat('0/0')",
+    ):
         with pytest.raises(psycopg.Error, match="ptrack is disabled"):
             cluster.sql(f"SELECT * FROM {call}")
     assert cluster.sql("SELECT * FROM ptrack_get_pagemapset(NULL)") == []

@@ -7,44 +7,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import client, lsn, oracle, system
+from tests.harness import client, oracle, system
 from tests.harness.cluster import MAP_TMP
+from tests.harness.parent import CHANGE, TABLE, before, refused, safe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.harness.cluster import Cluster
     from tests.harness.factory import Factory
-    from tests.harness.oracle import Snapshot
 
-TABLE = "CREATE TABLE t AS SELECT i, repeat('x', 300) AS x FROM generate_series(1, 3000) i"
-CHANGE = "UPDATE t SET i = -i WHERE i % 150 = 0"
 MB = 1 << 20
-
-
-def before(cluster: Cluster) -> Snapshot:
-    """A table, and the parent that later changes are held against."""
-    cluster.sql(TABLE)
-    return oracle.take(cluster)
-
-
-def refused(snapshot: Snapshot, cluster: Cluster) -> None:
-    """The map must not claim to serve the parent; from now on it works again."""
-    init = cluster.init_lsn()
-    if init == 0:  # a standby's map before its first restartpoint
-        return
-    assert init > snapshot.lsn, f"init LSN {lsn.show(init)}, parent {lsn.show(snapshot.lsn)}"
-    again = oracle.take(cluster)
-    cluster.sql("UPDATE t SET i = i + 1 WHERE abs(i) % 77 = 0")
-    oracle.check(again, cluster)
-
-
-def safe(snapshot: Snapshot, cluster: Cluster, *, mask_hints: bool = False) -> None:
-    """Kept and complete, or refused: where either is right."""
-    if cluster.init_lsn() <= snapshot.lsn:
-        oracle.check(snapshot, cluster, changed=20, mask_hints=mask_hints)
-    else:
-        refused(snapshot, cluster)
 
 
 # ---- kept

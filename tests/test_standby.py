@@ -24,18 +24,9 @@ class Pair:
     primary: Cluster
     standby: Cluster
 
-    def restartpoint(self) -> None:
-        """Bring the standby to a restartpoint at the primary's newest checkpoint."""
-        self.primary.checkpoint()
-        self.standby.catch_up(self.primary)
-        self.standby.checkpoint()
-        assert self.standby.redo() == self.primary.redo()
-
     def snapshot(self) -> Snapshot:
         """The standby's files at a restartpoint that had nothing to write."""
-        self.restartpoint()
-        self.restartpoint()
-        return oracle.take(self.standby, checkpoint=False)
+        return oracle.take(self.standby, primary=self.primary)
 
 
 def make_pair(factory: Factory, *, checksums: bool = True, **settings: str | bool) -> Pair:
@@ -129,7 +120,7 @@ def test_restarts_without_restartpoint(factory: Factory) -> None:
         pair.standby.restart(mode)
         pair.standby.catch_up(pair.primary)
         oracle.look(snapshot, pair.standby)
-    pair.restartpoint()
+    pair.standby.restartpoint(pair.primary)
     oracle.check(snapshot, pair.standby, changed=20)
 
 
@@ -139,7 +130,7 @@ def test_fresh_standby_is_a_parent_at_once(factory: Factory) -> None:
     assert pair.standby.init_lsn() == pair.primary.init_lsn()
     snapshot = oracle.take(pair.standby, checkpoint=False)
     pair.primary.sql("CREATE TABLE t AS SELECT generate_series(1, 2000)")
-    pair.restartpoint()
+    pair.standby.restartpoint(pair.primary)
     oracle.check(snapshot, pair.standby)
 
 
@@ -160,7 +151,7 @@ def test_map_started_on_a_standby(factory: Factory) -> None:
     oracle.look(snapshot, standby)
     standby.restart("immediate")
     standby.catch_up(primary)
-    pair.restartpoint()
+    pair.standby.restartpoint(pair.primary)
     oracle.check(snapshot, standby, changed=20)
 
 
@@ -168,7 +159,7 @@ def test_cascade_after_promotion(factory: Factory) -> None:
     """The old primary's parent serves on the new timeline, and on a standby of it."""
     pair = make_pair(factory)
     pair.primary.sql("CREATE TABLE t AS SELECT i, repeat('x', 200) FROM generate_series(1, 900) i")
-    pair.restartpoint()
+    pair.standby.restartpoint(pair.primary)
     parent = client.full(pair.standby)
     snapshot = oracle.take(pair.standby, checkpoint=False)
     pair.primary.sql("UPDATE t SET i = -i WHERE i % 9 = 0")

@@ -40,10 +40,16 @@
 
 /* RelFileNode became RelFileLocator (b0a55e4329) */
 #if PG_VERSION_NUM >= 160000
+#include "utils/relfilenumbermap.h"
+
 #define RelnLocator(reln)		((reln)->smgr_rlocator.locator)
 #define RelnIsTemp(reln)		RelFileLocatorBackendIsTemp((reln)->smgr_rlocator)
 #else
+#include "utils/relfilenodemap.h"
+
 typedef RelFileNode RelFileLocator;
+
+#define RelidByRelfilenumber(spc, rel)	RelidByRelfilenode(spc, rel)
 
 #define spcOid	spcNode
 #define dbOid	dbNode

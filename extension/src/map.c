@@ -28,7 +28,7 @@
  *	 reads the in-flight table.  With a full barrier between the steps on both
  *	 sides, at least one sees the other.
  *
- * Durability is mapfile.c's matter.
+ * Durability is mapflush.c's matter.
  *
  *-------------------------------------------------------------------------
  */
@@ -48,9 +48,9 @@ int			ptrack_map_size = 0;
 
 PtrackShared *ptrack_shared = NULL;
 PtrackLine *ptrack_lines = NULL;
-pg_atomic_uint64 *ptrack_line_max = NULL;	/* greatest slot of each line */
+PtrackSummary *ptrack_summaries = NULL; /* of each line */
 uint8	   *ptrack_dirty = NULL;	/* per page: marked since last written */
-uint8	   *ptrack_page_state = NULL;	/* per page, under lock: mapfile.c */
+uint8	   *ptrack_page_state = NULL;	/* per page, under lock: mapload.c */
 
 static PtrackInflight *inflight = NULL;
 
@@ -72,7 +72,7 @@ map_lines(void)
  */
 typedef struct MapLayout
 {
-	Size		line_max;
+	Size		summaries;
 	Size		dirty;
 	Size		page_state;
 	Size		inflight;
@@ -86,8 +86,8 @@ map_layout(void)
 	Size		npages = nlines / PTRACK_LINES_PER_PAGE;
 	MapLayout	at;
 
-	at.line_max = mul_size(nlines, sizeof(PtrackLine));
-	at.dirty = add_size(at.line_max, mul_size(nlines, sizeof(pg_atomic_uint64)));
+	at.summaries = mul_size(nlines, sizeof(PtrackLine));
+	at.dirty = add_size(at.summaries, mul_size(nlines, sizeof(PtrackSummary)));
 	at.page_state = add_size(at.dirty, MAXALIGN(npages));
 	at.inflight = CACHELINEALIGN(add_size(at.page_state, MAXALIGN(npages)));
 	at.end = add_size(at.inflight, mul_size(ptrack_max_procs(), sizeof(PtrackInflight)));
@@ -122,7 +122,7 @@ ptrack_map_attach(void)
 	base = (char *) CACHELINEALIGN(base);
 
 	ptrack_lines = (PtrackLine *) base;
-	ptrack_line_max = (pg_atomic_uint64 *) (base + at.line_max);
+	ptrack_summaries = (PtrackSummary *) (base + at.summaries);
 	ptrack_dirty = (uint8 *) (base + at.dirty);
 	ptrack_page_state = (uint8 *) (base + at.page_state);
 	inflight = (PtrackInflight *) (base + at.inflight);
@@ -202,6 +202,17 @@ chunk_place(uint64 fork_hash, BlockNumber chunk)
 	return place;
 }
 
+/* Ask for memory that will be read soon. */
+static inline void
+prefetch(const void *p)
+{
+#ifdef __GNUC__
+	__builtin_prefetch(p);
+#else
+	(void) p;
+#endif
+}
+
 /* Raise to lsn. */
 static inline void
 advance(pg_atomic_uint64 *ptr, uint64 lsn)
@@ -218,7 +229,7 @@ line_marked(uint32 line, uint64 lsn)
 {
 	uint32		page = line / PTRACK_LINES_PER_PAGE;
 
-	advance(&ptrack_line_max[line], lsn);
+	advance(&ptrack_summaries[line].max, lsn);
 	pg_memory_barrier();
 	if (ptrack_dirty[page] == 0)
 		ptrack_dirty[page] = 1;
@@ -243,15 +254,37 @@ ptrack_mark(const PtrackFork *fork, BlockNumber first, uint64 nblocks, XLogRecPt
 
 		for (int i = 0; i < 2; i++)
 		{
+			uint32		number = place.line[i];
+
+			prefetch(&ptrack_lines[number].slot[(place.rotation[i] + from) % PTRACK_CHUNK_BLOCKS]);
+			prefetch(&ptrack_summaries[number]);
+			prefetch(&ptrack_dirty[number / PTRACK_LINES_PER_PAGE]);
+		}
+		for (int i = 0; i < 2; i++)
+		{
 			PtrackLine *line = &ptrack_lines[place.line[i]];
 
 			for (uint32 k = 0; k < n; k++)
 				advance(&line->slot[(place.rotation[i] + from + k) % PTRACK_CHUNK_BLOCKS],
 						lsn);
 			line_marked(place.line[i], lsn);
+			if (n == PTRACK_CHUNK_BLOCKS)
+				ptrack_line_at_least(place.line[i], lsn);
 		}
 		block += n;
 	}
+}
+
+static inline uint64
+line_max(uint32 line)
+{
+	return pg_atomic_read_u64(&ptrack_summaries[line].max);
+}
+
+static inline uint64
+line_min(uint32 line)
+{
+	return pg_atomic_read_u64(&ptrack_summaries[line].min);
 }
 
 /* Bit i is set iff slot i of the line reaches lsn. */
@@ -273,25 +306,58 @@ rotate_right(uint64 bits, uint32 n)
 }
 
 /*
- * Which blocks of the chunk may have changed since lsn: bit i stands for
- * block chunk * 64 + i.
+ * All slots of the line have been seen to reach lsn.  They only grow, so that
+ * this stays true.
  */
-uint64
-ptrack_chunk_changed(uint64 fork_hash, BlockNumber chunk, XLogRecPtr lsn)
+void
+ptrack_line_at_least(uint32 line, XLogRecPtr lsn)
 {
-	ChunkPlace	place = chunk_place(fork_hash, chunk);
-	uint64		bits;
+	advance(&ptrack_summaries[line].min, lsn);
+}
+
+static inline void
+prefetch_line(uint32 line)
+{
+	for (Size at = 0; at < PTRACK_LINE_SIZE; at += 64)
+		prefetch((const char *) &ptrack_lines[line] + at);
+}
+
+/*
+ * Which blocks of n chunks may have changed since lsn: bit i of word k stands
+ * for block (first + k) * 64 + i.
+ *
+ * The lines are all over the map: what is needed of it is asked for before it
+ * is looked at, so that the waits for memory overlap.
+ */
+void
+ptrack_chunks_changed(uint64 fork_hash, BlockNumber first, uint32 n, XLogRecPtr lsn, uint64 *bits)
+{
+	ChunkPlace	places[PTRACK_CHUNKS_AT_ONCE];
+
+	Assert(n <= PTRACK_CHUNKS_AT_ONCE);
+	for (uint32 k = 0; k < n; k++)
+	{
+		places[k] = chunk_place(fork_hash, first + k);
+		prefetch(&ptrack_summaries[places[k].line[0]]);
+		prefetch(&ptrack_summaries[places[k].line[1]]);
+	}
+	for (uint32 k = 0; k < n; k++)
+	{
+		bits[k] = 0;
+		if (line_max(places[k].line[0]) < lsn || line_max(places[k].line[1]) < lsn)
+			continue;
+		bits[k] = ~UINT64CONST(0);
+		for (int i = 0; i < 2; i++)
+			if (line_min(places[k].line[i]) < lsn)
+				prefetch_line(places[k].line[i]);
+	}
 
 	/* a slot is stored before its line's maximum, hence read after it */
-	if (pg_atomic_read_u64(&ptrack_line_max[place.line[0]]) < lsn ||
-		pg_atomic_read_u64(&ptrack_line_max[place.line[1]]) < lsn)
-		return 0;
 	pg_read_barrier();
-
-	bits = rotate_right(line_reaches(place.line[0], lsn), place.rotation[0]);
-	if (bits != 0)
-		bits &= rotate_right(line_reaches(place.line[1], lsn), place.rotation[1]);
-	return bits;
+	for (uint32 k = 0; k < n; k++)
+		for (int i = 0; i < 2 && bits[k] != 0; i++)
+			if (line_min(places[k].line[i]) < lsn)
+				bits[k] &= rotate_right(line_reaches(places[k].line[i], lsn), places[k].rotation[i]);
 }
 
 /* Take over the slots of a line of a file of this map's size. */
@@ -299,15 +365,19 @@ void
 ptrack_merge_line(uint32 line, const uint64 *slots)
 {
 	uint64		max = 0;
+	uint64		min = slots[0];
 
 	for (int i = 0; i < PTRACK_CHUNK_BLOCKS; i++)
 	{
 		if (slots[i] != 0)
 			advance(&ptrack_lines[line].slot[i], slots[i]);
 		max = Max(max, slots[i]);
+		min = Min(min, slots[i]);
 	}
 	if (max != 0)
-		advance(&ptrack_line_max[line], max);
+		advance(&ptrack_summaries[line].max, max);
+	if (min != 0)
+		ptrack_line_at_least(line, min);
 }
 
 /*

@@ -15,10 +15,15 @@
 #include "storage/lwlock.h"
 
 #define PTRACK_CHUNK_BLOCKS		64	/* neighbouring blocks that hash as one */
+#define PTRACK_CHUNKS_AT_ONCE	32	/* that ptrack_chunks_changed takes */
 #define PTRACK_LINE_SIZE		(PTRACK_CHUNK_BLOCKS * sizeof(uint64))
 #define PTRACK_PAGE_SIZE		4096	/* what the file is written in */
 #define PTRACK_LINES_PER_PAGE	(PTRACK_PAGE_SIZE / PTRACK_LINE_SIZE)
 #define PTRACK_SLOTS_PER_PAGE	(PTRACK_PAGE_SIZE / sizeof(uint64))
+
+/* states of a page of the file, in ptrack_page_state */
+#define PAGE_UNREAD				0x01	/* in the file, not merged yet */
+#define PAGE_USED				0x02	/* has marks in the file */
 
 /* A fork of a relation, as files and hooks name it. */
 typedef struct PtrackFork
@@ -35,6 +40,13 @@ typedef struct PtrackLine
 {
 	pg_atomic_uint64 slot[PTRACK_CHUNK_BLOCKS];
 } PtrackLine;
+
+/* What is known of a line without reading it. */
+typedef struct PtrackSummary
+{
+	pg_atomic_uint64 max;		/* its greatest slot */
+	pg_atomic_uint64 min;		/* no slot of it is less; not exact */
+} PtrackSummary;
 
 /*
  * What a process is about to write and has not marked yet.  Only the process
@@ -58,16 +70,19 @@ typedef struct PtrackRange
 	uint64		nblocks;
 } PtrackRange;
 
-/* Why the map in memory began anew; kept for those who ask. */
+/*
+ * Why the map began.  The file keeps it for those who ask, so that the values
+ * must not change.
+ */
 typedef enum PtrackReset
 {
-	PTRACK_RESET_NONE,			/* the file was taken over */
-	PTRACK_RESET_NO_FILE,
-	PTRACK_RESET_DAMAGED,
-	PTRACK_RESET_FOREIGN,		/* another cluster, block or segment size, or
+	PTRACK_RESET_NONE = 0,		/* it did not: the file is taken over */
+	PTRACK_RESET_NO_FILE = 1,
+	PTRACK_RESET_DAMAGED = 2,
+	PTRACK_RESET_FOREIGN = 3,	/* another cluster, block or segment size, or
 								 * another format */
-	PTRACK_RESET_STALE,			/* the cluster went on without it */
-	PTRACK_RESET_UNLOGGED		/* wal_level was minimal */
+	PTRACK_RESET_STALE = 4,		/* the cluster went on without it */
+	PTRACK_RESET_UNLOGGED = 5	/* wal_level was minimal */
 } PtrackReset;
 
 typedef struct PtrackShared
@@ -109,19 +124,21 @@ typedef struct PtrackShared
 	uint32		used;			/* pages in use in the file as it is now */
 
 	/* what happened, for those who ask; under lock */
-	PtrackReset reset;
-	int64		reset_time;		/* TimestampTz */
-	int64		flush_time;		/* TimestampTz of the last whole flush */
+	PtrackReset reset;			/* why the map began ... */
+	int64		reset_time;		/* ... and when, a TimestampTz */
+	int64		flush_time;		/* TimestampTz of this start's last whole
+								 * flush, 0 if there was none */
 	int64		flush_usecs;
 	int64		flush_pages;
 	int64		flush_failures; /* since the last one that went well */
+	int64		write_throughs; /* of this start */
 } PtrackShared;
 
 extern int	ptrack_map_size;	/* GUC, MB */
 
 extern PtrackShared *ptrack_shared;
 extern PtrackLine *ptrack_lines;
-extern pg_atomic_uint64 *ptrack_line_max;
+extern PtrackSummary *ptrack_summaries;
 extern uint8 *ptrack_dirty;
 extern uint8 *ptrack_page_state;
 
@@ -133,7 +150,9 @@ extern XLogRecPtr ptrack_now(void);
 extern uint64 ptrack_fork_hash(const PtrackFork *fork);
 extern void ptrack_mark(const PtrackFork *fork, BlockNumber first, uint64 nblocks,
 						XLogRecPtr lsn);
-extern uint64 ptrack_chunk_changed(uint64 fork_hash, BlockNumber chunk, XLogRecPtr lsn);
+extern void ptrack_chunks_changed(uint64 fork_hash, BlockNumber first, uint32 n, XLogRecPtr lsn,
+								  uint64 *bits);
+extern void ptrack_line_at_least(uint32 line, XLogRecPtr lsn);
 extern void ptrack_merge_line(uint32 line, const uint64 *slots);
 extern void ptrack_merge_resized(uint32 line, uint32 nlines, const uint64 *slots);
 

@@ -7,8 +7,11 @@
  *
  *	  hooks.c		where marks come from
  *	  map.c			the map in shared memory
- *	  mapfile.c		the map's file
+ *	  mapload.c		the map's file: taking it over, reading it
+ *	  mapflush.c	the map's file: writing it
+ *	  mapformat.c	the map's file: its pages
  *	  query.c		what changed since an LSN
+ *	  status.c		what operators see of the map
  *	  relfile.c		files of relations and their directories
  *
  * No locks here but AddinShmemInitLock, around the creation of the map.

@@ -16,6 +16,7 @@
  */
 #include "postgres.h"
 
+#include "commands/dbcommands.h"
 #include "compat.h"
 #include "map.h"
 #include "mapfile.h"
@@ -23,19 +24,22 @@
 #include "ptrack.h"
 #include "relfile.h"
 #include "utils/builtins.h"
+#include "utils/hsearch.h"
 #include "utils/numeric.h"
 #include "utils/pg_lsn.h"
 
 PG_FUNCTION_INFO_V1(ptrack_init_lsn);
 PG_FUNCTION_INFO_V1(ptrack_get_pagemapset);
 PG_FUNCTION_INFO_V1(ptrack_get_change_stat);
+PG_FUNCTION_INFO_V1(ptrack_get_change_relation_stat);
 
 #define PAGEMAP_BYTES	((RELSEG_SIZE + BITS_PER_BYTE - 1) / BITS_PER_BYTE)
 
 typedef struct BlockScan BlockScan;
 
 /* Takes one file with changed blocks; the bitmap has nbytes bytes. */
-typedef void (*BlockScanCallback) (BlockScan *scan, const char *path, uint64 nblocks, Size nbytes);
+typedef void (*BlockScanCallback) (BlockScan *scan, const PtrackFork *fork, const char *path,
+								   uint64 nblocks, Size nbytes);
 
 /* What is asked, and where the answer goes. */
 struct BlockScan
@@ -50,6 +54,7 @@ struct BlockScan
 	ReturnSetInfo *rows;		/* for the set of pagemaps */
 	uint64		files;			/* for the statistics */
 	uint64		blocks;
+	HTAB	   *forks;			/* for those of each fork */
 
 	/* least significant bit first, bit i of the segment's block i */
 	uint8	   *bitmap;			/* room for a segment and 8 bytes more */
@@ -84,57 +89,71 @@ bit_range(uint32 from, uint32 to)
 	return (~UINT64CONST(0) >> (64 - (to - from))) << from;
 }
 
+/* Blocks of the chunk that begins at block "base" that are in flight. */
+static uint64
+inflight_bits(const BlockScan *scan, const PtrackFork *fork, uint64 base)
+{
+	uint64		bits = 0;
+
+	for (int i = 0; i < scan->ninflight; i++)
+	{
+		const PtrackRange *range = &scan->inflight[i];
+
+		if (range->fork.spc != fork->spc || range->fork.db != fork->db)
+			continue;
+		if (!OidIsValid(range->fork.rel))
+			bits = ~UINT64CONST(0);
+		else if (range->fork.rel == fork->rel && range->fork.fork == fork->fork)
+		{
+			uint64		from = Max((uint64) range->first, base);
+			uint64		to = Min(range->first + range->nblocks, base + PTRACK_CHUNK_BLOCKS);
+
+			if (from < to)
+				bits |= bit_range((uint32) (from - base), (uint32) (to - base));
+		}
+	}
+	return bits;
+}
+
 /*
  * Ask the map for one file, and pass it on if any of its blocks changed.
  */
 static void
 scan_file(BlockScan *scan, const char *dir, const PtrackFork *fork, const RelFile *file, bool whole)
 {
-	/* an SP-GiST index changes its metapage without WAL */
-	bool		first_block = scan->whole;
 	uint64		start = (uint64) file->segment * RELSEG_SIZE;
 	uint64		end = start + relfile_blocks(file);
 	uint64		hash = ptrack_fork_hash(fork);
 	uint64		nblocks = 0;
+	uint32		n;
 	Size		nbytes;
 	char		path[MAXPGPATH];
 	char		segment[16] = "";
 
-	for (uint64 base = start - start % PTRACK_CHUNK_BLOCKS; base < end; base += PTRACK_CHUNK_BLOCKS)
+	for (uint64 base = start - start % PTRACK_CHUNK_BLOCKS; base < end; base += n * PTRACK_CHUNK_BLOCKS)
 	{
-		uint64		bits;
+		uint64		changed[PTRACK_CHUNKS_AT_ONCE];
 
+		n = (uint32) Min((end - base + PTRACK_CHUNK_BLOCKS - 1) / PTRACK_CHUNK_BLOCKS, PTRACK_CHUNKS_AT_ONCE);
 		if (whole)
-			bits = ~UINT64CONST(0);
+			memset(changed, 0xFF, sizeof(changed));
 		else
-			bits = ptrack_chunk_changed(hash, (BlockNumber) (base / PTRACK_CHUNK_BLOCKS), scan->lsn);
-
-		for (int i = 0; i < scan->ninflight; i++)
+			ptrack_chunks_changed(hash, (BlockNumber) (base / PTRACK_CHUNK_BLOCKS), n, scan->lsn, changed);
+		for (uint32 k = 0; k < n; k++)
 		{
-			const PtrackRange *range = &scan->inflight[i];
+			uint64		first = base + k * PTRACK_CHUNK_BLOCKS;
+			uint64		bits = changed[k] | inflight_bits(scan, fork, first);
 
-			if (range->fork.spc != fork->spc || range->fork.db != fork->db)
+			/* an SP-GiST index changes its metapage without WAL */
+			if (first == 0 && scan->whole)
+				bits |= 1;
+			if (bits == 0)
 				continue;
-			if (!OidIsValid(range->fork.rel))
-				bits = ~UINT64CONST(0);
-			else if (range->fork.rel == fork->rel && range->fork.fork == fork->fork)
-			{
-				uint64		from = Max((uint64) range->first, base);
-				uint64		to = Min(range->first + range->nblocks, base + PTRACK_CHUNK_BLOCKS);
-
-				if (from < to)
-					bits |= bit_range((uint32) (from - base), (uint32) (to - base));
-			}
+			bits &= bit_range((uint32) (Max(start, first) - first),
+							  (uint32) (Min(end, first + PTRACK_CHUNK_BLOCKS) - first));
+			put_bits(scan->bitmap, (int64) first - (int64) start, bits);
+			nblocks += pg_popcount64(bits);
 		}
-
-		if (base == 0 && first_block)
-			bits |= 1;
-		if (bits == 0)
-			continue;
-		bits &= bit_range((uint32) (Max(start, base) - base),
-						  (uint32) (Min(end, base + PTRACK_CHUNK_BLOCKS) - base));
-		put_bits(scan->bitmap, (int64) base - (int64) start, bits);
-		nblocks += pg_popcount64(bits);
 	}
 	if (nblocks == 0)
 		return;
@@ -147,7 +166,7 @@ scan_file(BlockScan *scan, const char *dir, const PtrackFork *fork, const RelFil
 			 file->fork == MAIN_FORKNUM ? "" : "_",
 			 file->fork == MAIN_FORKNUM ? "" : forkNames[file->fork],
 			 segment);
-	scan->callback(scan, path, nblocks, nbytes);
+	scan->callback(scan, fork, path, nblocks, nbytes);
 	memset(scan->bitmap, 0, nbytes);
 }
 
@@ -226,9 +245,20 @@ scan_cluster(BlockScan *scan)
 	relfile_each_database(scan_database, scan);
 }
 
+static void
+require_enabled(void)
+{
+	if (!ptrack_enabled())
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("ptrack is disabled"),
+				 errhint("Set ptrack.map_size and restart the server.")));
+}
+
 /* A row of (path, pagecount, pagemap), or of (path, pagemap) as 2.1 had it. */
 static void
-put_row(BlockScan *scan, const char *path, uint64 nblocks, Size nbytes)
+put_row(BlockScan *scan, const PtrackFork *fork pg_attribute_unused(), const char *path,
+		uint64 nblocks, Size nbytes)
 {
 	Datum		values[3];
 	bool		nulls[3] = {false, false, false};
@@ -255,11 +285,7 @@ ptrack_get_pagemapset(PG_FUNCTION_ARGS)
 {
 	BlockScan	scan = {0};
 
-	if (!ptrack_enabled())
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("ptrack is disabled"),
-				 errhint("Set ptrack.map_size and restart the server.")));
+	require_enabled();
 
 	scan.rows = ptrack_begin_rows(fcinfo);
 	scan.lsn = PG_GETARG_LSN(0);
@@ -268,8 +294,17 @@ ptrack_get_pagemapset(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
+static Datum
+megabytes(uint64 nblocks)
+{
+	return DirectFunctionCall2(numeric_div,
+							   DirectFunctionCall1(int8_numeric, Int64GetDatum((int64) (nblocks * BLCKSZ))),
+							   DirectFunctionCall1(int8_numeric, Int64GetDatum(1024 * 1024)));
+}
+
 static void
-count_file(BlockScan *scan, const char *path pg_attribute_unused(), uint64 nblocks,
+count_file(BlockScan *scan, const PtrackFork *fork pg_attribute_unused(),
+		   const char *path pg_attribute_unused(), uint64 nblocks,
 		   Size nbytes pg_attribute_unused())
 {
 	scan->files++;
@@ -288,11 +323,7 @@ ptrack_get_change_stat(PG_FUNCTION_ARGS)
 	Datum		values[3];
 	bool		nulls[3] = {false, true, true};
 
-	if (!ptrack_enabled())
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("ptrack is disabled"),
-				 errhint("Set ptrack.map_size and restart the server.")));
+	require_enabled();
 
 	if (!PG_ARGISNULL(0))
 	{
@@ -305,14 +336,86 @@ ptrack_get_change_stat(PG_FUNCTION_ARGS)
 	if (scan.files > 0)
 	{
 		values[1] = DirectFunctionCall1(int8_numeric, Int64GetDatum((int64) scan.blocks));
-		values[2] = DirectFunctionCall2(numeric_div,
-										DirectFunctionCall1(int8_numeric,
-															Int64GetDatum((int64) (scan.blocks * BLCKSZ))),
-										DirectFunctionCall1(int8_numeric,
-															Int64GetDatum(1024 * 1024)));
+		values[2] = megabytes(scan.blocks);
 		nulls[1] = nulls[2] = false;
 	}
 	tuplestore_putvalues(rows->setResult, rows->setDesc, values, nulls);
+	return (Datum) 0;
+}
+
+/* What changed of one fork of a relation. */
+typedef struct ForkStat
+{
+	PtrackFork	fork;			/* the key, MUST BE FIRST */
+	uint64		files;
+	uint64		blocks;
+} ForkStat;
+
+static void
+count_fork(BlockScan *scan, const PtrackFork *fork, const char *path pg_attribute_unused(),
+		   uint64 nblocks, Size nbytes pg_attribute_unused())
+{
+	bool		found;
+	ForkStat   *stat = hash_search(scan->forks, fork, HASH_ENTER, &found);
+
+	if (!found)
+		stat->files = stat->blocks = 0;
+	stat->files++;
+	stat->blocks += nblocks;
+}
+
+/*
+ * ptrack_get_change_relation_stat(start_lsn pg_lsn)
+ *		returns table (database name, relation regclass, relfilenode oid, fork text,
+ *					   files bigint, pages bigint, "size, MB" numeric)
+ *
+ * The relation's name is known in its own database only; it is null for one
+ * that is gone or not committed yet, and in other databases.
+ */
+Datum
+ptrack_get_change_relation_stat(PG_FUNCTION_ARGS)
+{
+	BlockScan	scan = {0};
+	HASHCTL		ctl = {0};
+	HASH_SEQ_STATUS status;
+	ForkStat   *stat;
+
+	require_enabled();
+	scan.rows = ptrack_begin_rows(fcinfo);
+	scan.lsn = PG_GETARG_LSN(0);
+	scan.callback = count_fork;
+	ctl.keysize = sizeof(PtrackFork);
+	ctl.entrysize = sizeof(ForkStat);
+	ctl.hcxt = CurrentMemoryContext;
+	scan.forks = hash_create("ptrack changed forks", 1024, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	scan_cluster(&scan);
+
+	hash_seq_init(&status, scan.forks);
+	while ((stat = hash_seq_search(&status)) != NULL)
+	{
+		const PtrackFork *fork = &stat->fork;
+		bool		shared = !OidIsValid(fork->db);
+		char	   *database = shared ? NULL : get_database_name(fork->db);
+		Oid			relation = InvalidOid;
+		NameData	name;
+		Datum		values[7];
+		bool		nulls[7] = {false};
+
+		if (shared || fork->db == MyDatabaseId)
+			relation = RelidByRelfilenumber(fork->spc, fork->rel);
+		nulls[0] = database == NULL;
+		if (database != NULL)
+			namestrcpy(&name, database);
+		values[0] = NameGetDatum(&name);
+		nulls[1] = !OidIsValid(relation);
+		values[1] = ObjectIdGetDatum(relation);
+		values[2] = ObjectIdGetDatum(fork->rel);
+		values[3] = CStringGetTextDatum(forkNames[fork->fork]);
+		values[4] = Int64GetDatum((int64) stat->files);
+		values[5] = Int64GetDatum((int64) stat->blocks);
+		values[6] = megabytes(stat->blocks);
+		tuplestore_putvalues(scan.rows->setResult, scan.rows->setDesc, values, nulls);
+	}
 	return (Datum) 0;
 }
 

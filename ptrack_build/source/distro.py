@@ -5,10 +5,10 @@ them. What is private is everything that apt writes and the list of sources, whi
 the host's: no mirror is named here, nothing of the host is changed, and no root is needed.
 
 From each of the host's entries for the distribution's main archive the suites that carry the major
-(matrix.toml) are asked for, with their pockets, and likewise from the entry for its security
-archive: the host may be of another suite, the archive is the same. If they do not have it, the
-host's own suites are asked, with those of PostgreSQL's apt repository where the host uses it.
-Whatever is asked must be signed by a key that the host trusts for that archive.
+(matrix.toml) are asked for, one after the other, with their pockets, and likewise from the entry
+for its security archive: the host may be of another suite, the archive is the same. If they do not
+have it, the host's own suites are asked, with those of PostgreSQL's apt repository where the host
+uses it. Whatever is asked must be signed by a key that the host trusts for that archive.
 """
 
 from __future__ import annotations
@@ -173,17 +173,14 @@ class DistroProvider:
                     continue
                 other.append((entry, (suite,)))
         stages: list[tuple[list[str], str]] = []
-        if suites and main:
-            asked = [
-                entry.stanza(tuple(s + p for s in suites for p in POCKETS if _has_pocket(s, p)))
-                for entry in main.values()
-            ]
-            secured = tuple(f"{s}-security" for s in suites if s not in ROLLING)
-            if secured:
-                asked += [entry.stanza(secured) for entry in security.values()]
-            stages.append((asked, "-".join(suites)))
-            done = {s + p for s in suites for p in (*POCKETS, "-security")}
-            other = [(entry, named) for entry, named in other if named[0] not in done]
+        for suite in suites if main else ():
+            pockets = tuple(suite + pocket for pocket in POCKETS if _has_pocket(suite, pocket))
+            asked = [entry.stanza(pockets) for entry in main.values()]
+            if suite not in ROLLING:
+                asked += [entry.stanza((f"{suite}-security",)) for entry in security.values()]
+            stages.append((asked, suite))
+        done = {s + p for s in suites if main for p in (*POCKETS, "-security")}
+        other = [(entry, named) for entry, named in other if named[0] not in done]
         if other:
             stages.append(([entry.stanza(named) for entry, named in other], codename or "host"))
         return stages

@@ -204,8 +204,8 @@ class Archive:
         if there:
             self.server.put(f"/pool/postgresql-17_{upstream}.orig.tar.gz", data)
 
-    def publish(self, *, sign: bool = True) -> None:
-        """Write the index, and the release that vouches for it."""
+    def publish(self, suite: str = SUITE, *, sign: bool = True) -> None:
+        """Write a suite's index, and the release that vouches for it."""
         index = ""
         for version, data in self.uploads.items():
             file = f"postgresql-17_{version.rpartition('-')[0]}.orig.tar.gz"
@@ -222,15 +222,15 @@ class Archive:
             "main/source/Sources.gz": gzip.compress(index.encode(), mtime=0),
         }
         text = (
-            f"Origin: trial\nLabel: trial\nSuite: {SUITE}\nCodename: {SUITE}\n"
+            f"Origin: trial\nLabel: trial\nSuite: {suite}\nCodename: {suite}\n"
             f"Date: {formatdate(time.time() - 60, usegmt=True)}\nArchitectures: amd64\n"
             "Components: main\nSHA256:\n"
         )
         for name, data in contents.items():
             text += f" {hashlib.sha256(data).hexdigest()} {len(data)} {name}\n"
-            self.server.put(f"/dists/{SUITE}/{name}", data)
+            self.server.put(f"/dists/{suite}/{name}", data)
         signed = self._gpg("--clearsign", stdin=text) if sign else text
-        self.server.put(f"/dists/{SUITE}/InRelease", signed.encode())
+        self.server.put(f"/dists/{suite}/InRelease", signed.encode())
 
     def _gpg(self, *arguments: str, stdin: str = "") -> str:
         argv = [
@@ -291,8 +291,10 @@ def fetch(archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 class Fetch:
-    def __call__(self, spec: str = "distro", *, refresh: bool = False) -> source.SourceTree:
-        return source.fetch(major(), spec=spec, refresh=refresh)
+    def __call__(
+        self, spec: str = "distro", *, refresh: bool = False, suites: tuple[str, ...] = (SUITE,)
+    ) -> source.SourceTree:
+        return source.fetch(major(suites=suites), spec=spec, refresh=refresh)
 
 
 def release(version: str) -> bytes:
@@ -320,6 +322,19 @@ def test_the_newest_upload_has_not_arrived(
     assert fetch().version == "17.1"
     out = capsys.readouterr().out
     assert "postgresql-17 17.2-1 is listed but cannot be had (404 Not Found): next one" in out
+
+
+@needs_apt
+def test_the_next_suite_when_nothing_of_the_first_has_arrived(
+    archive: Archive, fetch: Fetch
+) -> None:
+    archive.upload("17.2-1", release("17.2"), there=False)
+    archive.publish()
+    archive.uploads.clear()
+    archive.upload("17.1-1", release("17.1"))
+    archive.publish("older")
+    found = fetch(suites=(SUITE, "absent", "older"))
+    assert found.origin == "postgresql-17 17.1-1 of older"
 
 
 @needs_apt

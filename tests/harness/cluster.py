@@ -91,6 +91,7 @@ class Cluster:
         data: the data directory.
         log: the server's log, appended to over restarts.
         schema: where the extension's functions are.
+        env: added to the server's environment.
         block_size: in bytes.
         segment_blocks: blocks in a segment file.
     """
@@ -102,6 +103,7 @@ class Cluster:
         self.data = root / "data"
         self.log = root / "log"
         self.schema = "public"
+        self.env: dict[str, str] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._control: dict[str, str] = {}
 
@@ -226,12 +228,15 @@ class Cluster:
             pidfile.unlink(missing_ok=True)  # of the cluster that this is a copy of
         with self.log.open("ab") as output:
             self._process = system.popen(
-                [self.program("postgres"), "-D", self.data, *args], output=output, cwd=self.root
+                [self.program("postgres"), "-D", self.data, *args],
+                output=output,
+                cwd=self.root,
+                env=self.env,
             )
         if not wait:
             return
         deadline = time.monotonic() + _START_SECONDS
-        while not self._ready():
+        while not self.ready():
             if self._process.poll() is not None:
                 raise StartFailed(self.name, self.log_text(before))
             if time.monotonic() > deadline:
@@ -239,7 +244,8 @@ class Cluster:
                 raise StartFailed(self.name, self.log_text(before) + "\n(no answer in time)")
             time.sleep(_POLL_SECONDS)
 
-    def _ready(self) -> bool:
+    def ready(self) -> bool:
+        """Whether a server that was started takes connections."""
         try:
             lines = (self.data / "postmaster.pid").read_text().splitlines()
         except FileNotFoundError:
@@ -473,6 +479,13 @@ class Cluster:
     def checkpoint(self) -> None:
         """A checkpoint, or on a standby a restartpoint."""
         self.sql("CHECKPOINT")
+
+    def restartpoint(self, primary: Cluster) -> None:
+        """Bring a standby to a restartpoint at a new checkpoint of its primary."""
+        primary.checkpoint()
+        self.catch_up(primary)
+        self.checkpoint()
+        assert self.redo() == primary.redo()
 
     def redo(self) -> int:
         """The redo point of the last checkpoint, from pg_control."""

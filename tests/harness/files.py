@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
 
 # 16384, 16384_fsm, 16384.1, 16384_vm.2; a temporary relation (t3_16384) does not match.
 _FILE = re.compile(r"(?P<rel>[0-9]+)(?:_(?P<fork>fsm|vm|init))?(?:\.(?P<segment>[0-9]+))?")
+
+_PIECE = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +78,23 @@ def relation_files(data: Path) -> Iterator[Path]:
 def read_all(data: Path) -> dict[str, bytes]:
     """The content of every relation file, by its path relative to ``data``."""
     content: dict[str, bytes] = {}
-    for path in relation_files(data):
-        try:
-            content[str(path.relative_to(data))] = path.read_bytes()
-        except FileNotFoundError:
-            continue
+    for directory in _database_dirs(data):
+        below = str(directory.relative_to(data))
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(directory):  # noqa: PTH208 - thousands of files, many times
+                if _FILE.fullmatch(name) is not None:
+                    with contextlib.suppress(FileNotFoundError):
+                        content[f"{below}/{name}"] = _read(f"{directory}/{name}")
     return content
+
+
+def _read(path: str) -> bytes:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        size = os.fstat(file).st_size
+        content = os.read(file, size + 1)
+        while len(content) != size and (more := os.read(file, _PIECE)):
+            content += more  # it has grown
+        return content
+    finally:
+        os.close(file)

@@ -244,20 +244,29 @@ def compare(
 
 
 def take(
-    cluster: Cluster, *, checkpoint: bool = True, since: int | None = None, usable: bool = True
+    cluster: Cluster,
+    *,
+    checkpoint: bool = True,
+    primary: Cluster | None = None,
+    since: int | None = None,
+    usable: bool = True,
 ) -> Snapshot:
     """Copy all relation files at a redo point.
 
     Args:
         checkpoint: make one, whose redo point is the LSN of the snapshot.
+        primary: of a standby, whose checkpoints are made there.
         since: the LSN, where the caller has one (of a backup it started).
         usable: insist that the map can serve a backup of this LSN.
     """
     if checkpoint:
         # What a checkpoint writes is marked past its own redo point. The first one writes, so
         # that at the second there is nothing left to write, and no mark that hides a loss.
-        cluster.checkpoint()
-        cluster.checkpoint()
+        for _ in range(2):
+            if primary is None:
+                cluster.checkpoint()
+            else:
+                cluster.restartpoint(primary)
     at = cluster.redo() if since is None else since
     if usable:
         init = cluster.init_lsn()
@@ -272,13 +281,18 @@ def look(
     mask_hints: bool = False,
     provider: Provider | None = None,
     when: str = "as it is",
+    current: Mapping[str, bytes] | None = None,
 ) -> Comparison:
     """One look at a cluster at rest: no checkpoint, no restart.
+
+    Args:
+        current: the files, where they have just been read.
 
     Raises:
         LostBlocks: the promise does not hold.
     """
-    current = files.read_all(cluster.data)
+    if current is None:
+        current = files.read_all(cluster.data)
     reported = (provider or cluster.pagemapset)(snapshot.lsn)
     comparison = compare(
         snapshot, current, reported, block_size=cluster.block_size, mask_hints=mask_hints

@@ -1,0 +1,454 @@
+/*-------------------------------------------------------------------------
+ *
+ * mapflush.c
+ *	  The map's file: writing it.
+ *
+ * What the header stands for: the file holds every mark that was made for a
+ * change that WAL before the redo point "redo" describes, and every mark of a
+ * change that was on disk when the checkpoint with that redo point had
+ * written its buffers.  It is valid for a start that replays from this redo
+ * point or an earlier one: what is missing then is redone, and marked again.
+ * A start that begins behind it has a past that the map has not seen.
+ *
+ * Flush, at the end of CheckPointGuts:
+ *
+ * 1. flush_redo is set, then published ranges are marked (map.c has why);
+ * 2. pages marked since they were last written are written in place; slots
+ *	  only grow, so that a page that is newer than the header does no harm;
+ * 3. fsync;
+ * 4. WAL up to the redo point is made durable: the header must not name a
+ *	  point that a crash can take back and a later history use again;
+ * 5. the header with the new redo point is written, and fsynced.  Only then
+ *	  may pg_control point there.
+ *
+ * A crash before 5 leaves a file that is valid for the old redo point, with
+ * some newer pages; pg_control has the old redo point then.  A torn page or
+ * header has a bad checksum, and the map is refused.  A copy that reads the
+ * file from its beginning, as a base backup does, sees no page older than its
+ * header.
+ *
+ * The first flush of a new map, and of one that changed its size, writes
+ * ptrack.map.tmp and renames it.
+ *
+ * A flush that fails (disk full) leaves the redo point of the file where it
+ * was and says so in the log: the checkpoint goes on, the next one tries
+ * again, and after a crash in between the map is refused, as pg_control is
+ * ahead of it.
+ *
+ * Write-through (ptrack_file_write_through): a writer whose change lies
+ * before the redo point of a flush that may have passed it already cannot
+ * rely on the next flush, for a crash before it would replay from there and
+ * not come across the change.  It marks and writes the marked pages itself,
+ * fsynced, before it touches the relation's file.  The header stays.
+ *
+ * Locking: ptrack_shared->lock covers the file and all that is said to be
+ * under lock in map.h.  Code here may run in a critical section (truncation)
+ * and in the checkpointer: it allocates nothing, and what goes wrong with the
+ * file is a WARNING.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include "access/xlog_internal.h"
+#include "compat.h"
+#include "map.h"
+#include "mapfile.h"
+#include "mapformat.h"
+#include "storage/fd.h"
+#include "utils/timestamp.h"
+
+/* I/O buffers of this process: no allocation in a critical section */
+static HeaderPage header_page;
+static MapPage write_buffer[IO_PAGES];
+
+/* Copy a page's slots as they are now, ready to be written. */
+static void
+copy_page(MapPage *page, uint32 number)
+{
+	const PtrackLine *line = &ptrack_lines[(Size) number * PTRACK_LINES_PER_PAGE];
+
+	/* clear, then copy: see the order in map.c */
+	ptrack_dirty[number] = 0;
+	pg_memory_barrier();
+	for (uint32 i = 0; i < PTRACK_LINES_PER_PAGE; i++)
+	{
+		uint64		min = PG_UINT64_MAX;
+
+		for (uint32 k = 0; k < PTRACK_CHUNK_BLOCKS; k++)
+		{
+			uint64		lsn = pg_atomic_read_u64(unconstify(pg_atomic_uint64 *, &line[i].slot[k]));
+
+			page->slot[i * PTRACK_CHUNK_BLOCKS + k] = lsn;
+			min = Min(min, lsn);
+		}
+
+		/* queries are quicker where they need not read the line */
+		if (min != 0)
+			ptrack_line_at_least(number * PTRACK_LINES_PER_PAGE + i, min);
+	}
+	mappage_seal(page, number);
+}
+
+static bool
+page_has_marks(uint32 number)
+{
+	for (uint32 i = 0; i < PTRACK_LINES_PER_PAGE; i++)
+		if (pg_atomic_read_u64(&ptrack_summaries[number * PTRACK_LINES_PER_PAGE + i].max) != 0)
+			return true;
+	return false;
+}
+
+/*
+ * The first page from number on that all (has marks) or not all (was marked
+ * since it was last written); npages if there is none.
+ */
+static uint32
+next_page(uint32 number, bool all)
+{
+	uint32		npages = ptrack_shared->npages;
+
+	if (all)
+	{
+		while (number < npages && !page_has_marks(number))
+			number++;
+		return number;
+	}
+	while (number < npages && ptrack_dirty[number] == 0)
+	{
+		/* whole words while nothing is there: most of the map is clean */
+		if (number % sizeof(uint64) == 0 && number + sizeof(uint64) <= npages &&
+			*(volatile uint64 *) &ptrack_dirty[number] == 0)
+			number += sizeof(uint64);
+		else
+			number++;
+	}
+	return number;
+}
+
+/*
+ * Write pages to fd: all that have marks, or those marked since they were
+ * last written.  Returns their number, or -1 with errno set, when what was
+ * not written counts as marked again.
+ */
+static int64
+write_pages(int fd, bool all)
+{
+	PtrackShared *shared = ptrack_shared;
+	int64		written = 0;
+	uint32		number = next_page(0, all);
+
+	while (number < shared->npages)
+	{
+		uint32		first = number;
+		uint32		n = 0;
+
+		/* neighbours go in one call */
+		do
+		{
+			/* read before overwritten; this may begin the map anew */
+			if (!all && (ptrack_page_state[number] & PAGE_UNREAD) != 0)
+				ptrack_read_pages(fd, number, 1);
+			if (!all && !shared->in_place)
+			{
+				ptrack_dirty[first] = 1;
+				errno = EIO;
+				return -1;
+			}
+			copy_page(&write_buffer[n++], number);
+			number = next_page(number + 1, all);
+		} while (n < IO_PAGES && number < shared->npages && number == first + n);
+
+		if (!ptrack_write(fd, write_buffer, (size_t) n * PTRACK_PAGE_SIZE, mappage_offset(first)))
+		{
+			memset(&ptrack_dirty[first], 1, n);
+			return -1;
+		}
+		for (uint32 i = first; i < first + n; i++)
+		{
+			if ((ptrack_page_state[i] & PAGE_USED) == 0)
+			{
+				ptrack_page_state[i] |= PAGE_USED;
+				shared->used++;
+			}
+		}
+		shared->unsynced = true;
+		written += n;
+	}
+	return written;
+}
+
+/* Fill header_page for a file that holds the map as it is now. */
+static void
+make_header(XLogRecPtr redo, TimeLineID tli, uint32 flags)
+{
+	PtrackShared *shared = ptrack_shared;
+	MapHeader  *header = &header_page.header;
+
+	memset(&header_page, 0, sizeof(header_page));
+	memcpy(header->magic, PTRACK_MAGIC, sizeof(header->magic));
+	header->format = PTRACK_FORMAT;
+	header->init_lsn = pg_atomic_read_u64(&shared->init_lsn);
+	header->sysid = shared->sysid;
+	header->redo = redo;
+	header->whole_lsn = pg_atomic_read_u64(&shared->whole_lsn);
+	header->tli = tli;
+	header->flags = flags;
+	header->nlines = shared->nlines;
+	header->used = shared->used;
+	header->blcksz = BLCKSZ;
+	header->segment_blocks = RELSEG_SIZE;
+	header->reset = shared->reset;
+	header->reset_time = shared->reset_time;
+	header->crc = mapheader_crc(&header_page);
+}
+
+/*
+ * Write the whole map to a new file and put it in the old one's place.
+ * Returns the pages written, or -1 with errno set.
+ */
+static int64
+write_new_file(XLogRecPtr redo, TimeLineID tli, uint32 flags)
+{
+	PtrackShared *shared = ptrack_shared;
+	int			fd;
+	int64		written = -1;
+	int			save_errno;
+
+	fd = BasicOpenFile(PTRACK_FILE_TMP, O_RDWR | O_CREAT | O_TRUNC | PG_BINARY);
+	if (fd < 0)
+		return -1;
+
+	memset(ptrack_page_state, 0, shared->npages);
+	shared->used = 0;
+	if (ftruncate(fd, mapfile_size(shared->npages)) == 0)
+		written = write_pages(fd, true);
+	if (written >= 0)
+	{
+		make_header(redo, tli, flags);
+		if (!ptrack_write(fd, &header_page, sizeof(header_page), 0) || pg_fsync(fd) != 0)
+			written = -1;
+	}
+	save_errno = errno;
+	if (close(fd) != 0 && written >= 0)
+	{
+		save_errno = errno;
+		written = -1;
+	}
+	errno = save_errno;
+	if (written >= 0)
+	{
+		/* it is there if only the fsync of the directory fails */
+		shared->exists = true;
+		if (durable_rename(PTRACK_FILE_TMP, PTRACK_FILE, WARNING) != 0)
+			written = -1;
+	}
+	if (written < 0)
+	{
+		save_errno = errno;
+		ptrack_unlink(PTRACK_FILE_TMP);
+		errno = save_errno;
+		return -1;
+	}
+	shared->in_place = true;
+	shared->unsynced = false;
+	return written;
+}
+
+/*
+ * Write the pages that were marked to the file and, if redo is valid, the
+ * header after them.  Returns the pages written, or -1 with errno set.
+ */
+static int64
+write_in_place(XLogRecPtr redo, TimeLineID tli, uint32 flags)
+{
+	PtrackShared *shared = ptrack_shared;
+	int			fd;
+	int64		written;
+	int			save_errno;
+
+	fd = BasicOpenFile(PTRACK_FILE, O_RDWR | PG_BINARY);
+	if (fd < 0)
+	{
+		/* gone or out of reach: try with a new one next time */
+		shared->in_place = false;
+		return -1;
+	}
+	written = write_pages(fd, false);
+	if (written >= 0 && shared->unsynced)
+	{
+		if (pg_fsync(fd) == 0)
+			shared->unsynced = false;
+		else
+		{
+			/* what the kernel dropped it does not report twice */
+			shared->in_place = false;
+			written = -1;
+		}
+	}
+	if (written >= 0 && redo != InvalidXLogRecPtr)
+	{
+		make_header(redo, tli, flags);
+		if (!ptrack_write(fd, &header_page, sizeof(header_page), 0) || pg_fsync(fd) != 0)
+		{
+			/* it may be there in part: a new file, next time */
+			shared->in_place = false;
+			written = -1;
+		}
+	}
+	save_errno = errno;
+	close(fd);
+	errno = save_errno;
+	return written;
+}
+
+/*
+ * Write the file by whichever way fits.  Caller holds the lock.
+ */
+static int64
+write_file(XLogRecPtr redo, TimeLineID tli, uint32 flags)
+{
+	PtrackShared *shared = ptrack_shared;
+
+	if (shared->in_place)
+	{
+		int64		written = write_in_place(redo, tli, flags);
+
+		/* a page that was to be overwritten turned out damaged */
+		if (written >= 0 || shared->exists)
+			return written;
+	}
+
+	/* the file is replaced: all of the old one is needed in the new one */
+	if (!ptrack_read_next(0))
+		return -1;
+	if (redo == InvalidXLogRecPtr)
+	{
+		if (!shared->exists)
+			return 0;
+		redo = shared->file_redo;
+		tli = shared->file_tli;
+		flags = shared->file_flags;
+	}
+	return write_new_file(redo, tli, flags);
+}
+
+/*
+ * Where the WAL before a redo point ends.  A redo point is where a record
+ * begins, or will begin: that may be behind the header of a page that has not
+ * been written to yet, and the WAL there cannot be flushed.
+ */
+static XLogRecPtr
+end_of_wal_before(XLogRecPtr redo)
+{
+	if (XLogSegmentOffset(redo, wal_segment_size) == SizeOfXLogLongPHD)
+		return redo - SizeOfXLogLongPHD;
+	if (redo % XLOG_BLCKSZ == SizeOfXLogShortPHD)
+		return redo - SizeOfXLogShortPHD;
+	return redo;
+}
+
+/*
+ * The checkpoint with this redo point has written its buffers and files.
+ */
+void
+ptrack_file_flush(XLogRecPtr redo, bool end_of_recovery, bool shutdown)
+{
+	PtrackShared *shared = ptrack_shared;
+	bool		in_recovery = RecoveryInProgress();
+	TimestampTz started = GetCurrentTimestamp();
+	TimeLineID	tli;
+	uint32		flags = 0;
+	XLogRecPtr	init_lsn;
+	int64		written;
+
+	if (end_of_recovery)
+		flags |= HEADER_END_OF_RECOVERY;
+	if (shutdown)
+		flags |= HEADER_SHUTDOWN;
+	if (in_recovery)
+		(void) GetXLogReplayRecPtr(&tli);
+	else
+		tli = GetWALInsertionTimeLine();
+
+	/* step 4, with nobody waiting for the lock; the header comes later */
+	if (!in_recovery || end_of_recovery)
+		XLogFlush(end_of_wal_before(redo));
+
+	/* as map.c says: first this, then the published ranges */
+	pg_atomic_write_u64(&shared->flush_redo, redo);
+	pg_memory_barrier();
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	ptrack_mark_published();
+
+	/* all that happened since this start is marked, so its beginning is known */
+	init_lsn = pg_atomic_read_u64(&shared->init_lsn);
+	if (shared->fresh && (init_lsn == 0 || redo < init_lsn))
+		pg_atomic_write_u64(&shared->init_lsn, redo);
+
+	if (pg_atomic_read_u32(&shared->replayed) != 0)
+	{
+		if (pg_atomic_read_u64(&shared->whole_lsn) < redo)
+			pg_atomic_write_u64(&shared->whole_lsn, redo);
+		pg_memory_barrier();
+
+		/* not for a restartpoint that the end of recovery has overtaken */
+		if (!in_recovery && redo >= GetXLogReplayRecPtr(NULL))
+			pg_atomic_write_u32(&shared->replayed, 0);
+	}
+
+	written = write_file(redo, tli, flags);
+	if (written < 0)
+	{
+		shared->flush_failures++;
+		ereport(WARNING,
+				(errcode_for_file_access(),
+				 errmsg("ptrack checkpoint: could not write map file \"%s\": %m", ptrack_map_path()),
+				 errdetail("Changes stay known in memory, and the next checkpoint writes them."),
+				 errhint("If the server crashes before that, the next backup must be a full one.")));
+	}
+	else
+	{
+		shared->fresh = false;
+		shared->file_redo = redo;
+		shared->file_tli = tli;
+		shared->file_flags = flags;
+		shared->flush_failures = 0;
+		shared->flush_pages = written;
+		shared->flush_time = GetCurrentTimestamp();
+		shared->flush_usecs = shared->flush_time - started;
+	}
+	LWLockRelease(shared->lock);
+}
+
+/*
+ * Make all complete marks durable now.  If that cannot be done, there must be
+ * no file that a start would accept.
+ */
+void
+ptrack_file_write_through(void)
+{
+	PtrackShared *shared = ptrack_shared;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	shared->write_throughs++;
+	if (shared->exists && write_file(InvalidXLogRecPtr, 0, 0) < 0)
+	{
+		ereport(WARNING,
+				(errcode_for_file_access(),
+				 errmsg("ptrack: could not write map file \"%s\", deleting: %m", ptrack_map_path()),
+				 errdetail("Changes stay known in memory, and the next checkpoint writes them."),
+				 errhint("If the server crashes before that, the next backup must be a full one.")));
+		if (durable_unlink(PTRACK_FILE, WARNING) != 0 && errno != ENOENT)
+			ereport(ERROR,
+					(errcode_for_file_access(),
+					 errmsg("ptrack: could not remove file \"%s\": %m", ptrack_map_path())));
+		shared->exists = false;
+		shared->in_place = false;
+	}
+	LWLockRelease(shared->lock);
+}

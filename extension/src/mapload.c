@@ -1,0 +1,510 @@
+/*-------------------------------------------------------------------------
+ *
+ * mapload.c
+ *	  The map's file: whether a start takes it over, and reading it.
+ *
+ * The header stands for what mapflush.c says.  It is valid for a start that
+ * replays from its redo point or an earlier one: what is missing then is
+ * redone, and marked again.  A start that begins behind it has a past that
+ * the map has not seen, and begins a new map.
+ *
+ * Reading is beside the start, not before it: the postmaster looks at the
+ * header alone.  Pages are merged later by whoever comes first: the loader
+ * process, a query (which needs all of them), or a flush that is about to
+ * overwrite one.  Merging is a maximum, so marks made meanwhile stay.
+ *
+ * Locking: ptrack_shared->lock covers the file and all that is said to be
+ * under lock in map.h; the postmaster's part runs before there is anyone
+ * else.  Merging may run in a critical section, on behalf of a flush: it
+ * allocates nothing, and what goes wrong with the file is a WARNING.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "access/timeline.h"
+#include "access/xlog_internal.h"
+#include "catalog/pg_control.h"
+#include "common/controldata_utils.h"
+#include "compat.h"
+#include "map.h"
+#include "mapfile.h"
+#include "mapformat.h"
+#include "storage/fd.h"
+#include "utils/timestamp.h"
+
+/* I/O buffers of this process: no allocation in a critical section */
+static HeaderPage header_page;
+static MapPage read_buffer[IO_PAGES];
+
+/*
+ * Remove the map and what an interrupted flush left of it.
+ */
+void
+ptrack_file_delete(void)
+{
+	ptrack_unlink(PTRACK_FILE_TMP);
+	ptrack_unlink(PTRACK_FILE_MMAP);
+	ptrack_unlink(PTRACK_FILE);
+}
+
+/*
+ * Where this start begins to replay: backup_label says, if there is one, else
+ * pg_control.  Sets *replays if WAL will be replayed at all.
+ */
+static XLogRecPtr
+start_of_replay(const ControlFileData *control, TimeLineID *tli, bool *replays)
+{
+	XLogRecPtr	redo = control->checkPointCopy.redo;
+	struct stat st;
+	FILE	   *label;
+
+	*tli = control->checkPointCopy.ThisTimeLineID;
+	*replays = control->state != DB_SHUTDOWNED ||
+		stat("standby.signal", &st) == 0 ||
+		stat("recovery.signal", &st) == 0;
+
+	label = AllocateFile("backup_label", "r");
+	if (label != NULL)
+	{
+		char		line[MAXPGPATH];
+		uint32		hi;
+		uint32		lo;
+		uint32		n;
+
+		*replays = true;
+		while (fgets(line, sizeof(line), label) != NULL)
+		{
+			if (sscanf(line, "START WAL LOCATION: %X/%X", &hi, &lo) == 2)
+				redo = ((uint64) hi) << 32 | lo;
+			else if (sscanf(line, "START TIMELINE: %u", &n) == 1)
+				*tli = n;
+		}
+		FreeFile(label);
+	}
+	return redo;
+}
+
+/*
+ * Does the start begin on the timeline of the header, or on one that led to
+ * it?  The latter, if a crash came between a flush after a promotion and
+ * pg_control.
+ */
+static bool
+same_history(const MapHeader *header, XLogRecPtr start_redo, TimeLineID start_tli)
+{
+	if (header->tli == start_tli)
+		return true;
+	if (header->tli > start_tli)
+		return tliOfPointInHistory(start_redo, readTimeLineHistory(header->tli)) == start_tli;
+
+	/* the checkpoint at the end of recovery is on the new timeline already */
+	return (header->flags & HEADER_END_OF_RECOVERY) != 0 && header->redo == start_redo;
+}
+
+/*
+ * Why the file must not be taken over, or PTRACK_RESET_NONE with its header
+ * in header_page.  Says so in the log.
+ */
+static PtrackReset
+judge_file(const ControlFileData *control, XLogRecPtr start_redo, TimeLineID start_tli)
+{
+	const MapHeader *header = &header_page.header;
+	struct stat st;
+	int			fd;
+	bool		ok;
+
+	if (stat(PTRACK_FILE, &st) != 0)
+	{
+		if (errno == ENOENT)
+			return PTRACK_RESET_NO_FILE;
+		ereport(WARNING,
+				(errcode_for_file_access(),
+				 errmsg("ptrack init: could not stat file \"%s\": %m", ptrack_map_path())));
+		return PTRACK_RESET_DAMAGED;
+	}
+
+	fd = BasicOpenFile(PTRACK_FILE, O_RDONLY | PG_BINARY);
+	ok = fd >= 0 && (st.st_size < PTRACK_PAGE_SIZE ||
+					 ptrack_read(fd, &header_page, sizeof(header_page), 0));
+	if (!ok)
+		ereport(WARNING,
+				(errcode_for_file_access(),
+				 errmsg("ptrack read map: could not read map file \"%s\": %m", ptrack_map_path())));
+	if (fd >= 0)
+		close(fd);
+	if (!ok)
+		return PTRACK_RESET_DAMAGED;
+
+	if (st.st_size < PTRACK_PAGE_SIZE)
+	{
+		ereport(WARNING,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("ptrack init: unexpected \"%s\" file size %lld, deleting",
+						ptrack_map_path(), (long long) st.st_size)));
+		return PTRACK_RESET_DAMAGED;
+	}
+	if (memcmp(header->magic, PTRACK_MAGIC, sizeof(header->magic)) == 0 &&
+		header->format != PTRACK_FORMAT && header->format >= 200 && header->format < 300)
+	{
+		ereport(WARNING,
+				(errmsg("ptrack read map: map format version %u in the file \"%s\" is incompatible with format %u of this library",
+						header->format, ptrack_map_path(), PTRACK_FORMAT),
+				 errdetail("The file is deleted, and a new map begun.")));
+		return PTRACK_RESET_FOREIGN;
+	}
+	if (memcmp(header->magic, PTRACK_MAGIC, sizeof(header->magic)) != 0 ||
+		header->format != PTRACK_FORMAT ||
+		!EQ_CRC32C(header->crc, mapheader_crc(&header_page)))
+	{
+		ereport(WARNING,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("ptrack read map: incorrect checksum of file \"%s\"", ptrack_map_path()),
+				 errdetail("The file is deleted, and a new map begun.")));
+		return PTRACK_RESET_DAMAGED;
+	}
+	if (header->sysid != control->system_identifier ||
+		header->blcksz != BLCKSZ || header->segment_blocks != RELSEG_SIZE)
+	{
+		ereport(WARNING,
+				(errmsg("ptrack init: map file \"%s\" belongs to another cluster, deleting",
+						ptrack_map_path())));
+		return PTRACK_RESET_FOREIGN;
+	}
+	if (header->nlines == 0 || header->nlines % PTRACK_LINES_PER_PAGE != 0 ||
+		st.st_size != mapfile_size(header->nlines / PTRACK_LINES_PER_PAGE))
+	{
+		ereport(WARNING,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("ptrack init: unexpected \"%s\" file size %lld, deleting",
+						ptrack_map_path(), (long long) st.st_size)));
+		return PTRACK_RESET_DAMAGED;
+	}
+	if (control->wal_level == WAL_LEVEL_MINIMAL)
+	{
+		ereport(WARNING,
+				(errmsg("ptrack init: the server has run with wal_level=minimal, deleting map file \"%s\"",
+						ptrack_map_path()),
+				 errhint("The next backup must be a full one.")));
+		return PTRACK_RESET_UNLOGGED;
+	}
+	if (header->redo < start_redo ||
+		!same_history(header, start_redo, start_tli) ||
+		((header->flags & HEADER_SHUTDOWN) != 0 && header->redo == start_redo &&
+		 control->state != DB_SHUTDOWNED && control->state != DB_SHUTDOWNED_IN_RECOVERY))
+	{
+		ereport(WARNING,
+				(errmsg("ptrack init: map file \"%s\" does not know all that has happened, deleting",
+						ptrack_map_path()),
+				 errdetail("The map ends at %X/%X on timeline %u, and this start begins at %X/%X on timeline %u.",
+						   LSN_FORMAT_ARGS(header->redo), header->tli,
+						   LSN_FORMAT_ARGS(start_redo), start_tli),
+				 errhint("The server has run without ptrack, or could not write the map.  The next backup must be a full one.")));
+		return PTRACK_RESET_STALE;
+	}
+	return PTRACK_RESET_NONE;
+}
+
+/*
+ * The file in header_page is taken over: a start without ptrack that ends in
+ * a crash leaves pg_control's redo point where it is, but not its state, and
+ * is told from one with ptrack by this flag.
+ */
+static void
+clear_shutdown(void)
+{
+	MapHeader  *header = &header_page.header;
+	int			fd;
+
+	if ((header->flags & HEADER_SHUTDOWN) == 0)
+		return;
+	header->flags &= ~HEADER_SHUTDOWN;
+	header->crc = mapheader_crc(&header_page);
+	ptrack_shared->file_flags = header->flags;
+
+	fd = BasicOpenFile(PTRACK_FILE, O_RDWR | PG_BINARY);
+	if (fd < 0 || !ptrack_write(fd, &header_page, sizeof(header_page), 0) || pg_fsync(fd) != 0)
+		ereport(WARNING,
+				(errcode_for_file_access(),
+				 errmsg("ptrack init: could not write map file \"%s\": %m", ptrack_map_path()),
+				 errhint("If the server crashes before the next checkpoint, the next backup must be a full one.")));
+	if (fd >= 0)
+		close(fd);
+}
+
+/*
+ * Decide at the start of the server what becomes of the file.  Runs in the
+ * postmaster, or in a stand-alone backend, with no other process around.
+ */
+void
+ptrack_file_start(void)
+{
+	PtrackShared *shared = ptrack_shared;
+	ControlFileData *control;
+	TimeLineID	start_tli;
+	PtrackReset reset;
+	bool		crc_ok;
+	bool		replays;
+
+	control = get_controlfile(DataDir, &crc_ok);
+	if (!crc_ok)
+		ereport(FATAL,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("ptrack init: incorrect checksum in control file")));
+
+	shared->sysid = control->system_identifier;
+	shared->start_redo = start_of_replay(control, &start_tli, &replays);
+	pg_atomic_write_u32(&shared->replayed, replays ? 1 : 0);
+
+	ptrack_unlink(PTRACK_FILE_TMP);
+	ptrack_unlink(PTRACK_FILE_MMAP);
+
+	reset = judge_file(control, shared->start_redo, start_tli);
+	if (reset == PTRACK_RESET_NONE)
+	{
+		const MapHeader *header = &header_page.header;
+
+		shared->reset = (PtrackReset) header->reset;
+		shared->reset_time = header->reset_time;
+		pg_atomic_write_u64(&shared->init_lsn, header->init_lsn);
+		pg_atomic_write_u64(&shared->whole_lsn, header->whole_lsn);
+		shared->exists = true;
+		shared->file_redo = header->redo;
+		shared->file_tli = header->tli;
+		shared->file_flags = header->flags;
+		shared->file_nlines = header->nlines;
+		shared->file_npages = header->nlines / PTRACK_LINES_PER_PAGE;
+		shared->file_used = header->used;
+		shared->used = header->used;
+		shared->same_shape = header->nlines == shared->nlines;
+		shared->in_place = shared->same_shape;
+		if (shared->same_shape)
+			memset(ptrack_page_state, PAGE_UNREAD, shared->npages);
+		pg_atomic_write_u32(&shared->unread, shared->file_npages);
+		clear_shutdown();
+	}
+	else
+	{
+		ptrack_unlink(PTRACK_FILE);
+		shared->fresh = true;
+		shared->reset = reset;
+		shared->reset_time = GetCurrentTimestamp();
+		ereport(LOG,
+				(errmsg("ptrack init: a new map begins"),
+				 errhint("The next backup must be a full one.")));
+	}
+	pfree(control);
+}
+
+/*
+ * The file is not what it should be.  All that was marked since this start is
+ * in memory: the map begins anew from here.  Caller holds the lock.
+ */
+static void
+begin_anew(void)
+{
+	PtrackShared *shared = ptrack_shared;
+
+	ptrack_unlink(PTRACK_FILE);
+	shared->exists = false;
+	shared->in_place = false;
+	shared->fresh = true;
+	shared->reset = PTRACK_RESET_DAMAGED;
+	shared->reset_time = GetCurrentTimestamp();
+	memset(ptrack_page_state, 0, shared->npages);
+	pg_atomic_write_u64(&shared->init_lsn, 0);
+	pg_memory_barrier();
+	pg_atomic_write_u32(&shared->unread, 0);
+}
+
+/*
+ * Merge a page of the file that has been read into page.  False if it is
+ * damaged.  Caller holds the lock.
+ */
+static bool
+merge_page(MapPage *page, uint32 number)
+{
+	PtrackShared *shared = ptrack_shared;
+
+	if (!mappage_is_zero(page))
+	{
+		if (!mappage_unseal(page, number))
+			return false;
+		shared->found_used++;
+		for (uint32 i = 0; i < PTRACK_LINES_PER_PAGE; i++)
+		{
+			uint32		line = number * PTRACK_LINES_PER_PAGE + i;
+			const uint64 *slots = &page->slot[i * PTRACK_CHUNK_BLOCKS];
+
+			if (shared->same_shape)
+				ptrack_merge_line(line, slots);
+			else
+				ptrack_merge_resized(line, shared->file_nlines, slots);
+		}
+		if (shared->same_shape)
+			ptrack_page_state[number] |= PAGE_USED;
+	}
+	if (shared->same_shape)
+		ptrack_page_state[number] &= ~PAGE_UNREAD;
+	return true;
+}
+
+/*
+ * Merge up to n unread pages of the file from number on; begins anew if one
+ * is damaged or cannot be read.  Caller holds the lock and knows that number
+ * is unread.
+ */
+void
+ptrack_read_pages(int fd, uint32 number, uint32 n)
+{
+	PtrackShared *shared = ptrack_shared;
+	uint32		left;
+
+	Assert(n <= IO_PAGES);
+	if (fd < 0 || !ptrack_read(fd, read_buffer, (size_t) n * PTRACK_PAGE_SIZE, mappage_offset(number)))
+	{
+		ereport(WARNING,
+				(errcode_for_file_access(),
+				 errmsg("ptrack read map: could not read map file \"%s\": %m", ptrack_map_path()),
+				 errdetail("The file is deleted, and a new map begun.")));
+		begin_anew();
+		return;
+	}
+	for (uint32 i = 0; i < n; i++)
+	{
+		if (shared->same_shape && (ptrack_page_state[number + i] & PAGE_UNREAD) == 0)
+			continue;
+		if (!merge_page(&read_buffer[i], number + i))
+		{
+			ereport(WARNING,
+					(errcode(ERRCODE_DATA_CORRUPTED),
+					 errmsg("ptrack read map: incorrect checksum of file \"%s\"", ptrack_map_path()),
+					 errdetail("The file is deleted, and a new map begun.")));
+			begin_anew();
+			return;
+		}
+		left = pg_atomic_read_u32(&shared->unread) - 1;
+		if (left == 0 && shared->found_used < shared->file_used)
+		{
+			ereport(WARNING,
+					(errcode(ERRCODE_DATA_CORRUPTED),
+					 errmsg("ptrack read map: incorrect checksum of file \"%s\"", ptrack_map_path()),
+					 errdetail("%u of %u pages are missing.  The file is deleted, and a new map begun.",
+							   shared->file_used - shared->found_used, shared->file_used)));
+			begin_anew();
+			return;
+		}
+
+		/* a crash may have left more pages than the header knew */
+		if (left == 0)
+			shared->used += shared->found_used - shared->file_used;
+		pg_memory_barrier();
+		pg_atomic_write_u32(&shared->unread, left);
+	}
+}
+
+/*
+ * Merge the next pages of the file, IO_PAGES at a time and rounds times, or
+ * all that are left if rounds is 0.  False with errno set if the file cannot
+ * be opened now: too many open files are no damage.  Caller holds the lock.
+ */
+bool
+ptrack_read_next(int rounds)
+{
+	PtrackShared *shared = ptrack_shared;
+	int			fd;
+
+	if (pg_atomic_read_u32(&shared->unread) == 0)
+		return true;
+	fd = BasicOpenFile(PTRACK_FILE, O_RDONLY | PG_BINARY);
+	if (fd < 0 && errno != ENOENT)
+		return false;
+	for (int i = 0; (i < rounds || rounds == 0) && pg_atomic_read_u32(&shared->unread) > 0; i++)
+	{
+		uint32		n = Min(IO_PAGES, shared->file_npages - shared->next_unread);
+
+		/* no pages left, and some not merged, would be a bug here */
+		if (n == 0)
+			begin_anew();
+		else
+			ptrack_read_pages(fd, shared->next_unread, n);
+		shared->next_unread += n;
+	}
+	if (fd >= 0)
+		close(fd);
+	return true;
+}
+
+/*
+ * Merge the next pages of the file; false when there are none left.
+ */
+bool
+ptrack_file_read_some(void)
+{
+	PtrackShared *shared = ptrack_shared;
+	bool		ok;
+	int			save_errno;
+
+	if (pg_atomic_read_u32(&shared->unread) == 0)
+		return false;
+
+	/* some at a time: a flush may wait for the lock */
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	ok = ptrack_read_next(16);
+	save_errno = errno;
+	LWLockRelease(shared->lock);
+	if (!ok)
+	{
+		errno = save_errno;
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("ptrack read map: could not open map file \"%s\": %m", ptrack_map_path())));
+	}
+	return pg_atomic_read_u32(&shared->unread) > 0;
+}
+
+/*
+ * Merge all of the file, as those who want to read the map need.
+ */
+void
+ptrack_file_read_all(void)
+{
+	while (ptrack_file_read_some())
+		CHECK_FOR_INTERRUPTS();
+	pg_memory_barrier();
+}
+
+/*
+ * The LSN since when the map knows all changes.  A map that has not been
+ * through a checkpoint yet knows them since it was begun, so that this moment
+ * will do.
+ */
+XLogRecPtr
+ptrack_decide_init_lsn(void)
+{
+	PtrackShared *shared = ptrack_shared;
+
+	/* damage to the file would move it */
+	ptrack_file_read_all();
+
+	if (pg_atomic_read_u64(&shared->init_lsn) == 0)
+	{
+		LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+		if (pg_atomic_read_u64(&shared->init_lsn) == 0)
+		{
+			XLogRecPtr	now = ptrack_now();
+
+			/*
+			 * not since the redo point itself: marks of the time before are
+			 * gone
+			 */
+			pg_atomic_write_u64(&shared->init_lsn, Max(now, shared->start_redo + 8));
+		}
+		LWLockRelease(shared->lock);
+	}
+	return pg_atomic_read_u64(&shared->init_lsn);
+}

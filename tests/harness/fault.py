@@ -1,0 +1,156 @@
+"""Stopping a server's process at a system call on a file, or having the call fail.
+
+A small library (fault.c) is preloaded into the server and takes its orders from a file that both
+sides map into memory. The server's own code is what it always is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import errno
+import mmap
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from tests.harness import system
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from tests.harness.cluster import Cluster
+
+SOURCE = Path(__file__).with_name("fault.c")
+SECONDS = 60.0
+POLL_SECONDS = 0.002
+
+
+class Kind(enum.IntFlag):
+    """What is called."""
+
+    WRITE = 1
+    SYNC = 2
+    RENAME = 4
+    TRUNCATE = 8
+    UNLINK = 16
+    OPENDIR = 32
+    READ = 64
+
+    @classmethod
+    def changes(cls) -> Kind:
+        """All that changes a file or makes it durable."""
+        return cls.WRITE | cls.SYNC | cls.RENAME | cls.TRUNCATE | cls.UNLINK
+
+
+class Action(enum.IntEnum):
+    """What happens to the call."""
+
+    COUNT = 0
+    STOP_BEFORE = 1
+    STOP_AFTER = 2
+    STOP_AROUND = 3  # before it, and after it once more
+    STOP_HALFWAY = 4
+    FAIL = 5
+
+
+class _Control(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int) for name in (
+            "armed", "kinds", "number", "action", "error", "onwards", "count", "stopped",
+        )),
+        ("text", ctypes.c_char * 224),
+    )  # fmt: skip
+
+
+def compiler() -> str | None:
+    """What can compile the library."""
+    return next(filter(None, map(shutil.which, ("gcc", "cc", "clang"))), None)
+
+
+def library(shared: Path) -> Path:
+    """The compiled library in a directory that the server's user can read; made where missing."""
+    path = shared / "fault.so"
+    if not path.exists():
+        made = shared / f"fault.{time.monotonic_ns()}.so"
+        argv = [compiler() or "cc", "-shared", "-fPIC", "-O1", "-o", str(made), str(SOURCE)]
+        subprocess.run(argv, check=True, capture_output=True, text=True)
+        made.chmod(0o755)
+        made.rename(path)
+    return path
+
+
+class Fault:
+    """Orders for the processes of one cluster, which must not have been started yet."""
+
+    def __init__(self, cluster: Cluster, shared: Path) -> None:
+        assert not cluster.running, "the server is started with the library"
+        path = cluster.root / "fault"
+        path.write_bytes(bytes(ctypes.sizeof(_Control)))
+        system.own(path)
+        with path.open("r+b") as file:
+            self._map = mmap.mmap(file.fileno(), 0)
+        self._control = _Control.from_buffer(self._map)
+        cluster.env = {"LD_PRELOAD": str(library(shared)), "PTRACK_FAULT": str(path)}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.clear()
+
+    def order(
+        self,
+        text: str,
+        kinds: Kind,
+        action: Action = Action.COUNT,
+        *,
+        number: int = 1,
+        error: int = errno.EIO,
+        onwards: bool = False,
+    ) -> None:
+        """Act on the number-th call of these kinds on a file whose path has the text in it.
+
+        onwards: on all that follow as well. Counts from nothing.
+        """
+        control = self._control
+        control.armed = 0
+        control.kinds, control.action, control.number = int(kinds), int(action), number
+        control.error, control.onwards = error, int(onwards)
+        control.count = control.stopped = 0
+        control.text = text.encode()
+        control.armed = 1
+
+    @property
+    def count(self) -> int:
+        """Calls so far that the order is about."""
+        return int(self._control.count)
+
+    @property
+    def stopped(self) -> int:
+        """The process that is stopped at the call, 0 if none is."""
+        return int(self._control.stopped)
+
+    def wait(self) -> int:
+        """Wait until a process has come to the call; its id."""
+        deadline = time.monotonic() + SECONDS
+        while not self.stopped:
+            assert time.monotonic() < deadline, f"nobody came to the call; {self.count} before it"
+            time.sleep(POLL_SECONDS)
+        return self.stopped
+
+    def go_on(self) -> None:
+        """Let go who is stopped; the order stands."""
+        self._control.stopped = 0
+
+    def clear(self) -> None:
+        """No order any more; who is stopped goes on."""
+        self._control.armed = 0
+        self._control.stopped = 0

@@ -1,0 +1,1370 @@
+"""A state machine: hypothesis draws what happens to a cluster, the oracle looks after each step.
+
+A run is some *examples*. An example is a fresh cluster with settings that are drawn, and then
+some *steps*: SQL of every kind that touches relation files, checkpoints and evictions, backups,
+ends of every kind and new starts, other sizes of the map, kills of single processes, a standby
+and its promotion, restores that take the cluster's place, and lapses in which ptrack is away.
+
+**What holds after each step.** :meth:`Machine.nothing_is_lost` compares the files of each
+running cluster with every backup it has (a :class:`Parent`), as they are, with what is dirty
+still in shared buffers; nothing waits for a checkpoint. No backup becomes useless
+(``init_lsn`` passes it) but by a lapse, and after a lapse every one does.
+
+**Which backups a cluster has.** Its own, and those that were there when it was made by a base
+backup or a restore: the map came with it. A backup of the primary that is younger than the
+standby is none of the standby's: replay makes pages that are equal in content, not in bytes.
+
+**Draws know nothing of the server.** Rules and arguments come from what was drawn before, never
+from what a server answered, so that an example replays and shrinks. Hence the SQL works in any
+state: tables are slots that are always there, indexes are dropped if they exist. Where the time
+of a kill is drawn, what it hits differs from run to run; what must hold does not.
+
+The simplest example costs nothing: the cluster starts with the first step that needs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import os
+import signal
+import subprocess
+import threading
+import time
+import traceback
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec
+
+import hypothesis
+import psycopg
+from hypothesis import strategies as st
+from hypothesis.internal.conjecture import engine
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from tests.harness import client, files, lsn, oracle, system, verify
+from tests.harness.cluster import PTRACK
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from tests.harness.client import Backup
+    from tests.harness.cluster import Cluster, Row, Value
+    from tests.harness.factory import Factory
+    from tests.harness.oracle import Snapshot
+
+_Given = ParamSpec("_Given")
+
+#: Steps of an example.
+STEPS = 16
+#: Backups a cluster has at most; the second oldest goes first.
+PARENTS = 4
+
+# ---- what is drawn
+
+SLOTS = ("a", "b", "c")
+SIZES = (1, 2, 3, 5, 7)  # MB; none divides another but by 1
+
+_ROW = (
+    "i, i % 97, md5(i::text), point(i % 991, i % 983), "
+    "ARRAY[i % 100, i % 7, i], repeat(md5(i::text), 6), "
+    "CASE WHEN i % 40 = 0 THEN repeat(md5(i::text), 100) END"
+)
+_INSERT = f"INSERT INTO {{t}} SELECT {_ROW} FROM generate_series({{first}}, {{last}}) i"
+_CREATE = (
+    (
+        "CREATE {kind} TABLE {t} (id int, k int, s text, p point, v int[], f text, x text) "
+        "WITH (fillfactor = {fill})"
+    ),
+    "ALTER TABLE {t} ALTER x SET STORAGE EXTERNAL",
+)
+
+#: Changes of rows. ``{n}`` is 0 to 9.
+DML: Mapping[str, Sequence[str]] = {
+    "insert one": (_INSERT.format(t="{t}", first="{n}", last="{n}"),),
+    "insert some": (_INSERT.format(t="{t}", first="{n}0000", last="{n}0060"),),
+    "insert many": (_INSERT.format(t="{t}", first="{n}1000", last="{n}1500"),),
+    "copy": ("COPY {t} (id) FROM PROGRAM 'seq {n} 900'",),
+    "update": ("UPDATE {t} SET k = k + 1 WHERE id % 23 = {n}",),
+    "update one": ("UPDATE {t} SET k = k + 1 WHERE id = {n}0",),
+    "update indexed": ("UPDATE {t} SET s = md5(s), p = p + point(1, 1) WHERE id % 29 = {n}",),
+    "update wide": ("UPDATE {t} SET f = f || 'x' WHERE id % 50 < {n}",),
+    "update toast": ("UPDATE {t} SET x = repeat(md5(id::text), 90) WHERE id % 70 = {n}",),
+    "delete": ("DELETE FROM {t} WHERE id % 17 = {n}",),
+    "delete the tail": ("DELETE FROM {t} WHERE id > {n}0",),
+    "delete all": ("DELETE FROM {t}",),
+    "aborted": ("BEGIN", _INSERT.format(t="{t}", first="1", last="{n}00"), "ROLLBACK"),
+    "subtransactions": (
+        (
+            "DO $$ BEGIN FOR i IN 1..5 LOOP BEGIN UPDATE {t} SET k = -k WHERE id % 31 = i + {n}; "
+            "RAISE division_by_zero; EXCEPTION WHEN division_by_zero THEN NULL; END; END LOOP; "
+            "UPDATE {t} SET k = k + 2 WHERE id % 31 = {n}; END $$"
+        ),
+    ),
+    "lock": ("SELECT count(*) FROM (SELECT * FROM {t} WHERE id % 19 = {n} FOR UPDATE) x",),
+    "read": ("SELECT count(*) FROM {t}",),
+    "read by index": (
+        "SET enable_seqscan = off",
+        "SELECT count(*) FROM {t} WHERE s > '{n}'",
+        "SELECT count(*) FROM {t} WHERE p <@ box '(0,0),(500,500)'",
+    ),
+}
+
+#: Vacuum and its relatives.
+VACUUM: Mapping[str, Sequence[str]] = {
+    "vacuum": ("VACUUM {t}",),
+    "freeze": ("VACUUM (FREEZE, DISABLE_PAGE_SKIPPING) {t}",),
+    "no truncation": ("VACUUM (TRUNCATE false) {t}",),
+    "no index cleanup": ("VACUUM (INDEX_CLEANUP false) {t}",),
+    "cut the tail": ("DELETE FROM {t} WHERE id > 40", "VACUUM {t}"),
+    "cut and grow": (
+        "DELETE FROM {t} WHERE id > 40",
+        "VACUUM {t}",
+        _INSERT.format(t="{t}", first="1", last="300"),
+    ),
+    "empty": ("DELETE FROM {t}", "VACUUM {t}"),
+    "visibility map": ("SELECT pg_truncate_visibility_map('{t}')",),
+    "analyze": ("ANALYZE {t}",),
+    "catalog": ("VACUUM pg_catalog.pg_class", "VACUUM pg_catalog.pg_attribute"),
+}
+
+#: What gives a table a new file or another kind.
+REWRITE: Mapping[str, Sequence[str]] = {
+    "vacuum full": ("VACUUM FULL {t}",),
+    "cluster": ("CREATE INDEX IF NOT EXISTS {t}_id ON {t} (id)", "CLUSTER {t} USING {t}_id"),
+    "to bigint": ("ALTER TABLE {t} ALTER k TYPE bigint",),
+    "to int": ("ALTER TABLE {t} ALTER k TYPE int",),
+    "volatile column": ("ALTER TABLE {t} ADD r float DEFAULT random()", "ALTER TABLE {t} DROP r"),
+    "set unlogged": ("ALTER TABLE {t} SET UNLOGGED",),
+    "set logged": ("ALTER TABLE {t} SET LOGGED",),
+    "to ts": ("ALTER TABLE {t} SET TABLESPACE ts",),
+    "to in_place": ("ALTER TABLE {t} SET TABLESPACE in_place",),
+    "to pg_default": ("ALTER TABLE {t} SET TABLESPACE pg_default",),
+    "truncate": ("TRUNCATE {t}",),
+    "truncate and fill": (
+        "BEGIN",
+        "TRUNCATE {t}",
+        _INSERT.format(t="{t}", first="1", last="200"),
+        "COMMIT",
+    ),
+    "truncate, aborted": (
+        "BEGIN",
+        "TRUNCATE {t}",
+        _INSERT.format(t="{t}", first="1", last="200"),
+        "ROLLBACK",
+    ),
+    "anew": (
+        "BEGIN",
+        "DROP TABLE {t}",
+        *(one.format(kind="", t="{t}", fill=100) for one in _CREATE),
+        _INSERT.format(t="{t}", first="1", last="250"),
+        "COMMIT",
+    ),
+    "anew, unlogged": (
+        "BEGIN",
+        "DROP TABLE {t}",
+        *(one.format(kind="UNLOGGED", t="{t}", fill=60) for one in _CREATE),
+        _INSERT.format(t="{t}", first="1", last="250"),
+        "COMMIT",
+    ),
+}
+
+METHODS: Mapping[str, str] = {
+    "btree": "s", "hash": "s", "gist": "p", "spgist": "s", "gin": "v", "brin": "id", "bloom": "id",
+}  # fmt: skip
+
+#: What is done to the index ``{t}_{m}``, of method ``{m}`` on column ``{c}``.
+INDEX: Mapping[str, Sequence[str]] = {
+    "build": ("DROP INDEX IF EXISTS {t}_{m}", "CREATE INDEX {t}_{m} ON {t} USING {m} ({c})"),
+    "build concurrently": (
+        "DROP INDEX CONCURRENTLY IF EXISTS {t}_{m}",
+        "CREATE INDEX CONCURRENTLY {t}_{m} ON {t} USING {m} ({c})",
+    ),
+    "build in ts": (
+        "DROP INDEX IF EXISTS {t}_{m}",
+        "CREATE INDEX {t}_{m} ON {t} USING {m} ({c}) TABLESPACE ts",
+    ),
+    "build and abort": (
+        "BEGIN",
+        "DROP INDEX IF EXISTS {t}_{m}",
+        "CREATE INDEX {t}_{m} ON {t} USING {m} ({c})",
+        "ROLLBACK",
+    ),
+    "move": (
+        "CREATE INDEX IF NOT EXISTS {t}_{m} ON {t} USING {m} ({c})",
+        "ALTER INDEX {t}_{m} SET TABLESPACE ts",
+    ),
+    "reindex": ("REINDEX TABLE {t}",),
+    "reindex concurrently": ("REINDEX TABLE CONCURRENTLY {t}",),
+    "drop": ("DROP INDEX IF EXISTS {t}_{m}",),
+    "drop concurrently": ("DROP INDEX CONCURRENTLY IF EXISTS {t}_{m}",),
+}
+
+#: Things beside the slots.
+OTHER: Mapping[str, Sequence[str]] = {
+    "sequence": ("SELECT count(nextval('q')) FROM generate_series(1, 40)",),
+    "sequence reset": ("ALTER SEQUENCE q RESTART", "SELECT setval('q', 4711)"),
+    "matview": ("REFRESH MATERIALIZED VIEW m",),
+    "matview concurrently": (
+        "UPDATE base SET s = md5(s) WHERE i % 9 = 0",
+        "REFRESH MATERIALIZED VIEW CONCURRENTLY m",
+    ),
+    "large object": ("SELECT lo_from_bytea(0, convert_to(repeat('large', 3000), 'UTF8'))",),
+    "catalog": (
+        (
+            "DO $$ BEGIN FOR i IN 1..12 LOOP EXECUTE format("
+            "'CREATE TABLE z%s (i int PRIMARY KEY, s text)', i); END LOOP; END $$"
+        ),
+        "DO $$ BEGIN FOR i IN 1..12 LOOP EXECUTE format('DROP TABLE z%s', i); END LOOP; END $$",
+    ),
+    "catalog rewritten": (
+        "VACUUM FULL pg_catalog.pg_attrdef",
+        "VACUUM FULL pg_catalog.pg_class",
+        "REINDEX TABLE pg_catalog.pg_database",
+    ),
+    "temporary": (
+        "CREATE TEMPORARY TABLE mine AS SELECT i, repeat('x', 200) FROM generate_series(1, 900) i",
+        "CREATE INDEX ON mine (i)",
+    ),
+    "switch of WAL": ("SELECT pg_switch_wal()",),
+}
+
+#: Whole databases: ``d2`` is a copy of ``d1``. ``\\c`` goes on in another one.
+DATABASE: Mapping[str, Sequence[str]] = {
+    "file_copy": ("DROP DATABASE IF EXISTS d2", "CREATE DATABASE d2 TEMPLATE d1 {file_copy}"),
+    "wal_log": ("DROP DATABASE IF EXISTS d2", "CREATE DATABASE d2 TEMPLATE d1 {wal_log}"),
+    "file_copy into ts": (
+        "DROP DATABASE IF EXISTS d2",
+        "CREATE DATABASE d2 TEMPLATE d1 TABLESPACE ts {file_copy}",
+    ),
+    "same oid": (
+        "DROP DATABASE IF EXISTS d2",
+        "CREATE DATABASE d2 TEMPLATE d1 {oid} {file_copy}",
+    ),
+    "to ts": ("ALTER DATABASE d2 SET TABLESPACE ts",),
+    "out and back": (
+        "ALTER DATABASE d2 SET TABLESPACE ts",
+        "\\c d2",
+        "UPDATE t SET i = -i WHERE i % 7 = 0",
+        "\\c postgres",
+        "ALTER DATABASE d2 SET TABLESPACE pg_default",
+    ),
+    "drop": ("DROP DATABASE IF EXISTS d2",),
+    "change": (
+        "\\c d1",
+        "UPDATE t SET i = -i WHERE i % 9 = 0",
+        "DELETE FROM t WHERE i % 50 = 0",
+    ),
+}
+
+ENDS = ("clean", "immediate", "kill all", "kill postmaster")
+CRASHES = ENDS[1:]
+CHILDREN = (
+    "client backend", "checkpointer", "background writer", "walwriter",
+    "logical replication launcher",
+)  # fmt: skip
+STANDBY_CHILDREN = ("client backend", "checkpointer", "startup", "walreceiver")
+LAPSES = (
+    "off", "unloaded", "unloaded, crash", "minimal", "checksums", "resetwal", "removed",
+    "byte flipped", "page zeroed", "pages swapped", "cut short",
+)  # fmt: skip
+
+FAMILIES: Mapping[str, Mapping[str, Sequence[str]]] = {
+    "dml": DML,
+    "vacuum": VACUUM,
+    "rewrite": REWRITE,
+    "index": INDEX,
+    "database": DATABASE,
+    "writes": {
+        "checkpoint": (*DML["update"], "CHECKPOINT"),
+        "evict": (*DML["update"], "SELECT sum(pg_prewarm('filler')) FROM generate_series(1, 6)"),
+    },
+}
+
+#: Work that takes long enough to be interrupted: family and name.
+INTERRUPTED: Sequence[tuple[str, str]] = (
+    ("dml", "insert many"), ("dml", "copy"), ("dml", "update wide"), ("vacuum", "cut and grow"),
+    ("vacuum", "cut the tail"), ("rewrite", "vacuum full"), ("rewrite", "cluster"),
+    ("rewrite", "set logged"), ("rewrite", "set unlogged"), ("rewrite", "to ts"),
+    ("rewrite", "truncate and fill"), ("rewrite", "anew"), ("index", "build"),
+    ("index", "build concurrently"), ("index", "reindex concurrently"), ("database", "file_copy"),
+    ("database", "wal_log"), ("database", "out and back"), ("writes", "checkpoint"),
+    ("writes", "evict"),
+)  # fmt: skip
+
+#: A backup may wait for a lock of the writer that is held.
+_HOLD_SECONDS = 0.3
+
+#: A crash restart has begun by then.
+_CRASH_SECONDS = 0.1
+_LOG_TAIL = 6000
+
+_SETTINGS: Mapping[str, Value] = {
+    "max_prepared_transactions": 4,
+    "lock_timeout": "20s",
+    "statement_timeout": "60s",
+    "wal_retrieve_retry_interval": "50ms",
+    "client_min_messages": "error",
+}
+
+
+# ---- counts
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """Sums over all examples of a run, for its summary.
+
+    Attributes:
+        steps: how often each rule ran.
+        seconds: how long each took, looks included under ``(look)``.
+        counts: everything else, by its name in the summary.
+    """
+
+    steps: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: Mapping[str, Mapping[str, Any]]) -> None:
+        """Count what another process sends: :meth:`plain` of its tally."""
+        self.steps.update(other["steps"])
+        self.counts.update(other["counts"])
+        for name, seconds in other["seconds"].items():
+            self.seconds[name] += seconds
+
+    def plain(self) -> dict[str, dict[str, Any]]:
+        """As built-in types."""
+        return {name: dict(counter) for name, counter in vars(self).items()}
+
+    def lines(self) -> Iterator[str]:
+        """A summary for people."""
+        if not self.counts["examples"]:
+            return
+        counts = (f"{value} {name}" for name, value in self.counts.items() if name != "examples")
+        yield (
+            f"machine: {self.counts['examples']} examples, {sum(self.steps.values())} steps, "
+            + ", ".join(counts)
+        )
+        yield "machine: " + ", ".join(
+            f"{name} {count} ({self.seconds[name] / count:.2f} s)"
+            for name, count in sorted(self.steps.items())
+        )
+
+
+TALLY = Tally()
+
+#: What failed in this process: traceback, steps and logs of each example, in order.
+FAILURES: list[str] = []
+
+
+# ---- what there is
+
+
+@dataclass(kw_only=True)
+class Parent:
+    """A backup that a client could build an increment on.
+
+    Attributes:
+        snapshot: what it holds.
+        backup: it as the reference client has it, if it was taken that way.
+        content: rows of the cluster when it was taken, where ``backup`` is set.
+        mask: hint bits may differ; set by what loses them.
+    """
+
+    snapshot: Snapshot
+    backup: Backup | None = None
+    content: dict[str, tuple[int, str]] = field(default_factory=dict, repr=False)
+    mask: bool = False
+
+    def inherited(self, *, mask: bool) -> Parent:
+        """The same backup as a parent for another cluster."""
+        return Parent(
+            snapshot=self.snapshot,
+            backup=self.backup,
+            content=self.content,
+            mask=self.mask or mask,
+        )
+
+
+class Node:
+    """A running cluster and its backups.
+
+    Attributes:
+        parents: oldest first.
+        hintable: hint bits are written without WAL.
+    """
+
+    def __init__(self, cluster: Cluster, parents: Sequence[Parent], *, hintable: bool) -> None:
+        self.cluster = cluster
+        self.parents = list(parents)
+        self.hintable = hintable
+
+    def forget_hints(self) -> None:
+        """After a crash: a page with nothing but hint bits new may have lost its mark."""
+        if self.hintable:
+            for parent in self.parents:
+                parent.mask = True
+
+    def look(self, when: str) -> None:
+        """Hold the promise against the files as they are.
+
+        Raises:
+            LostBlocks: it does not hold.
+            AssertionError: the map was reset.
+        """
+        if not self.parents:
+            return
+        init = self.cluster.init_lsn()
+        for parent in self.parents:
+            assert 0 < init <= parent.snapshot.lsn, (
+                f"{self.cluster.name}, {when}: the map was reset: init LSN {lsn.show(init)}, "
+                f"parent {lsn.show(parent.snapshot.lsn)}"
+            )
+        current = files.read_all(self.cluster.data)
+        for parent in self.parents:
+            self._look(parent, current, when)
+
+    def _look(self, parent: Parent, current: Mapping[str, bytes], when: str) -> None:
+        found = oracle.look(
+            parent.snapshot, self.cluster, mask_hints=parent.mask, when=when, current=current
+        )
+        TALLY.counts["looks"] += 1
+        TALLY.counts["blocks compared"] += found.blocks
+        TALLY.counts["blocks changed"] += found.changed
+        TALLY.counts["hint bits only"] += found.hints
+
+    def refused(self, when: str) -> None:
+        """After a lapse: no parent can be served any more.
+
+        Raises:
+            AssertionError: one can.
+        """
+        init = self.cluster.init_lsn()
+        for parent in self.parents:
+            TALLY.counts["parents refused"] += 1
+            assert init == 0 or init > parent.snapshot.lsn, (
+                f"{when}: init LSN {lsn.show(init)}, and the parent of "
+                f"{lsn.show(parent.snapshot.lsn)} is still served"
+            )
+        self.parents = []
+
+    def keep(self, parent: Parent) -> None:
+        """Have one more backup."""
+        TALLY.counts["backups"] += 1
+        self.parents.append(parent)
+        if len(self.parents) > PARENTS:
+            del self.parents[1]
+
+    def end(self, how: str) -> None:
+        """Stop, or kill: one of ENDS. Counts what a crash leaves behind."""
+        match how:
+            case "clean":
+                self.cluster.stop("fast")
+            case "immediate":
+                self.cluster.stop("immediate")
+            case "kill all":
+                self.cluster.kill_all()
+            case _:
+                self.cluster.kill_postmaster()
+        if how != "clean":
+            self.crashed()
+
+    def crashed(self) -> None:
+        """It went down without a checkpoint, and is still down."""
+        TALLY.counts["crashes"] += 1
+        self.forget_hints()
+        if self.parents:
+            snapshot = self.parents[-1].snapshot
+            found = oracle.compare(
+                snapshot, files.read_all(self.cluster.data), [], block_size=self.cluster.block_size
+            )
+            TALLY.counts["blocks changed on disk at a crash"] += found.changed
+
+    def kill(self, process: str) -> None:
+        """kill -9 one process, and see that the server is back."""
+        cluster = self.cluster
+        before = cluster.log_size()
+        if process == "client backend":
+            with contextlib.suppress(psycopg.Error), cluster.connect() as connection:
+                system.send(connection.info.backend_pid, signal.SIGKILL)
+                connection.execute("SELECT pg_sleep(60)")
+        else:
+            query = "SELECT pid FROM pg_stat_activity WHERE backend_type = %s"
+            cluster.wait_for(lambda: bool(cluster.sql(query, process)), f"a {process}")
+            system.send(cluster.process(process), signal.SIGKILL)
+
+        def over() -> bool:
+            _, crashed, after = cluster.log_text(before).partition("all server processes term")
+            return not cluster.running or ("ready to accept" in after if crashed else False)
+
+        cluster.wait_for(over, f"the end of {process}")
+        TALLY.counts["crashes"] += 1
+        self.forget_hints()
+        if not cluster.running:
+            cluster.start()
+
+
+# ---- the cluster an example starts with
+
+
+def _fill(cluster: Cluster) -> None:
+    """Everything that the statements above take for granted."""
+    in_place = "''" if cluster.install.has_in_place_tablespaces else None
+    where = cluster.tablespace("in_place") if in_place is None else None
+    cluster.script(
+        [
+            f"CREATE TABLESPACE ts LOCATION '{cluster.tablespace('ts')}'",
+            f"CREATE TABLESPACE in_place LOCATION {in_place or repr(str(where))}",
+            "CREATE SEQUENCE q",
+            "CREATE TABLE base AS SELECT i, md5(i::text) AS s FROM generate_series(1, 400) i",
+            "CREATE MATERIALIZED VIEW m AS SELECT * FROM base WHERE i % 2 = 0",
+            "CREATE UNIQUE INDEX ON m (i)",
+        ]
+    )
+    for slot, kind, fill, rows, methods in (
+        ("a", "", 100, 600, ("btree", "gin")),
+        ("b", "", 60, 300, ("gist", "hash")),
+        ("c", "UNLOGGED", 100, 200, ("spgist", "brin")),
+    ):
+        cluster.script(
+            [
+                *(one.format(kind=kind, t=slot, fill=fill) for one in _CREATE),
+                _INSERT.format(t=slot, first=1, last=rows),
+                *(
+                    f"CREATE INDEX {slot}_{method} ON {slot} USING {method} ({METHODS[method]})"
+                    for method in methods
+                ),
+                f"VACUUM {slot}",
+            ]
+        )
+    cluster.sql("CREATE DATABASE d1")
+    cluster.script(
+        [
+            "CREATE TABLE t AS SELECT i, repeat('x', 200) AS x FROM generate_series(1, 500) i",
+            "CREATE INDEX ON t (i)",
+        ],
+        database="d1",
+    )
+    cluster.sql("CREATE DATABASE d2 TEMPLATE d1")
+
+
+def _template(factory: Factory, *, checksums: bool) -> Path:
+    """A stopped cluster with all that, to copy; the workers of a run share it."""
+    home = factory.shared / f"machine-{'checksums' if checksums else 'plain'}"
+    with (factory.shared / f"{home.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not home.exists():
+            cluster = factory.create(
+                "template", checksums=checksums, start=False, ptrack__map_size=0
+            )
+            cluster.configure(_SETTINGS)
+            cluster.start()
+            _fill(cluster)
+            cluster.stop()
+            making = home.with_suffix(".making")
+            subprocess.run(["cp", "-a", cluster.root, making], check=True)
+            making.rename(home)
+            factory.destroy_one(cluster)
+    return home
+
+
+def fresh(factory: Factory, *, checksums: bool) -> Cluster:
+    """A copy of the template, not started."""
+    home = _template(factory, checksums=checksums)
+    cluster = factory.empty("primary")
+    subprocess.run(["cp", "-a", "--reflink=auto", f"{home}/.", cluster.root], check=True)
+    cluster.log.unlink()
+    for link in (cluster.data / "pg_tblspc").iterdir():
+        if link.is_symlink():
+            location = cluster.root / link.readlink().name
+            link.unlink()
+            link.symlink_to(location)
+    cluster.adopt()
+    cluster.configure(PTRACK)
+    return cluster
+
+
+class Work(threading.Thread):
+    """Statements that run in a thread, in connections of their own; or right here, by run().
+
+    Attributes:
+        error: what went wrong, psycopg's.
+    """
+
+    def __init__(self, cluster: Cluster, statements: Sequence[str]) -> None:
+        super().__init__()
+        self.cluster = cluster
+        self.statements = statements
+        self.error: psycopg.Error | None = None
+        self._pid: int | None = None
+        self._timer: threading.Timer | None = None
+
+    def run(self) -> None:
+        """Run them; ``\\c`` connects anew.
+
+        Raises:
+            psycopg.Error: one failed, and this is no thread of its own.
+        """
+        todo = ["\\c postgres", *self.statements]
+        connection: psycopg.Connection[Row] | None = None
+        try:
+            for statement in todo:
+                if statement.startswith("\\c"):
+                    if connection is not None:
+                        connection.close()
+                    connection = self.cluster.connect(statement[2:].strip())
+                    self._pid = connection.info.backend_pid
+                elif connection is not None:
+                    connection.execute(statement.encode())
+        except psycopg.Error as error:
+            if threading.current_thread() is not self:
+                raise
+            self.error = error
+        finally:
+            self._pid = None
+            if connection is not None:
+                connection.close()
+
+    def pause(self) -> None:
+        """Have its backend stand still: until go_on(), or until what waits has waited enough."""
+        pid = self._pid
+        if pid is not None:
+            TALLY.counts["writers held"] += 1
+            system.send(pid, signal.SIGSTOP)
+            self._timer = threading.Timer(_HOLD_SECONDS, system.send, (pid, signal.SIGCONT))
+            self._timer.start()
+
+    def go_on(self) -> None:
+        """End a pause."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer.function(*self._timer.args)
+
+    def succeeded(self) -> None:
+        """Raises: psycopg.Error, if it did not."""
+        if self.error is not None:
+            raise self.error
+
+
+# ---- the machine
+
+
+def _step(method: Callable[_Given, None]) -> Callable[_Given, None]:
+    """Count and time a rule, keep it in the journal of the example, and look after it.
+
+    The look is no invariant in hypothesis's sense: each would be a line between the steps shown.
+    """
+    name = method.__name__
+
+    @functools.wraps(method)
+    def wrapper(*args: _Given.args, **kwargs: _Given.kwargs) -> None:
+        self = args[0]
+        assert isinstance(self, Machine)
+        shown = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
+        self.journal.append(f"{name}({shown})")
+        began = time.monotonic()
+        try:
+            method(*args, **kwargs)
+            TALLY.steps[name] += 1
+            TALLY.seconds[name] += time.monotonic() - began
+            self.nothing_is_lost(f"after {name}({shown})")
+        except BaseException as error:
+            self._failed(error)
+            raise
+
+    return wrapper
+
+
+class Machine(RuleBasedStateMachine):
+    """See the module's text. Subclasses say with which factory."""
+
+    factory: ClassVar[Factory]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.settings: dict[str, Value] = {}
+        self.checksums = False
+        self.standby: Node | None = None
+        self.sessions: dict[str, psycopg.Connection[Row]] = {}
+        self.journal: list[str] = []
+        self.failed = False
+        self._lead: Node | None = None
+        self._made = len(self.factory.made)
+        TALLY.counts["examples"] += 1
+
+    # ---- plumbing
+
+    def _failed(self, error: BaseException) -> None:
+        """Keep what led to it, for a failure that does not come again has no smaller example."""
+        self.failed = True
+        if isinstance(error, hypothesis.errors.HypothesisException):
+            return
+        settings = ", ".join(f"{name}={value}" for name, value in self.settings.items())
+        lines = ["".join(traceback.format_exception(error)), settings, *self.journal]
+        for node in self.nodes():
+            cluster = node.cluster
+            tail = cluster.log_text(max(0, cluster.log_size() - _LOG_TAIL))
+            lines += [f"log of {cluster.name}:", tail]
+        FAILURES.append("\n".join(lines))
+
+    @property
+    def lead(self) -> Node:
+        """The primary, started when it is first asked for."""
+        if self._lead is None:
+            cluster = fresh(self.factory, checksums=self.checksums)
+            cluster.configure(self.settings)
+            cluster.start()
+            self._lead = Node(cluster, [], hintable=self._hintable)
+            self._lead.keep(Parent(snapshot=oracle.take(cluster)))
+        return self._lead
+
+    @property
+    def _hintable(self) -> bool:
+        return not self.checksums and not self.settings.get("wal_log_hints", False)
+
+    def teardown(self) -> None:
+        """Remove every cluster of the example."""
+        for session in self.sessions.values():
+            session.close()
+        self.factory.destroy(
+            since=self._made, keep=self.failed and bool(os.environ.get("PTRACK_KEEP"))
+        )
+
+    def _drop(self, node: Node) -> None:
+        self.factory.destroy_one(node.cluster)
+
+    def _drop_standby(self) -> None:
+        if self.standby is not None:
+            self._drop(self.standby)
+            self.standby = None
+
+    def _leave(self) -> None:
+        """The server went away, and its sessions with it."""
+        for session in self.sessions.values():
+            session.close()
+        self.sessions = {}
+
+    def _free(self, *slots: str) -> None:
+        """End open and prepared transactions on some slots, or all."""
+        for slot in slots or tuple(self.sessions):
+            if slot in self.sessions:
+                self.sessions.pop(slot).close()
+        for (gid,) in self.lead.cluster.sql("SELECT gid FROM pg_prepared_xacts ORDER BY 1"):
+            if not slots or gid[0] in slots:
+                verb = "COMMIT" if gid.endswith("commit") else "ROLLBACK"
+                self.lead.cluster.sql(f"{verb} PREPARED '{gid}'")
+
+    def _run(self, statements: Sequence[str], **given: object) -> None:
+        self.lead.cluster.script([one.format(**given) for one in statements])
+
+    def _work(self, family: str, what: str, slot: str = "a", method: str = "btree") -> Work:
+        """Statements that are to be run beside something else, or are in several databases."""
+        cluster = self.lead.cluster
+        given = {"t": slot, "m": method, "c": METHODS[method], "n": 3}
+        strategies = cluster.major >= 15
+        if family == "database":
+            # A standby that replays the drop does not mark what goes (docs/engine.md, 9).
+            reuse = strategies and self.standby is None
+            given = {
+                "file_copy": "STRATEGY file_copy" if strategies else "",
+                "wal_log": "STRATEGY wal_log" if strategies else "",
+                "oid": "OID = 70007" if reuse else "",
+            }
+            moves = what in ("to ts", "out and back")
+            if moves and not cluster.sql("SELECT FROM pg_database WHERE datname = 'd2'"):
+                cluster.sql("CREATE DATABASE d2 TEMPLATE d1")
+        return Work(cluster, [one.format(**given) for one in FAMILIES[family][what]])
+
+    # ---- SQL
+
+    @initialize(
+        checksums=st.booleans(),
+        wal_log_hints=st.booleans(),
+        full_page_writes=st.booleans(),
+        logical=st.booleans(),
+        fsync=st.sampled_from([False, False, False, True]),
+        map_size=st.sampled_from(SIZES),
+    )
+    def begin(
+        self,
+        *,
+        checksums: bool,
+        wal_log_hints: bool,
+        full_page_writes: bool,
+        logical: bool,
+        fsync: bool,
+        map_size: int,
+    ) -> None:
+        """Choose the cluster."""
+        self.checksums = checksums
+        self.settings = {
+            "wal_log_hints": wal_log_hints,
+            "full_page_writes": full_page_writes,
+            "wal_level": "logical" if logical else "replica",
+            "fsync": fsync,
+            "ptrack.map_size": map_size,
+        }
+
+    @rule(slot=st.sampled_from(SLOTS), what=st.sampled_from(sorted(DML)), n=st.integers(0, 9))
+    @_step
+    def dml(self, slot: str, what: str, n: int) -> None:
+        """Change rows."""
+        if what.startswith(("update", "delete", "lock", "sub")):
+            self._free(slot)
+        self._run(DML[what], t=slot, n=n)
+
+    @rule(slot=st.sampled_from(SLOTS), what=st.sampled_from(sorted(VACUUM)))
+    @_step
+    def vacuum(self, slot: str, what: str) -> None:
+        """Vacuum, with truncation where the tail is empty."""
+        self._free(slot)
+        self._run(VACUUM[what], t=slot)
+
+    @rule(slot=st.sampled_from(SLOTS), what=st.sampled_from(sorted(REWRITE)))
+    @_step
+    def rewrite(self, slot: str, what: str) -> None:
+        """Give a table another file."""
+        self._free(slot)
+        self._run(REWRITE[what], t=slot)
+
+    @rule(
+        slot=st.sampled_from(SLOTS),
+        what=st.sampled_from(sorted(INDEX)),
+        method=st.sampled_from(sorted(METHODS)),
+    )
+    @_step
+    def index(self, slot: str, what: str, method: str) -> None:
+        """Build, move and drop indexes."""
+        self._free()  # what is done concurrently waits for every transaction
+        self._run(INDEX[what], t=slot, m=method, c=METHODS[method])
+
+    @rule(what=st.sampled_from(sorted(OTHER)))
+    @_step
+    def other(self, what: str) -> None:
+        """What is no table of ours."""
+        if what == "catalog rewritten":
+            self._free()
+        self._run(OTHER[what])
+
+    @rule(what=st.sampled_from(sorted(DATABASE)))
+    @_step
+    def database(self, what: str) -> None:
+        """Copy, move, drop and change databases."""
+        self._work("database", what).run()
+
+    @rule(slot=st.sampled_from(SLOTS), prepare=st.booleans(), commit=st.booleans())
+    @_step
+    def transaction(self, slot: str, *, prepare: bool, commit: bool) -> None:
+        """Open a transaction that stays, until something needs its table or the server ends."""
+        self._free(slot)
+        session = self.lead.cluster.connect(autocommit=True)
+        for statement in (
+            "BEGIN",
+            _INSERT.format(t=slot, first=1, last=120),
+            f"UPDATE {slot} SET k = k + 7 WHERE id % 13 = 5",
+            "SAVEPOINT s",
+            f"DELETE FROM {slot} WHERE id % 13 = 7",
+            "ROLLBACK TO s",
+        ):
+            session.execute(statement.encode())
+        if not prepare:
+            self.sessions[slot] = session
+            return
+        session.execute(f"PREPARE TRANSACTION '{slot} {'commit' if commit else 'abort'}'".encode())
+        session.close()
+
+    @rule(commit=st.booleans())
+    @_step
+    def finish(self, *, commit: bool) -> None:
+        """End every transaction that is open or prepared."""
+        if commit:
+            for session in self.sessions.values():
+                session.execute("COMMIT")
+        if self._lead is not None:
+            self._free()
+
+    # ---- what makes pages go to disk
+
+    @rule()
+    @_step
+    def checkpoint(self) -> None:
+        """One, where there is a server already: the simplest step is to cost nothing."""
+        if self._lead is not None:
+            self.lead.cluster.checkpoint()
+
+    @rule()
+    @_step
+    def evict(self) -> None:
+        """Write out every dirty page, without a checkpoint."""
+        for node in self.nodes():
+            node.cluster.evict()
+
+    @rule(on=st.booleans())
+    @_step
+    def full_page_writes(self, *, on: bool) -> None:
+        """On or off by a reload."""
+        self.lead.cluster.reload(full_page_writes=on)
+
+    # ---- backups of the primary
+
+    @rule(settle=st.booleans())
+    @_step
+    def backup(self, *, settle: bool) -> None:
+        """A copy of the files at a checkpoint, which has something to write or has not."""
+        cluster = self.lead.cluster
+        if settle:
+            cluster.checkpoint()
+        cluster.checkpoint()
+        self.lead.keep(Parent(snapshot=oracle.take(cluster, checkpoint=False)))
+
+    @rule()
+    @_step
+    def full(self) -> None:
+        """A full backup of the reference client."""
+        self._keep(client.full(self.lead.cluster))
+
+    @precondition(lambda self: self.restorable())
+    @rule(which=st.integers(0, PARENTS - 1))
+    @_step
+    def increment(self, which: int) -> None:
+        """An incremental backup of the reference client, over one of its own."""
+        parents = self.restorable()
+        parent = parents[which % len(parents)]
+        assert parent.backup is not None
+        backup = client.incremental(self.lead.cluster, parent.backup)
+        TALLY.counts["increments"] += 1
+        # hint bits that a crash took from the map are missing in what stands on it, too
+        self._keep(backup, mask=parent.mask)
+
+    def _keep(self, backup: Backup, *, mask: bool = False) -> None:
+        lead = self.lead
+        snapshot = oracle.Snapshot(
+            lsn=backup.start,
+            content={name: client.image(backup, name) for name in backup.relations},
+        )
+        content = verify.content(lead.cluster)
+        lead.keep(Parent(snapshot=snapshot, backup=backup, content=content, mask=mask))
+
+    def restorable(self) -> list[Parent]:
+        """Backups of the primary that the reference client took."""
+        lead = self._lead
+        return [] if lead is None else [one for one in lead.parents if one.backup is not None]
+
+    @precondition(lambda self: self.restorable())
+    @rule(
+        which=st.integers(0, PARENTS - 1),
+        adopt=st.booleans(),
+        amcheck=st.sampled_from([False, False, False, True]),
+        map_size=st.sampled_from((None, *SIZES)),
+    )
+    @_step
+    def restore(self, which: int, *, adopt: bool, amcheck: bool, map_size: int | None) -> None:
+        """Restore a backup with its increments elsewhere; perhaps go on with that cluster."""
+        old = self.lead
+        parents = self.restorable()
+        parent = parents[which % len(parents)]
+        assert parent.backup is not None
+        TALLY.counts["restores"] += 1
+        cluster = self.factory.empty("restored")
+        client.restore(parent.backup, cluster)
+        if map_size is not None:
+            cluster.configure(ptrack__map_size=map_size)
+        cluster.start()
+        # A page that was written with nothing but hint bits after the backup began is as after
+        # a crash; what a chain of increments has of such pages is older still.
+        upto = old.parents.index(parent) + 1
+        kept = [one.inherited(mask=old.hintable) for one in old.parents[:upto]]
+        node = Node(cluster, kept, hintable=old.hintable)
+        node.look("restored")
+        found = verify.content(cluster)
+        assert found == parent.content, "a restored backup has other rows"
+        if amcheck:
+            TALLY.counts["amchecks"] += 1
+            verify.whole(cluster)
+        if not adopt:
+            self._drop(node)
+            return
+        self._leave()
+        self._drop_standby()
+        self._drop(old)
+        self._lead = node
+
+    # ---- ends and starts of the primary
+
+    @rule(
+        how=st.sampled_from(ENDS),
+        evict=st.booleans(),
+        map_size=st.sampled_from((None, None, *SIZES)),
+        killed=st.lists(st.sampled_from((10, 25, 50, 100)), max_size=2),
+    )
+    @_step
+    def restart(self, how: str, *, evict: bool, map_size: int | None, killed: list[int]) -> None:
+        """End and start again, with a map of another size, killed some milliseconds into it."""
+        lead = self.lead
+        if evict:
+            lead.cluster.evict()
+        lead.end(how)
+        self._leave()
+        self._start(lead, map_size, killed)
+
+    def _start(self, node: Node, map_size: int | None, killed: Sequence[int]) -> None:
+        if map_size is not None:
+            TALLY.counts["resizes"] += 1
+            node.cluster.configure(ptrack__map_size=map_size)
+        for milliseconds in killed:
+            node.cluster.start_and_kill(milliseconds / 1000)
+            node.crashed()
+        node.cluster.start()
+
+    @rule(process=st.sampled_from(CHILDREN), evict=st.booleans())
+    @_step
+    def kill(self, process: str, *, evict: bool) -> None:
+        """kill -9 one process of the primary."""
+        if evict:
+            self.lead.cluster.evict()
+        self.lead.kill(process)
+        self._leave()
+
+    @rule(how=st.sampled_from(ENDS), map_size=st.sampled_from((None, *SIZES)))
+    @_step
+    def kill_loader(self, how: str, map_size: int | None) -> None:
+        """kill -9 the worker that loads the map, if a start shows it for long enough."""
+        lead = self.lead
+        lead.end(how)
+        self._leave()
+        if map_size is not None:
+            lead.cluster.configure(ptrack__map_size=map_size)
+        TALLY.counts["loaders killed"] += _start_and_kill_loader(lead.cluster)
+        lead.forget_hints()
+
+    @rule(
+        what=st.sampled_from(INTERRUPTED),
+        slot=st.sampled_from(SLOTS),
+        method=st.sampled_from(sorted(METHODS)),
+        milliseconds=st.sampled_from((1, 3, 8, 20, 50, 120)),
+        how=st.sampled_from(CRASHES),
+        standby=st.booleans(),
+    )
+    @_step
+    def interrupt(
+        self,
+        what: tuple[str, str],
+        slot: str,
+        method: str,
+        milliseconds: int,
+        how: str,
+        *,
+        standby: bool,
+    ) -> None:
+        """Crash in the middle of something, the primary or the standby."""
+        self._free()
+        node = self.standby if standby and self.standby is not None else self.lead
+        work = self._work(*what, slot, method)
+        work.start()
+        time.sleep(milliseconds / 1000)
+        node.end(how)
+        work.join()
+        if node is self.lead:
+            self._leave()
+        node.cluster.start()
+        self._tidy()
+
+    @rule(
+        what=st.sampled_from(INTERRUPTED),
+        slot=st.sampled_from(SLOTS),
+        method=st.sampled_from(sorted(METHODS)),
+        milliseconds=st.sampled_from((1, 3, 8, 20, 50, 120)),
+        still=st.booleans(),
+        crash=st.booleans(),
+    )
+    @_step
+    def backup_beside(
+        self,
+        what: tuple[str, str],
+        slot: str,
+        method: str,
+        milliseconds: int,
+        *,
+        still: bool,
+        crash: bool,
+    ) -> None:
+        """A backup begins in the middle of something that goes on, or stands still meanwhile."""
+        self._free()
+        lead = self.lead
+        work = self._work(*what, slot, method)
+        work.start()
+        time.sleep(milliseconds / 1000)
+        if still:
+            work.pause()
+        lead.cluster.checkpoint()
+        lead.keep(Parent(snapshot=oracle.take(lead.cluster, checkpoint=False)))
+        if crash:
+            lead.end("kill all")
+        work.go_on()
+        work.join()
+        if crash:
+            self._leave()
+            lead.cluster.start()
+            self._tidy()
+        else:
+            work.succeeded()
+
+    def _tidy(self) -> None:
+        """A drop that was killed leaves a database that nobody can connect to."""
+        cluster = self.lead.cluster
+        for (name,) in cluster.sql("SELECT datname FROM pg_database WHERE datconnlimit = -2"):
+            cluster.sql(f"DROP DATABASE {name}")
+
+    # ---- a standby
+
+    @precondition(lambda self: self.standby is None)
+    @rule(map_size=st.sampled_from((None, *SIZES)))
+    @_step
+    def attach(self, map_size: int | None) -> None:
+        """A streaming standby, by a base backup."""
+        lead = self.lead
+        cluster = self.factory.base_backup(lead.cluster, "standby", "-R")
+        if map_size is not None:
+            cluster.configure(ptrack__map_size=map_size)
+        cluster.start()
+        kept = [one.inherited(mask=lead.hintable) for one in lead.parents]
+        self.standby = Node(cluster, kept, hintable=lead.hintable)
+        TALLY.counts["standbys"] += 1
+
+    @precondition(lambda self: self.standby is not None)
+    @rule(settle=st.booleans())
+    @_step
+    def backup_standby(self, *, settle: bool) -> None:
+        """A copy of the standby's files at a restartpoint."""
+        node = self._standby
+        for _ in range(2 if settle else 1):
+            node.cluster.restartpoint(self.lead.cluster)
+        node.keep(Parent(snapshot=oracle.take(node.cluster, checkpoint=False)))
+
+    @precondition(lambda self: self.standby is not None)
+    @rule(
+        how=st.sampled_from(ENDS),
+        evict=st.booleans(),
+        map_size=st.sampled_from((None, None, *SIZES)),
+        killed=st.lists(st.sampled_from((10, 25, 50, 100)), max_size=2),
+    )
+    @_step
+    def restart_standby(
+        self, how: str, *, evict: bool, map_size: int | None, killed: list[int]
+    ) -> None:
+        """End the standby and start it again."""
+        node = self._standby
+        if evict:
+            node.cluster.evict()
+        node.end(how)
+        node.forget_hints()  # a standby has no checkpoints of its own
+        self._start(node, map_size, killed)
+
+    @precondition(lambda self: self.standby is not None)
+    @rule(process=st.sampled_from(STANDBY_CHILDREN), evict=st.booleans())
+    @_step
+    def kill_standby(self, process: str, *, evict: bool) -> None:
+        """kill -9 one process of the standby."""
+        if evict:
+            self._standby.cluster.evict()
+        self._standby.kill(process)
+
+    @precondition(lambda self: self.standby is not None)
+    @rule(how=st.sampled_from(ENDS), evict=st.booleans())
+    @_step
+    def promote(self, how: str, *, evict: bool) -> None:
+        """The primary ends, and the standby takes its place."""
+        node = self._standby
+        if evict:
+            node.cluster.evict()
+        self.lead.end(how)
+        self._leave()
+        node.cluster.promote()
+        self._drop(self.lead)
+        self._lead, self.standby = node, None
+        TALLY.counts["promotions"] += 1
+
+    @property
+    def _standby(self) -> Node:
+        assert self.standby is not None
+        return self.standby
+
+    # ---- without ptrack for a while
+
+    @rule(what=st.sampled_from(LAPSES))
+    @_step
+    def lapse(self, what: str) -> None:
+        """Something that the map cannot know of: no parent may be served after it."""
+        self._drop_standby()
+        self._free()
+        lead = self.lead
+        cluster = lead.cluster
+        cluster.evict()
+        lead.end("immediate" if what == "unloaded, crash" else "clean")
+        match what:
+            case "off" | "unloaded" | "unloaded, crash":
+                back: dict[str, Value]
+                if what == "off":
+                    away: dict[str, Value] = {"ptrack.map_size": 0}
+                    back = {"ptrack.map_size": 2}
+                else:
+                    away = {"shared_preload_libraries": ""}
+                    back = {"shared_preload_libraries": "ptrack"}
+                self._without(away)
+                lead.end("immediate" if what.endswith("crash") else "clean")
+                cluster.configure(back)
+            case "minimal":
+                self._without(
+                    {
+                        "shared_preload_libraries": "",
+                        "wal_level": "minimal",
+                        "max_wal_senders": 0,
+                    }
+                )
+                lead.end("clean")
+                cluster.configure(
+                    {
+                        "shared_preload_libraries": "ptrack",
+                        "wal_level": "replica",
+                        "max_wal_senders": 4,
+                    }
+                )
+            case "checksums":
+                self.checksums = not self.checksums
+                option = "--enable" if self.checksums else "--disable"
+                cluster.run("pg_checksums", option, "--no-sync", "-D", cluster.data)
+            case "resetwal":
+                cluster.run("pg_resetwal", "-D", cluster.data)
+            case "removed":
+                cluster.map.unlink()
+            case _:
+                cluster.map.write_bytes(_damaged(cluster.map.read_bytes(), what))
+        cluster.start()
+        lead.hintable = self._hintable
+        if what != "checksums" or self.checksums:  # switching them off writes no page
+            lead.refused(what)
+
+    def _without(self, settings: Mapping[str, Value]) -> None:
+        cluster = self.lead.cluster
+        cluster.configure(settings)
+        cluster.start()
+        self._run(DML["update"], t="a", n=4)
+        cluster.evict()
+
+    # ---- what holds
+
+    def nodes(self) -> list[Node]:
+        """Every running cluster."""
+        return [node for node in (self._lead, self.standby) if node is not None]
+
+    def nothing_is_lost(self, when: str) -> None:
+        """No cluster has a block that differs from a backup and is not reported."""
+        began = time.monotonic()
+        if self.standby is not None:
+            self.standby.cluster.catch_up(self.lead.cluster)
+        for node in self.nodes():
+            node.look(when)
+        TALLY.steps["(look)"] += 1
+        TALLY.seconds["(look)"] += time.monotonic() - began
+
+
+def _damaged(content: bytes, how: str) -> bytes:
+    """A map's file with something wrong, in its pages with marks if it has any."""
+    size = 4096
+    pages = [content[at : at + size] for at in range(0, len(content), size)]
+    used = [number for number, page in enumerate(pages) if number and any(page)]
+    match how:
+        case "page zeroed" if used:
+            pages[used[-1]] = bytes(size)
+        case "pages swapped" if len(used) > 1:
+            first, last = used[0], used[-1]
+            pages[first], pages[last] = pages[last], pages[first]
+        case "cut short":
+            del pages[-1]
+        case _:
+            number = used[0] if used else 1
+            page = pages[number]
+            pages[number] = page[:8] + bytes([page[8] ^ 0x40]) + page[9:]
+    return b"".join(pages)
+
+
+def _start_and_kill_loader(cluster: Cluster) -> int:
+    """Start; whether the loader was there to be killed. The server runs in either case."""
+    before = cluster.log_size()
+    cluster.start(wait=False)
+    listed = Path(f"/proc/{cluster.pid}/task/{cluster.pid}/children")
+
+    def ready() -> bool:
+        _, crashed, after = cluster.log_text(before).partition("all server processes term")
+        return "ready to accept" in (after if crashed else cluster.log_text(before))
+
+    killed = 0
+    late = False
+    while not killed and cluster.running and not late:
+        late = ready()  # one more look after that: it may begin where the start ends
+        with contextlib.suppress(OSError):
+            for child in listed.read_text().split():
+                if b"ptrack loader" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    system.send(int(child), signal.SIGKILL)
+                    killed = 1
+    if killed:
+        cluster.wait_for(lambda: ready() or not cluster.running, "a start")
+        time.sleep(_CRASH_SECONDS)  # "ready" may be of the start that the crash ends
+    cluster.wait_for(lambda: ready() or not cluster.running, "a start")
+    if not cluster.running:
+        cluster.start()
+    return killed
+
+
+# ---- runs
+
+
+def run(
+    factory: Factory,
+    *,
+    seed: int,
+    examples: int,
+    steps: int = STEPS,
+    shrink_seconds: int = 300,
+    blob: str | None = None,
+) -> None:
+    """Run the examples of one seed; what fails is shrunk, and shown as steps to replay.
+
+    Args:
+        shrink_seconds: how long to look for a smaller example.
+        blob: replay this example and no other, as hypothesis printed it.
+
+    Raises:
+        LostBlocks, AssertionError: an example failed.
+    """
+    made = hypothesis.seed(seed)(type("Machine", (Machine,), {"factory": factory}))
+    if blob is not None:
+        _, _, text = blob.rpartition("b'")  # with or without what it was printed in
+        encoded = text.rstrip("')").encode()
+        made = hypothesis.reproduce_failure(hypothesis.__version__, encoded)(made)
+    engine.MAX_SHRINKING_SECONDS = shrink_seconds
+    settings = hypothesis.settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        deadline=None,
+        database=None,
+        phases=(hypothesis.Phase.explicit, hypothesis.Phase.generate, hypothesis.Phase.shrink),
+        suppress_health_check=list(hypothesis.HealthCheck),
+        report_multiple_bugs=False,
+        print_blob=True,
+    )
+    before = len(FAILURES)
+    try:
+        run_state_machine_as_test(made, settings=settings)
+    except Exception as error:
+        if FAILURES[before:]:
+            error.add_note("the first example that failed, as it happened:\n" + FAILURES[before])
+        raise

@@ -1,0 +1,375 @@
+"""Crashes and errors at each step of what is done with the map's file, and writers held up.
+
+A library preloaded into the server stops a process at a system call, or has the call fail.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import threading
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+
+from tests.harness import fault, oracle
+from tests.harness.fault import Action, Fault, Kind
+from tests.harness.parent import CHANGE, TABLE, before, refused, safe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.harness.cluster import Cluster
+    from tests.harness.factory import Factory
+    from tests.harness.oracle import Snapshot
+
+pytestmark = pytest.mark.skipif(fault.compiler() is None, reason="needs a C compiler")
+
+MAP = "global/ptrack.map"
+MORE = "UPDATE t SET i = -i WHERE i % 80 = 0"
+STEPS = 40  # more than any of these flushes takes
+
+
+@pytest.fixture
+def faulty(factory: Factory) -> Iterator[tuple[Cluster, Fault]]:
+    """A primary with fsync, whose system calls can be stopped."""
+    cluster = factory.create(checksums=True, fsync=True, start=False)
+    with Fault(cluster, factory.shared) as orders:
+        cluster.start()
+        yield cluster, orders
+
+
+@contextlib.contextmanager
+def beside(function: Callable[[], object]) -> Iterator[threading.Thread]:
+    """Something that may be held up, or end with its server."""
+
+    def run() -> None:
+        with contextlib.suppress(psycopg.Error, AssertionError):
+            function()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    yield thread
+    thread.join(60)
+    assert not thread.is_alive(), "it did not come to an end"
+
+
+def _kept(snapshot: Snapshot, cluster: Cluster) -> None:
+    """The map serves the parent, and nothing is missing."""
+    oracle.check(snapshot, cluster)
+
+
+def _killed_at_each_step(
+    snapshot: Snapshot,
+    cluster: Cluster,
+    orders: Fault,
+    change: Callable[[int], None],
+    flush: Callable[[], object],
+    *,
+    halves: bool = True,
+) -> int:
+    """Kill the server before each call that a flush makes; the number of calls.
+
+    Each time the map is kept, and serves the parent from before all that. With halves, once more
+    with half of each write done, when it may be refused; the parent is then taken anew.
+    """
+    steps = 0
+    for action in (Action.STOP_BEFORE, *((Action.STOP_HALFWAY,) if halves else ())):
+        kinds = Kind.changes() if action == Action.STOP_BEFORE else Kind.WRITE
+        for number in range(1, STEPS):
+            change(number)
+            orders.order(MAP, kinds, action, number=number)
+            with beside(flush) as thread:
+                while thread.is_alive() and not orders.stopped:
+                    thread.join(0.002)
+                reached = orders.stopped
+                if reached:
+                    cluster.kill_all()
+            orders.clear()
+            if not reached:
+                break
+            cluster.start()
+            if action == Action.STOP_BEFORE:
+                _kept(snapshot, cluster)
+            else:
+                safe(snapshot, cluster, changed=1)
+                if cluster.init_lsn() > snapshot.lsn:
+                    snapshot = oracle.take(cluster)
+        else:
+            pytest.fail("the flush takes more steps than are looked at")
+        if action == Action.STOP_BEFORE:
+            steps = number - 1
+    return steps
+
+
+def test_killed_in_a_flush(faulty: tuple[Cluster, Fault]) -> None:
+    """Pages written in place, fsync, header, fsync."""
+    cluster, orders = faulty
+    snapshot = before(cluster)
+
+    def change(number: int) -> None:
+        cluster.sql(CHANGE if number % 2 else MORE)
+
+    steps = _killed_at_each_step(snapshot, cluster, orders, change, cluster.checkpoint)
+    assert steps >= 4
+
+
+def test_killed_in_the_flush_of_a_resized_map(faulty: tuple[Cluster, Fault]) -> None:
+    """A new file is written beside the old one and renamed."""
+    cluster, orders = faulty
+    snapshot = before(cluster)
+
+    def change(number: int) -> None:
+        cluster.sql(CHANGE if number % 2 else MORE)
+        cluster.restart("immediate", ptrack__map_size=2 + number % 3)
+        cluster.sql(MORE if number % 2 else CHANGE)
+
+    steps = _killed_at_each_step(
+        snapshot, cluster, orders, change, cluster.checkpoint, halves=False
+    )
+    assert steps >= 4
+
+
+def test_killed_in_the_flush_at_the_end_of_recovery(faulty: tuple[Cluster, Fault]) -> None:
+    cluster, orders = faulty
+    snapshot = before(cluster)
+    reached = 0
+    for number in range(1, STEPS):
+        cluster.sql(CHANGE if number % 2 else MORE)
+        cluster.evict()
+        cluster.kill_all()
+        orders.order(MAP, Kind.changes(), Action.STOP_BEFORE, number=number)
+        cluster.start(wait=False)
+        cluster.wait_for(lambda: orders.stopped > 0 or cluster.ready(), "the flush or the end")
+        stopped = orders.stopped
+        if stopped:
+            cluster.kill_all()
+        orders.clear()
+        if not stopped:
+            break
+        reached += 1
+        cluster.start()
+        _kept(snapshot, cluster)
+    assert reached >= 3
+    _kept(snapshot, cluster)
+
+
+def test_killed_in_the_flush_of_a_standby(factory: Factory) -> None:
+    primary = factory.create(checksums=True)
+    primary.sql(TABLE)
+    standby = factory.standby(primary, start=False, fsync=True)
+    with Fault(standby, factory.shared) as orders:
+        standby.start()
+        snapshot = oracle.take(standby, primary=primary)
+        for number in range(1, STEPS):
+            primary.sql(CHANGE if number % 2 else MORE)
+            primary.checkpoint()
+            standby.catch_up(primary)
+            orders.order(MAP, Kind.changes(), Action.STOP_BEFORE, number=number)
+            with beside(standby.checkpoint) as thread:
+                while thread.is_alive() and not orders.stopped:
+                    thread.join(0.002)
+                stopped = orders.stopped
+                if stopped:
+                    standby.kill_all()
+            orders.clear()
+            if not stopped:
+                break
+            standby.start()
+            standby.catch_up(primary)
+            _kept(snapshot, standby)
+        assert number > 4
+
+
+def test_killed_in_a_durable_mark(faulty: tuple[Cluster, Fault]) -> None:
+    """A truncation writes its marks through before it happens."""
+    cluster, orders = faulty
+    snapshot = before(cluster)
+    cluster.sql(CHANGE)
+
+    def change(number: int) -> None:
+        cluster.sql(CHANGE if number % 2 else MORE)
+        cluster.sql("INSERT INTO t SELECT i, repeat('y', 300) FROM generate_series(1, 2000) i")
+        cluster.sql("DELETE FROM t WHERE x LIKE 'y%'")
+
+    steps = _killed_at_each_step(snapshot, cluster, orders, change, lambda: cluster.sql("VACUUM t"))
+    assert steps >= 2
+
+
+@pytest.mark.parametrize("onwards", [True, False], ids=["full disk", "one error"])
+@pytest.mark.parametrize("again", [True, False], ids=["flushed again", "killed at once"])
+def test_flush_that_fails_at_each_step(
+    faulty: tuple[Cluster, Fault], *, again: bool, onwards: bool
+) -> None:
+    """The checkpoint goes on, and the old map is not trusted beyond what it holds."""
+    cluster, orders = faulty
+    snapshot = before(cluster)
+    error = errno.ENOSPC if onwards else errno.EIO
+    for number in range(1, STEPS):
+        cluster.sql(CHANGE if number % 2 else MORE)
+        redo, mark = cluster.redo(), cluster.log_size()
+        orders.order(MAP, Kind.changes(), Action.FAIL, number=number, error=error, onwards=onwards)
+        cluster.checkpoint()
+        failed = orders.count >= number
+        orders.clear()
+        assert cluster.redo() > redo, "checkpoints go on"
+        if not failed:
+            break
+        assert "WARNING:  ptrack checkpoint: could not write map file" in cluster.log_text(mark)
+        oracle.look(snapshot, cluster)
+        if again:
+            cluster.checkpoint()
+        cluster.kill_all()
+        cluster.start()
+        if again:
+            _kept(snapshot, cluster)
+        else:
+            safe(snapshot, cluster, changed=1)
+            if cluster.init_lsn() > snapshot.lsn:
+                snapshot = oracle.take(cluster)
+    assert number > 4
+
+
+def test_durable_mark_that_fails(faulty: tuple[Cluster, Fault]) -> None:
+    """No file that a start would accept may stay behind."""
+    cluster, orders = faulty
+    snapshot = before(cluster)
+    cluster.sql("DELETE FROM t WHERE i > 1500")
+    orders.order(MAP, Kind.WRITE | Kind.SYNC, Action.FAIL, onwards=True)
+    cluster.sql("VACUUM t")
+    assert orders.count > 0
+    orders.clear()
+    oracle.look(snapshot, cluster)
+    cluster.kill_all()
+    cluster.start()
+    refused(snapshot, cluster)
+
+
+def test_map_that_cannot_be_read(faulty: tuple[Cluster, Fault]) -> None:
+    """An error of the disk while the file is read: it begins anew."""
+    cluster, orders = faulty
+    snapshot = before(cluster)
+    cluster.sql(CHANGE)
+    cluster.stop()
+    for number in (1, 2):  # the header, and the pages
+        orders.order(MAP, Kind.READ, Action.FAIL, number=number, onwards=True)
+        mark = cluster.log_size()
+        cluster.start()
+        cluster.init_lsn()
+        orders.clear()
+        assert "could not read map file" in cluster.log_text(mark)
+        refused(snapshot, cluster)
+        snapshot = oracle.take(cluster)
+        cluster.sql(CHANGE)
+        cluster.stop()
+
+
+# ---- writers held up
+
+
+def test_written_and_not_marked_yet(faulty: tuple[Cluster, Fault]) -> None:
+    """A query sees what is on disk although its writer has not come to the mark."""
+    cluster, orders = faulty
+    snapshot = before(cluster)
+    cluster.sql(CHANGE)
+    orders.order(cluster.path_of("t"), Kind.WRITE, Action.STOP_AFTER)
+    with beside(cluster.evict):
+        orders.wait()
+        comparison = oracle.look(snapshot, cluster)
+        assert comparison.changed > 0, "nothing was written"
+        orders.clear()
+    oracle.check(snapshot, cluster, changed=20)
+
+
+def test_written_and_killed_before_the_mark(faulty: tuple[Cluster, Fault]) -> None:
+    cluster, orders = faulty
+    cluster.reload(full_page_writes=False)
+    snapshot = before(cluster)
+    cluster.sql(CHANGE)
+    orders.order(cluster.path_of("t"), Kind.WRITE, Action.STOP_AFTER)
+    with beside(cluster.evict):
+        orders.wait()
+        cluster.kill_all()
+    orders.clear()
+    cluster.start()
+    oracle.check(snapshot, cluster)
+
+
+@pytest.mark.parametrize("crash", [False, True], ids=["on", "killed"])
+def test_backup_starts_while_a_build_is_held_up(
+    faulty: tuple[Cluster, Fault], *, crash: bool
+) -> None:
+    """Pages past the buffer pool, about to be written when a backup begins, written after it.
+
+    Their WAL, where it came before, is behind the redo point of that backup.
+    """
+    cluster, orders = faulty
+    cluster.sql(f"CREATE TABLESPACE ts LOCATION '{cluster.tablespace('ts')}'")
+    cluster.sql("CREATE TABLE t AS SELECT i, md5(i::text) AS s FROM generate_series(1, 20000) i")
+    cluster.sql("CREATE INDEX t_s ON t (s) TABLESPACE ts")
+    oracle.take(cluster)
+    written = 0
+    for number in (1, 2, 5, 20):
+        orders.order("/ts/PG_", Kind.WRITE, Action.STOP_AROUND, number=number)
+        with beside(lambda: cluster.sql("REINDEX INDEX t_s")):
+            pid = orders.wait()
+            snapshot = oracle.take(cluster)
+            orders.go_on()
+            assert orders.wait() == pid
+            written += oracle.look(snapshot, cluster).changed  # not if it is zeros
+            if crash:
+                cluster.kill_all()
+            orders.clear()
+        if crash:
+            cluster.start()
+        oracle.check(snapshot, cluster, changed=0)
+    assert written >= 2
+
+
+def test_backup_starts_while_a_directory_is_copied(faulty: tuple[Cluster, Fault]) -> None:
+    """Half of the files of a new database are there when a backup begins."""
+    cluster, orders = faulty
+    cluster.sql(f"CREATE TABLESPACE ts LOCATION '{cluster.tablespace('ts')}'")
+    cluster.sql("CREATE DATABASE d")
+    cluster.sql("CREATE TABLE t AS SELECT generate_series(1, 20000) AS i", database="d")
+    for number in (3, 100):
+        orders.order("/ts/PG_", Kind.WRITE, Action.STOP_BEFORE, number=number)
+        with beside(lambda: cluster.sql("ALTER DATABASE d SET TABLESPACE ts")) as thread:
+            while thread.is_alive() and not orders.stopped:
+                thread.join(0.002)
+            assert orders.stopped, f"{orders.count} writes only"
+            snapshot = oracle.take(cluster)
+            orders.order("/ts/PG_", Kind.WRITE, Action.STOP_BEFORE, number=20)
+            orders.wait()
+            oracle.look(snapshot, cluster)
+            orders.clear()
+        oracle.check(snapshot, cluster)
+        cluster.sql("ALTER DATABASE d SET TABLESPACE pg_default")
+
+
+# ---- the scan of directories
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EMFILE, errno.ENOTDIR, errno.EIO])
+def test_directory_that_cannot_be_opened(faulty: tuple[Cluster, Fault], error: int) -> None:
+    """An error, and never a short answer, whichever directory it is."""
+    cluster, orders = faulty
+    cluster.sql("CREATE DATABASE d")
+    query = "SELECT count(*), sum(pagecount) FROM ptrack_get_pagemapset('0/0')"
+    whole = cluster.sql(query)
+    with cluster.connect() as connection:
+        connection.execute(query)
+        orders.order("", Kind.OPENDIR)
+        connection.execute(query)
+        directories = orders.count
+        assert directories >= 6
+        for number in range(1, directories + 1):
+            orders.order(
+                "", Kind.OPENDIR, Action.FAIL, number=number, error=error,
+                onwards=error == errno.EMFILE,
+            )  # fmt: skip
+            with pytest.raises(psycopg.Error):
+                connection.execute(query)
+        orders.clear()
+        assert connection.execute(query).fetchall() == whole
