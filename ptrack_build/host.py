@@ -56,6 +56,10 @@ NEEDS: dict[str, Need] = {
     "tar": Need(programs=("tar", "xz", "bzip2"), apt=("tar", "xz-utils", "bzip2"),
                 dnf=("tar", "xz", "bzip2")),
     "dpkg-dev": Need(programs=("dpkg-source",), apt=("dpkg-dev",), dnf=("dpkg-dev",)),
+    "rpm-build": Need(
+        programs=("rpmbuild", "rpm2cpio", "cpio"),
+        apt=("rpm", "debugedit", "cpio"), dnf=("rpm-build", "debugedit", "cpio"),
+    ),
     "ccache": Need(programs=("ccache",), apt=("ccache",), dnf=("ccache",)),
     "pkg-config": Need(programs=("pkg-config",), apt=("pkg-config",), dnf=("pkgconf-pkg-config",)),
     "zlib": Need(headers=("zlib.h",), apt=("zlib1g-dev",), dnf=("zlib-devel",)),
