@@ -289,7 +289,7 @@ def this_system() -> System:
 
 
 def _evaluated(text: str) -> list[str]:
-    return call(["rpm", "--eval", text], capture=True, quiet=True).stdout.rstrip("\n").split("\n")
+    return call(["rpm", "--eval", text], capture=True, quiet=True).stdout.removesuffix("\n").split("\n")
 
 
 def _machine(major: Major, *, jit: bool) -> _Machine:
