@@ -289,7 +289,11 @@ def this_system() -> System:
 
 
 def _evaluated(text: str) -> list[str]:
-    return call(["rpm", "--eval", text], capture=True, quiet=True).stdout.removesuffix("\n").split("\n")
+    return (
+        call(["rpm", "--eval", text], capture=True, quiet=True)
+        .stdout.removesuffix("\n")
+        .split("\n")
+    )
 
 
 def _machine(major: Major, *, jit: bool) -> _Machine:
@@ -335,7 +339,7 @@ def _machine(major: Major, *, jit: bool) -> _Machine:
         builder=builder,
         without=tuple(sorted(without)),
         builders={name: have[name] for name in sorted(have)},
-        macros="\n".join(_evaluated("%{optflags}\n%{?build_ldflags}\n%{?dist}\n%{?_smp_mflags}")),
+        macros="\n".join(_evaluated("%{optflags}\n%{?build_ldflags}\n%{?dist}")),
     )
 
 
@@ -371,7 +375,10 @@ def _paste(names: Iterable[str]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """One source package about to be built, or found done. options: of rpmbuild."""
+    """One source package about to be built, or found done.
+
+    options: of rpmbuild; neutral: those of them that hold on any system.
+    """
 
     name: str
     version: str
@@ -380,6 +387,7 @@ class _Job:
     log: Path
     files: dict[str, str]
     options: tuple[str, ...]
+    neutral: tuple[str, ...]
 
     @property
     def final(self) -> Path:
@@ -442,25 +450,31 @@ def _made_of(tree: PatchedTree, known: Facts, machine: _Machine) -> dict[str, An
     }
 
 
+def _neutral(machine: _Machine) -> tuple[str, ...]:
+    """The macros for all that rpm would take from clock and machine."""
+    macros = [
+        "use_source_date_epoch_as_buildtime 1",
+        "clamp_mtime_to_source_date_epoch 1",
+        "build_mtime_policy clamp_to_source_date_epoch",
+        "source_date_epoch_from_changelog 0",
+        "_buildhost localhost",
+    ]
+    if machine.native:
+        macros += [
+            f"dist .{machine.system.tag}",
+            "_binary_payload w7.zstdio",
+            "_source_payload w7.zstdio",
+        ]
+    return tuple(word for macro in macros for word in ("--define", macro))
+
+
 def _options(machine: _Machine) -> tuple[str, ...]:
     """Rpmbuild's switches and macros that do not depend on the place."""
     options = [f"--without={name}" for name in machine.without]
     if machine.native:
         # No rpm of the system's could meet a BuildRequires; what was asked of apt is the same.
         options += ["--nodeps", "--with=native", "--without=selftest"]
-        options += ["--define", f"dist .{machine.system.tag}"]
-        options += ["--define", "_binary_payload w7.zstdio"]
-        options += ["--define", "_source_payload w7.zstdio"]
-    for macro in (
-        # all that rpm would take from clock and machine
-        "use_source_date_epoch_as_buildtime 1",
-        "clamp_mtime_to_source_date_epoch 1",
-        "build_mtime_policy clamp_to_source_date_epoch",
-        "source_date_epoch_from_changelog 0",
-        "_buildhost localhost",
-    ):
-        options += ["--define", macro]
-    return tuple(options)
+    return (*options, *_neutral(machine))
 
 
 def _server_job(tree: PatchedTree, known: Facts, slot: str, machine: _Machine) -> _Job:
@@ -480,6 +494,7 @@ def _server_job(tree: PatchedTree, known: Facts, slot: str, machine: _Machine) -
         log=cache.directory("log") / f"{slot}.log",
         files=files,
         options=options,
+        neutral=_neutral(machine),
     )
 
 
@@ -504,6 +519,7 @@ def _extension_job(
         log=cache.directory("log") / f"{slot}-extension.log",
         files=files,
         options=(*_options(machine), "--define", f"unpacked {root}"),
+        neutral=_neutral(machine),
     )
 
 
@@ -653,12 +669,17 @@ def _make(job: _Job, known: Facts, provide: Callable[[Path], None]) -> None:
                 os.utime(file, (known.epoch, known.epoch))
             if user is not None:
                 call(["chown", "-R", f"{user.uid}:{user.gid}", str(job.place)], quiet=True)
+            env = _environment(job, known, user)
+            topdir = ["--define", f"_topdir {job.place}", "--define", f"_tmppath {job.place}/tmp"]
             call(
-                ["rpmbuild", "-ba", "--define", f"_topdir {job.place}",
-                 "--define", f"_tmppath {job.place / 'tmp'}", *job.options,
-                 str(job.place / "SPECS" / job.spec)],
-                cwd=job.place, env=_environment(job, known, user), log=job.log, quiet=True,
-                user=user, on_line=count,
+                ["rpmbuild", "-bb", *topdir, *job.options, f"SPECS/{job.spec}"],
+                cwd=job.place, env=env, log=job.log, quiet=True, user=user, on_line=count,
+            )  # fmt: skip
+            # The source package holds the expanded spec: no path, and nothing of this system.
+            topdir = ["--define", "_topdir .", "--define", f"_tmppath {job.place}/tmp"]
+            call(
+                ["rpmbuild", "-bs", "--nodeps", *topdir, *job.neutral, f"SPECS/{job.spec}"],
+                cwd=job.place, env=env, log=job.log, quiet=True, user=user,
             )  # fmt: skip
             _keep(job, scratch)
             shown.update(1.0, f"{compiled} files compiled")
