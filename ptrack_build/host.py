@@ -57,8 +57,9 @@ NEEDS: dict[str, Need] = {
                 dnf=("tar", "xz", "bzip2")),
     "dpkg-dev": Need(programs=("dpkg-source",), apt=("dpkg-dev",), dnf=("dpkg-dev",)),
     "rpm-build": Need(
-        programs=("rpmbuild", "rpm2cpio", "cpio"),
-        apt=("rpm", "debugedit", "cpio"), dnf=("rpm-build", "debugedit", "cpio"),
+        programs=("rpmbuild", "rpm2cpio", "cpio", "debugedit", "eu-strip"),
+        apt=("rpm", "cpio", "debugedit", "elfutils"),
+        dnf=("rpm-build", "cpio", "debugedit", "elfutils"),
     ),
     "ccache": Need(programs=("ccache",), apt=("ccache",), dnf=("ccache",)),
     "pkg-config": Need(programs=("pkg-config",), apt=("pkg-config",), dnf=("pkgconf-pkg-config",)),
