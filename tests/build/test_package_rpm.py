@@ -209,6 +209,10 @@ PRISTINE = {
     "src/backend/utils/misc/postgresql.conf.sample": (
         "# - Where to Log -\n\n#log_destination = 'stderr'\n"
     ),
+    "src/common/Makefile": (
+        "STD_CPPFLAGS := $(filter-out -I$(top_srcdir)/src/include,$(CPPFLAGS))\n"
+        "STD_LDFLAGS := $(filter-out -L$(top_builddir)/src/common,$(LDFLAGS))\n"
+    ),
 }
 
 
