@@ -462,6 +462,8 @@ def _neutral(machine: _Machine) -> tuple[str, ...]:
     if machine.native:
         macros += [
             f"dist .{machine.system.tag}",
+            # what distributions of rpms have switched on
+            "__arch_install_post %{_rpmconfigdir}/check-rpaths && %{_rpmconfigdir}/check-buildroot",
             "_binary_payload w7.zstdio",
             "_source_payload w7.zstdio",
         ]
