@@ -51,19 +51,27 @@ nox.options.default_venv_backend = "none"
 nox.options.error_on_external_run = True
 nox.options.stop_on_first_error = False
 
-# No session has an environment of nox's, so that there is no uv is nothing to tell.
-logging.getLogger("nox").addFilter(lambda record: "uv binary" not in str(record.msg))
+
+def _worth_telling(record: logging.LogRecord) -> bool:
+    """Drop what does not matter here, and give a mistyped session's name a next step."""
+    if str(record.msg).startswith("Sessions not found"):
+        record.msg = f"{record.msg}\nnext: ./nox -l lists the sessions"
+    # No session has an environment of nox's, so that there is no uv is nothing to tell.
+    return "uv binary" not in str(record.msg)
+
+
+logging.getLogger("nox").addFilter(_worth_telling)
 
 try:
     MATRIX = matrix.load()
 except UsageError as _error:
     sys.exit(f"nox: {_error}")
 
-FAMILIES = ("build", "test", "demo", "mutants", "deb", "rpm")
+FAMILIES = ("build", "test", "demo", "mutants", "bench", "deb", "rpm")
 
 for _word in sys.argv[1:]:  # nox names no neighbours of a session that does not exist
     _asked = re.fullmatch(rf"({'|'.join(FAMILIES)})-([\w.]+)", _word)
-    if _asked and _asked[2] not in MATRIX.names:
+    if _asked and _asked[2] not in MATRIX.names and _word != "bench-build":
         try:
             MATRIX.major(_asked[2])
         except UsageError as _error:
@@ -132,7 +140,7 @@ def session(
 
 
 def major_sessions(major: Major) -> None:
-    """build-NN, test-NN, demo-NN, mutants-NN, deb-NN, rpm-NN"""
+    """build-NN, test-NN, demo-NN, mutants-NN, bench-NN, deb-NN, rpm-NN"""
     label = "the development branch" if major.state == "devel" else f"PostgreSQL {major.name}"
     eol = " (end of life)" if major.state == "eol" else ""
 
@@ -148,6 +156,7 @@ def major_sessions(major: Major) -> None:
         print(made.path)
 
     def test(session: nox.Session) -> None:
+        from ptrack_build import compile as compiling
         from ptrack_build import report, suite
 
         options = Options(session)
@@ -157,8 +166,15 @@ def major_sessions(major: Major) -> None:
             "--deep", nargs="?", const=120.0, type=float, metavar="MINUTES",
             help="the state machine alone, with new seeds, for 120 minutes or so many",
         )  # fmt: skip
+        options.add_argument(
+            "--variant", choices=compiling.VARIANTS, default=compiling.TEST.name,
+            help="how the server is compiled: other block and segment sizes",
+        )  # fmt: skip
         given, rest = options.read_some()
-        outcome = suite.one(major, rest, locked=given.locked, record=given.record, deep=given.deep)
+        outcome = suite.one(
+            major, rest, locked=given.locked, record=given.record, deep=given.deep,
+            variant=given.variant,
+        )  # fmt: skip
         print(report.table([outcome]), flush=True)
         if outcome.status != "passed":
             what = f"{outcome.failures} of {outcome.tests} tests failed"
@@ -185,6 +201,26 @@ def major_sessions(major: Major) -> None:
             what = f"{outcome.failures} of {outcome.tests} mutants got away"
             raise suite.SuiteFailed(outcome.note or what, hint="pytest's output above says which")
 
+    def bench(session: nox.Session) -> None:
+        from benchmarks.engine import run as engine
+
+        options = Options(session)
+        options.add_argument("--locked", action="store_true", help="what matrix.lock records")
+        options.add_argument("--quick", action="store_true", help="fewer rounds, nothing written")
+        options.add_argument("--no-write", action="store_true", help="print only")
+        options.add_argument("--no-plots", action="store_true", help="leave matplotlib out")
+        options.add_argument("--page", action="store_true", help="write page and plots anew only")
+        options.add_argument("--public", type=Path, metavar="CHECKOUT", help="ptrack 2.4 beside it")
+        options.add_argument("families", nargs="*", help=", ".join(engine.FAMILIES))
+        given = options.read()
+        if given.page:
+            engine.publish(major, plots=not given.no_plots)
+            return
+        engine.measure(
+            major, given.families, quick=given.quick, write=not given.no_write,
+            plots=not given.no_plots, locked=given.locked, public_checkout=given.public,
+        )  # fmt: skip
+
     def deb(session: nox.Session) -> None:
         from ptrack_build.package import deb
 
@@ -207,11 +243,12 @@ def major_sessions(major: Major) -> None:
     test.__doc__ = f"{label}{eol}: the shared suite on a build with assertions and tiny segments"
     demo.__doc__ = f"{label}{eol}: what an incremental backup would read against a full one"
     mutants.__doc__ = f"{label}{eol}: each protection taken out in turn makes its test fail"
+    bench.__doc__ = f"{label}{eol}: what tracking costs, beside the server without it"
     deb.__doc__ = f"{label}{eol}: Debian packages of server and extension, for this system"
     rpm.__doc__ = f"{label}{eol}: RPM packages of server and extension; on Debian, for trying"
     each = (
-        ("build", build), ("test", test), ("demo", demo), ("mutants", mutants), ("deb", deb),
-        ("rpm", rpm),
+        ("build", build), ("test", test), ("demo", demo), ("mutants", mutants), ("bench", bench),
+        ("deb", deb), ("rpm", rpm),
     )  # fmt: skip
     for family, function in each:
         BY_FAMILY[family].append((f"{family}-{major.name}", (family, f"pg{major.name}"), function))

@@ -137,7 +137,7 @@ inline start(with)
 #endif
 		:: else
 		fi;
-		/* RULE CLEAR_SHUTDOWN clear_shutdown (mapload.c): the flag stays in the header */
+		/* RULE CLEAR_SHUTDOWN ptrack_file_begin_life (mapload.c): the flag stays in the header */
 #ifndef NO_CLEAR_SHUTDOWN
 		file_shutdown = false;
 #endif

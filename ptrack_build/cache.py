@@ -13,6 +13,7 @@ Layout below root():
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import os
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 TAG = """Signature: 8a477f597d28d172789f06886806bc55
 # This directory is a cache: it can be removed at any time and is rebuilt when needed.
 """
+TAG_NAME = "CACHEDIR.TAG"
 STALE_SECONDS = 24 * 3600
 
 
@@ -63,13 +65,22 @@ def _root(named: str, uid: int) -> Path:
 
 
 def _made(path: Path) -> Path:
+    """The directory, made if need be, and then open to all readers.
+
+    One that was there keeps its mode (whether servers can reach it, host.check_reachable says), and
+    gets no tag if something is in it: whatever that is, it may not be a cache.
+    """
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        if os.geteuid() == 0 or path.stat().st_uid == os.geteuid():
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            if not any(path.iterdir()):
+                (path / TAG_NAME).write_text(TAG)
+            elif not os.access(path, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from None
+        else:
             path.chmod(0o755)
-        tag = path / "CACHEDIR.TAG"
-        if not tag.exists():
-            tag.write_text(TAG)
+            (path / TAG_NAME).write_text(TAG)
     except OSError as error:
         what = f"the cache {path} cannot be written: {error.strerror}"
         hint = "set PTRACK_CACHE to a directory that can, with a few GB free"

@@ -13,13 +13,23 @@ from ptrack_build import REPO, cache, host
 from ptrack_build.errors import PtrackError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ptrack_build.matrix import Major, Matrix
 
 TEMPLATES = Path(__file__).parent / "workflows"
 TARGET = Path(".github") / "workflows"
 
 #: Checked once a push, whatever the major.
-CHECKS = ("lint", "patches", "selftest")
+CHECKS = ("lint", "patches", "model", "selftest")
+
+#: What takes too long for every push, by the name of its job: the state machine for an hour, and
+#: each protection taken out in turn.
+NIGHT = {"deep-17": "test-17 -- --deep=60", "mutants-17": "mutants-17"}
+
+#: Where the workflows keep the cache, below the checkout: actions refuse paths with `..` in them,
+#: and upload-artifact passes over hidden directories.
+CACHE = "ptrack-cache"
 
 #: What decides, besides the source, how a server comes out.
 SHARED_INPUTS = ("ptrack_build/compile.py", "ptrack_build/host.py", "templates/core")
@@ -83,10 +93,18 @@ def render(majors: Matrix) -> dict[Path, str]:
         autoescape=False,
     )
     wanted = (*host.TOOLS, *host.EXTRAS, *("zlib", "readline", "icu", "openssl", "lz4", "zstd"))
-    packages = dict.fromkeys(name for need in wanted for name in host.NEEDS[need].apt)
+
+    def packages(needs: Iterable[str]) -> str:
+        return " ".join(dict.fromkeys(name for need in needs for name in host.NEEDS[need].apt))
+
     return {
         TARGET / source.name.removesuffix(".j2"): environment.get_template(source.name).render(
-            majors=majors.majors, checks=CHECKS, packages=" ".join(packages)
+            majors=majors.majors,
+            checks=CHECKS,
+            night=NIGHT.items(),
+            cache=CACHE,
+            packages=packages(wanted),
+            model_packages=packages(("spin", "cc")),
         )
         for source in sorted(TEMPLATES.glob("*.yml.j2"))
     }

@@ -55,6 +55,7 @@ SERVER_FORMAT = "server 1"
 PREFIX_FORMAT = "prefix 1"
 FREE_MB = 700
 KEEP_SECONDS = 14 * 24 * 3600
+CONFIGURE_LINES = 20
 WARNINGS = "-Wall -Wextra -Werror"
 
 Kind = Literal["", "asan", "coverage"]
@@ -64,13 +65,14 @@ Kind = Literal["", "asan", "coverage"]
 class Variant:
     """How a server is compiled.
 
-    segsize_blocks: blocks in a segment file, None for PostgreSQL's 1 GB; blocksize_kb: a block;
-    kind: instrumentation; cflags: added to the compiler's.
+    segsize_blocks: blocks in a segment file, segsize_gb: its size, neither for PostgreSQL's 1 GB;
+    blocksize_kb: a block; kind: instrumentation; cflags: added to the compiler's.
     """
 
     name: str
     cassert: bool = False
     segsize_blocks: int | None = None
+    segsize_gb: int | None = None
     blocksize_kb: int = 8
     injection_points: bool = False
     werror: bool = False
@@ -80,7 +82,10 @@ class Variant:
 
 RELEASE = Variant(name="release")
 TEST = Variant(name="test", cassert=True, segsize_blocks=8, injection_points=True, werror=True)
-VARIANTS = {variant.name: variant for variant in (RELEASE, TEST)}
+#: Chunks of 64 blocks straddle these segments, and a segment has no whole byte of a bitmap.
+BLOCKS_1K = Variant(name="blocks-1k", cassert=True, segsize_blocks=20, blocksize_kb=1, werror=True)
+BLOCKS_32K = Variant(name="blocks-32k", cassert=True, segsize_gb=8, blocksize_kb=32, werror=True)
+VARIANTS = {variant.name: variant for variant in (RELEASE, TEST, BLOCKS_1K, BLOCKS_32K)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +222,8 @@ def flags(tree: PatchedTree, variant: Variant) -> tuple[str, ...]:
         flags.append("--enable-cassert")
     if variant.blocksize_kb != 8:
         flags.append(f"--with-blocksize={variant.blocksize_kb}")
+    if variant.segsize_gb is not None:
+        flags.append(f"--with-segsize={variant.segsize_gb}")
     if variant.segsize_blocks is not None and tree.source.major.number >= 16:
         flags.append(f"--with-segsize-blocks={variant.segsize_blocks}")
     if variant.injection_points and tree.source.major.number >= 17:
@@ -424,11 +431,31 @@ def _configure(plan: _Plan, src: Path, obj: Path, shown: Step, log: Path) -> Non
     # The compiler itself: what configure tries is too small and too many for ccache.
     env["PATH"] = os.environ.get("PATH", os.defpath)
     argv = [str(script), "--cache-file=config.cache", *flags]
-    call(argv, cwd=obj, env=env, log=log, quiet=True)
+    try:
+        call(argv, cwd=obj, env=env, log=log, quiet=True)
+    except CommandFailed:
+        _keep_reason(obj / "config.log", log)
+        raise
     cache.write(memory, mine.read_text(encoding="utf-8", errors="replace"))
     blocks = plan.variant.segsize_blocks
     if blocks is not None and not any("segsize-blocks" in flag for flag in flags):
         _segment_size(obj / "src" / "include" / "pg_config.h", blocks)
+
+
+def _keep_reason(config_log: Path, log: Path) -> None:
+    """Append to the log what configure's own log, soon removed, has on the check that failed.
+
+    That is its commands and what the compiler said to them, without the program it was given.
+    """
+    with contextlib.suppress(OSError):
+        lines = config_log.read_text(encoding="utf-8", errors="replace").splitlines()
+        ends = [n for n, line in enumerate(lines) if re.match(r"configure:\d+: error: ", line)]
+        lines = lines[: ends[0]] if ends else lines
+        begins = [n for n, line in enumerate(lines) if re.match(r"configure:\d+: checking ", line)]
+        program = ("configure: failed program was:", "|")
+        lines = [x for x in lines[begins[-1] if begins else 0 :] if not x.startswith(program)]
+        with log.open("a", encoding="utf-8") as file:
+            file.write("\n".join(["config.log says of that:", *lines[-CONFIGURE_LINES:], ""]))
 
 
 def _segment_size(header: Path, blocks: int) -> None:

@@ -301,7 +301,10 @@ def check_reachable(path: Path, user: ServerUser | None) -> None:
         if mode.st_mode & stat.S_IXOTH or mode.st_uid == user.uid:
             continue
         what = f"{parent} keeps out the user {user.name}, whom servers run as"
-        hint = "set PTRACK_CACHE to a directory that everybody can read, such as /var/cache/ptrack"
+        hint = (
+            f"chmod o+x {shlex.quote(str(parent))}, or set PTRACK_CACHE to a directory that "
+            "everybody can read"
+        )
         raise HostError(what, hint=hint)
 
 

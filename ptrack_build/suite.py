@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shlex
 import subprocess
@@ -12,21 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ptrack_build import REPO, host, report
+from ptrack_build import REPO, cache, host, report
 from ptrack_build import compile as compiling
 from ptrack_build.errors import PtrackError, SourceError, UsageError
 from ptrack_build.progress import say
 from ptrack_build.run import call
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from ptrack_build.compile import Prefix, Variant
     from ptrack_build.matrix import Major
 
-RESULTS = REPO / "results"
 LOCK = REPO / "requirements" / "lock.txt"
-#: How long pytest may take to stop its servers after ctrl-C, in seconds.
+#: How long a program may take to stop its servers after ctrl-C, in seconds.
 PATIENCE = 30.0
 
 
@@ -43,6 +43,21 @@ class Ended:
     failures: int
     skipped: int
     seconds: float
+
+
+@functools.cache
+def results() -> Path:
+    """Where records of runs go: results/ of the checkout.
+
+    Where the checkout cannot be written it is results/ of the cache, which is said, once.
+    """
+    usual = REPO / "results"
+    if os.access(usual if usual.is_dir() else REPO, os.W_OK | os.X_OK):
+        usual.mkdir(exist_ok=True)
+        return usual
+    other = cache.directory("results")
+    say(f"results go to {other}, as {REPO} cannot be written")
+    return other
 
 
 def tools() -> Path:
@@ -74,27 +89,46 @@ def prefix(major: Major, variant: Variant, *, locked: bool = False) -> Prefix:
 def pytest(
     name: str, paths: Sequence[str], args: Sequence[str], *, built: Prefix | None = None
 ) -> Ended:
-    """Run pytest on some of tests/; its record goes to results/<name>.xml."""
-    RESULTS.mkdir(exist_ok=True)
-    junit = RESULTS / f"{name}.xml"
+    """Run pytest on some of tests/; its record goes to <name>.xml in results()."""
+    junit = results() / f"{name}.xml"
     junit.unlink(missing_ok=True)
     workers = os.environ.get("PTRACK_TEST_WORKERS", str(min(max(2, host.cpus()), 8)))
     given = [
         arg for arg in args if not arg.startswith("-") and (REPO / arg.split("::")[0]).exists()
     ]
+    env = dict(os.environ)
+    memory = []
+    if not os.access(REPO, os.W_OK):  # what these remember between runs would go there
+        memory = ["-o", f"cache_dir={cache.directory('results', 'pytest')}"]
+        env["HYPOTHESIS_STORAGE_DIRECTORY"] = str(cache.directory("results", "hypothesis"))
     words = [
         str(tools()), "-m", "pytest", f"--junitxml={junit}", "-n", workers, "--dist", "worksteal",
-        *([] if given else paths), *args,
+        *memory, *([] if given else paths), *args,
     ]  # fmt: skip
-    env = dict(os.environ)
     if built is not None:
         host.check_reachable(built.path, host.server_user())
         env["PTRACK_PREFIX"] = str(built.path)
     print("+ python " + shlex.join(words[1:]), flush=True)
     began = time.monotonic()
+    returncode = patiently(words, env)
+    tests, failures, skipped = report.counted(junit)
+    return Ended(
+        returncode=returncode,
+        tests=tests,
+        failures=failures,
+        skipped=skipped,
+        seconds=time.monotonic() - began,
+    )
+
+
+def patiently(words: Sequence[str], env: Mapping[str, str] | None = None) -> int:
+    """Run a program of this repository that runs servers; its status.
+
+    What ends this early gives it the time to stop them.
+    """
     process = subprocess.Popen(words, cwd=REPO, env=env, stdin=subprocess.DEVNULL)
     try:
-        returncode = process.wait()
+        return process.wait()
     except BaseException:
         # The terminal's ctrl-C reached it as well; it is given time to stop its servers.
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -105,14 +139,6 @@ def pytest(
                 process.wait(PATIENCE)
         process.kill()
         raise
-    tests, failures, skipped = report.counted(junit)
-    return Ended(
-        returncode=returncode,
-        tests=tests,
-        failures=failures,
-        skipped=skipped,
-        seconds=time.monotonic() - began,
-    )
 
 
 def judged(name: str, ended: Ended, version: str, build_seconds: float) -> report.Outcome:
@@ -140,17 +166,19 @@ def one(
     locked: bool = False,
     record: bool = False,
     deep: float | None = None,
+    variant: str = compiling.TEST.name,
 ) -> report.Outcome:
-    """Build a major's test variant and run the shared suite on it. Tests that fail do not raise.
+    """Build a variant of a major and run the shared suite on it. Tests that fail do not raise.
 
     record writes the source to matrix.lock when the whole suite has passed on it. deep runs the
     state machine alone, for so many minutes on each worker.
     """
     if deep is not None:
         args = ["tests/test_machine.py", f"--deep={deep:g}", *args]
-    name = f"test-{major.name}"
+    name = f"test-{major.name}" + ("" if variant == compiling.TEST.name else f"-{variant}")
+    host.check_reachable(cache.root(), host.server_user())  # before it is built, which takes long
     began = time.monotonic()
-    built = prefix(major, compiling.TEST, locked=locked)
+    built = prefix(major, compiling.VARIANTS[variant], locked=locked)
     seconds = time.monotonic() - began
     say(f"testing {built.path}")
     ended = pytest(name, ["tests", "--ignore=tests/build"], args, built=built)
@@ -165,6 +193,7 @@ def one(
 
 def mutants(major: Major, args: Sequence[str]) -> report.Outcome:
     """Take each protection out in turn and see its test fail. Slow; one at a time."""
+    host.check_reachable(cache.root(), host.server_user())
     built = prefix(major, compiling.TEST)
     os.environ["PTRACK_MUTANTS_MAJOR"] = major.name
     os.environ["PTRACK_TEST_WORKERS"] = "0"
@@ -201,7 +230,7 @@ def every(
         except PtrackError as error:
             say(str(error))
             outcomes.append(report.Outcome(session=name, status="failed", note=str(error)))
-    report.keep(outcomes, RESULTS / "test.json")
+    report.keep(outcomes, results() / "test.json")
     say("\n" + report.table(outcomes))
     failed = [each.session for each in outcomes if each.status == "failed"]
     if failed:
@@ -231,7 +260,7 @@ def built_all(majors: Sequence[Major], variant: Variant, *, locked: bool = False
             outcomes.append(
                 report.Outcome(session=name, status="passed", version=made.version, note=note)
             )
-    report.keep(outcomes, RESULTS / "build.json")
+    report.keep(outcomes, results() / "build.json")
     say("\n" + report.table(outcomes))
     failed = [each.session for each in outcomes if each.status == "failed"]
     if failed:

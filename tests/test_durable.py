@@ -6,88 +6,29 @@ their WAL can be older than the redo point recovery begins at, or not on disk at
 
 from __future__ import annotations
 
-import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.harness import files, oracle
+from tests.harness.grown import emptied, grow_and_lose, killed, lost, pages
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import psycopg
-
-    from tests.harness.cluster import Cluster
     from tests.harness.factory import Factory
-
-
-def _pages(cluster: Cluster, name: str = "t", pages: int = 40, database: str = "postgres") -> None:
-    """A table with a row a page, all hint bits set."""
-    cluster.script(
-        [
-            f"CREATE TABLE {name} (i int, x text)",
-            f"ALTER TABLE {name} ALTER x SET STORAGE PLAIN",
-            f"INSERT INTO {name} SELECT i, repeat('x', 4100) FROM generate_series(1, {pages}) i",
-            f"VACUUM FREEZE {name}",
-        ],
-        database=database,
-    )
-
-
-@contextlib.contextmanager
-def _lost(
-    cluster: Cluster, first: str, *, database: str = "postgres", checkpoint: bool = False
-) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
-    """A transaction whose WAL is lost: kill -9 before any of it is written, and a start.
-
-    first: a statement before that, which brings the catalogs into the cache; then a checkpoint, if
-    asked for, during the transaction.
-    """
-    with cluster.connect(database=database, autocommit=False) as connection:
-        connection.execute(first)
-        if checkpoint:
-            cluster.checkpoint()
-        with cluster.paused("walwriter", "background writer", "checkpointer"):
-            yield connection
-            cluster.kill_all()
-        connection.close()
-    cluster.start()
-
-
-def _grow_and_lose(
-    cluster: Cluster, table: str, rows: int, *, database: str = "postgres", width: int = 4100
-) -> None:
-    """Let a file grow by blocks of zeros, one a row of so many bytes, whose WAL is lost."""
-    with _lost(cluster, f"SELECT count(*) FROM {table}", database=database) as connection:
-        connection.execute(
-            f"INSERT INTO {table} SELECT i, repeat('x', {width}) FROM generate_series(1, {rows}) i"
-        )
-    on_disk = cluster.relation_bytes(table, database=database)
-    assert len(on_disk) >= rows * cluster.block_size, "the file did not grow"
-    assert not any(on_disk), "the rows' WAL was not lost"
-
-
-def _emptied(cluster: Cluster) -> None:
-    """Leave nothing to do for the next VACUUM but to truncate: no record of it names a block."""
-    cluster.sql("DELETE FROM t")
-    cluster.sql("VACUUM (TRUNCATE false) t")
-    cluster.sql("VACUUM (TRUNCATE false, FREEZE) t")
-    cluster.checkpoint()
 
 
 def test_truncated_before_the_crash(factory: Factory) -> None:
     """Replayed once more, a truncation finds nothing to cut, and nobody would mark it."""
     cluster = factory.create(checksums=True, shared_buffers="16MB", wal_writer_delay="10s")
-    _pages(cluster)
-    _emptied(cluster)
+    pages(cluster)
+    emptied(cluster)
     snapshot = oracle.take(cluster)
     cluster.sql("VACUUM t")
     assert cluster.value("SELECT pg_relation_size('t')") == 0
     cluster.flush_wal()
     cluster.kill_all()
     cluster.start()
-    _grow_and_lose(cluster, "t", 12)
+    grow_and_lose(cluster, "t", 12)
     oracle.check(snapshot, cluster, changed=12)
 
 
@@ -98,42 +39,35 @@ def test_truncated_on_a_standby(factory: Factory) -> None:
     when it is replayed once more, they are there already.
     """
     primary = factory.create(checksums=True, shared_buffers="16MB", wal_writer_delay="10s")
-    _pages(primary)
+    pages(primary)
     standby = factory.standby(primary)
-    _emptied(primary)
+    emptied(primary)
     snapshot = oracle.take(standby, primary=primary)
 
     primary.sql("VACUUM t")
     standby.catch_up(primary)
     assert not standby.relation_bytes("t")
-    _killed(standby, primary)
+    killed(standby, primary)
     standby.restartpoint(primary)
 
     # all on one page of WAL: early minors of 14 wait for ever for half of a record that is lost
     primary.sql("ALTER TABLE t SET (fillfactor = 10)")
     primary.sql("SELECT pg_switch_wal()")
-    _grow_and_lose(primary, "t", 6, width=850)
+    grow_and_lose(primary, "t", 6, width=850)
     primary.sql("INSERT INTO t VALUES (1, 'x')")
     standby.catch_up(primary)
     assert len(standby.relation_bytes("t")) >= 6 * standby.block_size, "no zeros came to be"
-    _killed(standby, primary)
+    killed(standby, primary)
     oracle.check(snapshot, standby, changed=6)
-
-
-def _killed(standby: Cluster, primary: Cluster) -> None:
-    """Killed, and back to where it was."""
-    standby.kill_all()
-    standby.start()
-    standby.catch_up(primary)
 
 
 def test_appended_past_the_pool(factory: Factory) -> None:
     """Pages written directly, while their WAL is still in memory, and all of it is lost."""
     cluster = factory.create(checksums=True, shared_buffers="16MB", wal_buffers="16MB")
     cluster.sql(f"CREATE TABLESPACE ts LOCATION '{cluster.tablespace('ts')}'")
-    _pages(cluster, pages=200)
+    pages(cluster, pages=200)
     snapshot = oracle.take(cluster)
-    with _lost(cluster, "SELECT count(*) FROM t") as connection:
+    with lost(cluster, "SELECT count(*) FROM t") as connection:
         connection.execute("ALTER TABLE t SET TABLESPACE ts")
     found = oracle.compare(snapshot, files.read_all(cluster.data), []).lost
     copied = [one for one in found if one.path.startswith("pg_tblspc/")]
@@ -146,7 +80,7 @@ def test_index_build_over_a_checkpoint_lost(factory: Factory) -> None:
     cluster = factory.create(checksums=True, shared_buffers="16MB", wal_buffers="16MB")
     cluster.sql("CREATE TABLE t AS SELECT i, md5(i::text) AS s FROM generate_series(1, 30000) i")
     snapshot = oracle.take(cluster)
-    with _lost(cluster, "CREATE INDEX ON t (i)", checkpoint=True) as connection:
+    with lost(cluster, "CREATE INDEX ON t (i)", checkpoint=True) as connection:
         connection.execute("CREATE INDEX ON t (s)")
     oracle.check(snapshot, cluster)
 
@@ -157,7 +91,7 @@ def test_hash_index_splits_lost(factory: Factory) -> None:
     cluster.script(["CREATE TABLE t (i int)", "CREATE INDEX t_hash ON t USING hash (i)"])
     cluster.sql("INSERT INTO t SELECT generate_series(1, 2000)")
     snapshot = oracle.take(cluster)
-    with _lost(cluster, "SELECT count(*) FROM t") as connection:
+    with lost(cluster, "SELECT count(*) FROM t") as connection:
         connection.execute("INSERT INTO t SELECT generate_series(1, 12000)")
     oracle.check(snapshot, cluster)
 
@@ -167,7 +101,7 @@ def test_database_moved_and_back(factory: Factory) -> None:
     cluster = factory.create(checksums=True, shared_buffers="16MB", wal_writer_delay="10s")
     cluster.sql(f"CREATE TABLESPACE ts LOCATION '{cluster.tablespace('ts')}'")
     cluster.sql("CREATE DATABASE d")
-    _pages(cluster, database="d")
+    pages(cluster, database="d")
     snapshot = oracle.take(cluster)
     path = cluster.path_of("t", database="d")
     cluster.sql("ALTER DATABASE d SET TABLESPACE ts")
@@ -177,7 +111,7 @@ def test_database_moved_and_back(factory: Factory) -> None:
     assert cluster.path_of("t", database="d") == path
     assert not cluster.relation_bytes("t", database="d")
     cluster.checkpoint()
-    _grow_and_lose(cluster, "t", 12, database="d")
+    grow_and_lose(cluster, "t", 12, database="d")
     oracle.check(snapshot, cluster, changed=12)
 
 
@@ -209,7 +143,7 @@ def test_stop_after_a_switch_of_wal(factory: Factory, *, archive: bool) -> None:
     cluster = factory.create(checksums=True)
     if archive:
         cluster.restart(archive_mode=True, archive_command="true")
-    _pages(cluster)
+    pages(cluster)
     snapshot = oracle.take(cluster)
     init = cluster.init_lsn()
     cluster.sql("DELETE FROM t WHERE i % 2 = 0")
@@ -238,7 +172,7 @@ def test_backup_start_on_an_idle_server(factory: Factory) -> None:
 def test_loader_killed(factory: Factory, old: int, new: int) -> None:
     """Whoever needs the map reads what the loader has not come to."""
     cluster = factory.create(checksums=True, ptrack__map_size=old)
-    _pages(cluster)
+    pages(cluster)
     snapshot = oracle.take(cluster)
     cluster.sql("DELETE FROM t WHERE i % 2 = 0")
     cluster.stop()
@@ -265,7 +199,7 @@ def test_sp_gist_metapage(factory: Factory) -> None:
 def test_free_space_map(factory: Factory) -> None:
     """What VACUUM writes into its upper pages is in no WAL."""
     cluster = factory.create(checksums=False)  # with them, its hints are logged
-    _pages(cluster)
+    pages(cluster)
     cluster.sql("VACUUM t")
     snapshot = oracle.take(cluster)
     cluster.sql("DELETE FROM t WHERE i % 2 = 0")

@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
 
 from tests.harness import fault, oracle
 from tests.harness.fault import Action, Fault, Kind
+from tests.harness.grown import grow_and_lose, lost, pages
 from tests.harness.parent import CHANGE, TABLE, before, refused, safe
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def test_killed_in_the_flush_at_the_end_of_recovery(faulty: tuple[Cluster, Fault
     cluster, orders = faulty
     snapshot = before(cluster)
     reached = 0
-    for number in range(1, STEPS):
+    for number in range(2, STEPS):  # before the first, nothing tells this life from one without
         cluster.sql(CHANGE if number % 2 else MORE)
         cluster.evict()
         cluster.kill_all()
@@ -346,6 +347,108 @@ def test_backup_starts_while_a_directory_is_copied(faulty: tuple[Cluster, Fault]
             orders.clear()
         oracle.check(snapshot, cluster)
         cluster.sql("ALTER DATABASE d SET TABLESPACE pg_default")
+
+
+@pytest.mark.major(since=15)
+@pytest.mark.parametrize("strategy", ["wal_log", "file_copy"])
+def test_backup_starts_while_a_database_is_dropped(factory: Factory, strategy: str) -> None:
+    """It holds files that are gone later, whose paths another database takes."""
+    cluster = factory.create(
+        checksums=True, start=False, shared_buffers="16MB", wal_writer_delay="10s"
+    )
+    with Fault(cluster, factory.shared) as orders:
+        cluster.start()
+        cluster.sql("CREATE DATABASE d OID = 20001")
+        cluster.script([f"CREATE TABLE m{i} (a int, b int)" for i in range(200)], database="d")
+        cluster.checkpoint()
+        orders.order("base/20001", Kind.UNLINK, Action.STOP_BEFORE)
+        with beside(lambda: cluster.sql("DROP DATABASE d")):
+            orders.wait()
+            snapshot = oracle.take(cluster)
+            orders.clear()
+        cluster.sql(f"CREATE DATABASE d OID = 20001 STRATEGY {strategy}")
+        cluster.checkpoint()
+        with lost(cluster, "SELECT 1", database="d") as connection:
+            for i in range(60):
+                connection.execute(f"CREATE TABLE f{i} (a int, b int)")
+        oracle.check(snapshot, cluster)
+
+
+def test_backup_starts_while_a_database_moves(factory: Factory) -> None:
+    """It holds the files that are left behind; they come again, shorter, and grow by zeros."""
+    cluster = factory.create(
+        checksums=True, start=False, shared_buffers="16MB", wal_writer_delay="10s"
+    )
+    with Fault(cluster, factory.shared) as orders:
+        cluster.start()
+        cluster.sql(f"CREATE TABLESPACE ts LOCATION '{cluster.tablespace('ts')}'")
+        cluster.sql("CREATE DATABASE d")
+        pages(cluster, database="d")
+        cluster.checkpoint()
+        path = cluster.path_of("t", database="d")
+        orders.order("/ts/PG_", Kind.WRITE, Action.STOP_BEFORE, number=3)
+        with beside(lambda: cluster.sql("ALTER DATABASE d SET TABLESPACE ts")):
+            orders.wait()
+            snapshot = oracle.take(cluster)
+            orders.clear()
+        assert path in snapshot.content
+        cluster.sql("DELETE FROM t", database="d")
+        cluster.sql("VACUUM t", database="d")
+        cluster.sql("ALTER DATABASE d SET TABLESPACE pg_default")
+        assert cluster.path_of("t", database="d") == path
+        cluster.checkpoint()
+        grow_and_lose(cluster, "t", 12, database="d")
+        oracle.check(snapshot, cluster, changed=12)
+
+
+def test_what_left_is_not_marked_for_ever(cluster: Cluster) -> None:
+    """After a move and a drop nothing of them is reported to later parents."""
+    cluster.sql(f"CREATE TABLESPACE ts LOCATION '{cluster.tablespace('ts')}'")
+    cluster.sql("CREATE DATABASE d")
+    with cluster.connect() as connection:
+        connection.execute("ALTER DATABASE d SET TABLESPACE ts")
+        with pytest.raises(psycopg.Error):
+            connection.execute("BEGIN; DROP DATABASE d")
+        connection.rollback()
+        connection.execute("ALTER DATABASE d SET TABLESPACE pg_default")
+        snapshot = oracle.take(cluster)
+        cluster.checkpoint()
+        assert oracle.look(snapshot, cluster).reported < 20
+
+
+def test_durable_mark_that_fails_twice(factory: Factory) -> None:
+    """When not even the file can be removed it is an error, and no mark counts as durable."""
+    cluster = factory.create(checksums=True, start=False, shared_buffers="16MB", wal_buffers="16MB")
+    with Fault(cluster, factory.shared) as orders:
+        cluster.start()
+        cluster.script(["CREATE TABLE t (i int)", "CREATE INDEX t_hash ON t USING hash (i)"])
+        cluster.sql("INSERT INTO t SELECT generate_series(1, 2000)")
+        snapshot = oracle.take(cluster)
+        index = cluster.path_of("t_hash")
+        insert = "INSERT INTO t SELECT generate_series(1, 20)"
+
+        def size() -> int:
+            return cluster.value("SELECT pg_relation_size('t_hash')")  # type: ignore[no-any-return]
+
+        def grow(connection: psycopg.Connection[Any]) -> None:
+            before = size()
+            for _ in range(1000):
+                connection.execute(insert)
+                if size() > before:
+                    return
+
+        with lost(cluster, "SELECT count(*) FROM t") as connection:
+            connection.commit()
+            connection.autocommit = True
+            connection.execute("SET synchronous_commit = off")
+            orders.order(MAP, Kind.WRITE | Kind.SYNC | Kind.UNLINK, Action.FAIL, onwards=True)
+            with pytest.raises(psycopg.Error, match="could not remove file"):
+                grow(connection)
+            orders.clear()
+            grow(connection)
+        assert cluster.path_of("t_hash") == index
+        if cluster.init_lsn() <= snapshot.lsn:
+            oracle.check(snapshot, cluster)
 
 
 # ---- the scan of directories

@@ -140,6 +140,27 @@ def test_failures_are_counted(factory: Factory) -> None:
         assert status(cluster)["flush_failures"] == 0
 
 
+@pytest.mark.skipif(compiler() is None, reason="needs a C compiler")
+def test_no_file(factory: Factory) -> None:
+    """After a durable mark that could not be written there is nothing that a start would take."""
+    cluster = factory.create(start=False)
+    with Fault(cluster, factory.shared) as orders:
+        cluster.start()
+        cluster.sql(TABLE)
+        cluster.checkpoint()
+        cluster.sql("DELETE FROM t")
+        orders.order("global/ptrack.map", Kind.WRITE | Kind.SYNC, Action.FAIL, onwards=True)
+        cluster.sql("VACUUM t")
+        orders.clear()
+        assert not cluster.map.exists()
+        seen = status(cluster)
+        assert (seen["flush_lsn"], seen["flush_failures"]) == (None, 1)
+        cluster.checkpoint()
+        seen = status(cluster)
+        assert seen["flush_failures"] == 0
+        assert seen["flush_lsn"] is not None
+
+
 def test_fill(cluster: Cluster) -> None:
     """The share of slots: each block's mark is in two."""
     cluster.checkpoint()

@@ -26,7 +26,7 @@ RETURNS TABLE (
 	enabled boolean,			-- if false, all the rest is null
 	map_size bigint,			-- bytes
 	shared_memory bigint,		-- bytes: the map and what belongs to it
-	fill double precision,		-- share of the map's lines that have a mark
+	fill double precision,		-- share of the map's lines that have a mark; null until it is loaded
 	init_lsn pg_lsn,			-- as ptrack_init_lsn(); null if not decided yet
 	whole_lsn pg_lsn,			-- for older parents, forks that WAL does not describe are reported whole ...
 	replayed boolean,			-- ... for all parents, until the next checkpoint

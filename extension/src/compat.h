@@ -58,6 +58,13 @@ typedef RelFileNode RelFileLocator;
 #define RelnIsTemp(reln)		RelFileNodeBackendIsTemp((reln)->smgr_rnode)
 #endif
 
+/* get_database_name moved (325fc0ab14) */
+#if PG_VERSION_NUM >= 190000
+#include "utils/lsyscache.h"
+#else
+#include "commands/dbcommands.h"
+#endif
+
 /* ProcNumber replaced pgprocno (024c521117) */
 #if PG_VERSION_NUM < 170000
 #define MyProcNumber	(MyProc->pgprocno)
@@ -81,6 +88,13 @@ typedef RelFileNode RelFileLocator;
 /* the insertion timeline lost its global variable (4a92a1c3d1) */
 #if PG_VERSION_NUM < 150000
 #define GetWALInsertionTimeLine()	ThisTimeLineID
+#endif
+
+/* When a file was changed last, in nanoseconds. */
+#ifdef __APPLE__
+#define stat_mtime_ns(st)	((int64) (st)->st_mtimespec.tv_sec * 1000000000 + (st)->st_mtimespec.tv_nsec)
+#else
+#define stat_mtime_ns(st)	((int64) (st)->st_mtim.tv_sec * 1000000000 + (st)->st_mtim.tv_nsec)
 #endif
 
 /*

@@ -23,6 +23,10 @@
  * once more after.  A flush in between, of a checkpoint that begins later,
  * finds the range published and marks it for a backup that starts there.
  *
+ * A directory that a database leaves behind, moving or dropped, is there for
+ * a while after it has been marked.  A backup that starts meanwhile holds its
+ * files, so that each flush marks them once more until they are gone.
+ *
  * A directory copy is not marked by such a flush, nor does it need to be: its
  * record is written after it, so that a crash either redoes the copy or
  * leaves a directory that no database uses.
@@ -31,9 +35,13 @@
  */
 #include "postgres.h"
 
+#include <sys/stat.h>
+
+#include "access/xact.h"
 #include "access/xlog_internal.h"
 #include "catalog/objectaccess.h"
 #include "catalog/pg_database.h"
+#include "common/relpath.h"
 #include "compat.h"
 #include "hooks.h"
 #include "map.h"
@@ -109,13 +117,26 @@ mark_durably(const PtrackFork *fork, BlockNumber first, BlockNumber end, ChangeK
 		nblocks = Max(first, PTRACK_CHUNK_BLOCKS);
 		nblocks = Min(nblocks, MAX_AHEAD_BLOCKS);
 		nblocks = Max(nblocks, end - first);
+	}
+	ptrack_mark(fork, first, nblocks, ptrack_now());
+	ptrack_file_write_through();
+
+	/* not before: it may have failed */
+	if (kind == CHANGE_EXTEND)
+	{
 		durable.fork = *fork;
 		durable.first = first;
 		durable.nblocks = nblocks;
 		durable_redo = flush_redo;
 	}
-	ptrack_mark(fork, first, nblocks, ptrack_now());
-	ptrack_file_write_through();
+}
+
+/* Before the first change since the start, the file's header is told of it. */
+static inline void
+begin_life(void)
+{
+	if (unlikely(pg_atomic_read_u32(&ptrack_shared->begun) == 0))
+		ptrack_file_begin_life();
 }
 
 static void
@@ -129,6 +150,8 @@ change_begin(SMgrRelation reln, ForkNumber forknum, BlockNumber first,
 	{
 		RelFileLocator locator = RelnLocator(reln);
 		PtrackFork	fork = {locator.spcOid, locator.dbOid, locator.relNumber, forknum};
+
+		begin_life();
 
 		/* "extended" where there was something already */
 		first = Min(first, end - 1);
@@ -162,6 +185,7 @@ redo_block(RelFileLocator locator, ForkNumber forknum, BlockNumber block)
 	if (prev_redo_block_hook)
 		prev_redo_block_hook(locator, forknum, block);
 
+	begin_life();
 	if (!reachedConsistency)
 		ptrack_mark(&fork, block, 1, ptrack_now());
 }
@@ -212,12 +236,16 @@ copydir_changed(const char *fromdir, const char *todir, bool done)
 		return;
 	}
 
+	begin_life();
 	ptrack_publish(&to, 0, 0);
 	mark_directory(fromdir, to);
 
 	/* a database that moves: its old files go, and may come back otherwise */
 	if (relfile_parse_dir(fromdir, &from.spc, &from.db) && from.db == to.db)
+	{
+		ptrack_set_leaving(from.spc, from.db);
 		mark_directory(fromdir, from);
+	}
 	ptrack_file_write_through();
 }
 
@@ -242,8 +270,62 @@ object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, 
 
 	if (access == OAT_DROP && class_id == DatabaseRelationId)
 	{
+		begin_life();
+		ptrack_set_leaving(InvalidOid, object_id);
 		relfile_each_database(mark_dropped, &object_id);
 		ptrack_file_write_through();
+	}
+}
+
+/*
+ * The end of a transaction: is what it was to remove gone?  A database that
+ * moves leaves its old directory in the transaction after the one that copies.
+ */
+static void
+xact_end(XactEvent event, void *arg pg_attribute_unused())
+{
+	Oid			spc;
+	Oid			db;
+	struct stat st;
+	bool		there = false;
+
+	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT)
+		return;
+	if (MyProc == NULL || !ptrack_leaving(MyProcNumber, &spc, &db))
+		return;
+	if (event == XACT_EVENT_COMMIT && OidIsValid(spc))
+	{
+		char	   *path = GetDatabasePath(db, spc);
+
+		there = stat(path, &st) == 0;
+		pfree(path);
+	}
+	if (!there)
+		ptrack_clear_leaving();
+}
+
+/*
+ * Mark what is in directories that are about to be removed.  The backup that
+ * starts with this flush holds it, and their marks are older.
+ */
+static void
+mark_leaving(void)
+{
+	for (int i = 0; i < ptrack_shared->nprocs; i++)
+	{
+		PtrackFork	fork = {InvalidOid, InvalidOid, InvalidOid, MAIN_FORKNUM};
+
+		if (!ptrack_leaving(i, &fork.spc, &fork.db))
+			continue;
+		if (OidIsValid(fork.spc))
+		{
+			char	   *path = GetDatabasePath(fork.db, fork.spc);
+
+			mark_directory(path, fork);
+			pfree(path);
+		}
+		else
+			relfile_each_database(mark_dropped, &fork.db);
 	}
 }
 
@@ -253,6 +335,8 @@ checkpoint_guts(XLogRecPtr redo, int flags)
 	if (prev_checkpoint_guts_hook)
 		prev_checkpoint_guts_hook(redo, flags);
 
+	pg_memory_barrier();
+	mark_leaving();
 	ptrack_file_flush(redo, (flags & CHECKPOINT_END_OF_RECOVERY) != 0,
 					  (flags & CHECKPOINT_IS_SHUTDOWN) != 0);
 }
@@ -292,4 +376,5 @@ ptrack_install_hooks(void)
 	checkpoint_guts_hook = checkpoint_guts;
 	prev_object_access_hook = object_access_hook;
 	object_access_hook = object_access;
+	RegisterXactCallback(xact_end, NULL);
 }

@@ -136,6 +136,7 @@ ptrack_map_attach(void)
 	ptrack_shared->nprocs = ptrack_max_procs();
 	pg_atomic_init_u64(&ptrack_shared->init_lsn, 0);
 	pg_atomic_init_u64(&ptrack_shared->whole_lsn, 0);
+	pg_atomic_init_u32(&ptrack_shared->begun, 0);
 	pg_atomic_init_u32(&ptrack_shared->replayed, 0);
 	pg_atomic_init_u32(&ptrack_shared->unread, 0);
 	pg_atomic_init_u64(&ptrack_shared->flush_redo, 0);
@@ -202,17 +203,6 @@ chunk_place(uint64 fork_hash, BlockNumber chunk)
 	return place;
 }
 
-/* Ask for memory that will be read soon. */
-static inline void
-prefetch(const void *p)
-{
-#ifdef __GNUC__
-	__builtin_prefetch(p);
-#else
-	(void) p;
-#endif
-}
-
 /* Raise to lsn. */
 static inline void
 advance(pg_atomic_uint64 *ptr, uint64 lsn)
@@ -256,9 +246,9 @@ ptrack_mark(const PtrackFork *fork, BlockNumber first, uint64 nblocks, XLogRecPt
 		{
 			uint32		number = place.line[i];
 
-			prefetch(&ptrack_lines[number].slot[(place.rotation[i] + from) % PTRACK_CHUNK_BLOCKS]);
-			prefetch(&ptrack_summaries[number]);
-			prefetch(&ptrack_dirty[number / PTRACK_LINES_PER_PAGE]);
+			prefetch(&ptrack_lines[number].slot[(place.rotation[i] + from) % PTRACK_CHUNK_BLOCKS], 1);
+			prefetch(&ptrack_summaries[number], 1);
+			prefetch(&ptrack_dirty[number / PTRACK_LINES_PER_PAGE], 1);
 		}
 		for (int i = 0; i < 2; i++)
 		{
@@ -315,13 +305,6 @@ ptrack_line_at_least(uint32 line, XLogRecPtr lsn)
 	advance(&ptrack_summaries[line].min, lsn);
 }
 
-static inline void
-prefetch_line(uint32 line)
-{
-	for (Size at = 0; at < PTRACK_LINE_SIZE; at += 64)
-		prefetch((const char *) &ptrack_lines[line] + at);
-}
-
 /*
  * Which blocks of n chunks may have changed since lsn: bit i of word k stands
  * for block (first + k) * 64 + i.
@@ -338,8 +321,8 @@ ptrack_chunks_changed(uint64 fork_hash, BlockNumber first, uint32 n, XLogRecPtr 
 	for (uint32 k = 0; k < n; k++)
 	{
 		places[k] = chunk_place(fork_hash, first + k);
-		prefetch(&ptrack_summaries[places[k].line[0]]);
-		prefetch(&ptrack_summaries[places[k].line[1]]);
+		prefetch(&ptrack_summaries[places[k].line[0]], 1);
+		prefetch(&ptrack_summaries[places[k].line[1]], 1);
 	}
 	for (uint32 k = 0; k < n; k++)
 	{
@@ -349,7 +332,7 @@ ptrack_chunks_changed(uint64 fork_hash, BlockNumber first, uint32 n, XLogRecPtr 
 		bits[k] = ~UINT64CONST(0);
 		for (int i = 0; i < 2; i++)
 			if (line_min(places[k].line[i]) < lsn)
-				prefetch_line(places[k].line[i]);
+				prefetch(&ptrack_lines[places[k].line[i]], PTRACK_LINE_SIZE);
 	}
 
 	/* a slot is stored before its line's maximum, hence read after it */
@@ -500,4 +483,34 @@ ptrack_mark_published(void)
 		if (read_entry(i, &range) && OidIsValid(range.fork.rel))
 			ptrack_mark(&range.fork, range.first, range.nblocks, now);
 	pg_memory_barrier();
+}
+
+/*
+ * Say that this process is about to remove a database's directory, or all of
+ * a database's if spc is 0; followed by a full barrier.  Until it is taken
+ * back each flush marks what is there, for a backup that starts with that
+ * flush holds it.
+ */
+void
+ptrack_set_leaving(Oid spc, Oid db)
+{
+	pg_atomic_write_u64(&inflight[MyProcNumber].leaving, (uint64) spc << 32 | db);
+	pg_memory_barrier();
+}
+
+void
+ptrack_clear_leaving(void)
+{
+	pg_atomic_write_u64(&inflight[MyProcNumber].leaving, 0);
+}
+
+/* What a process is about to remove, if anything. */
+bool
+ptrack_leaving(int proc, Oid *spc, Oid *db)
+{
+	uint64		leaving = pg_atomic_read_u64(&inflight[proc].leaving);
+
+	*spc = (Oid) (leaving >> 32);
+	*db = (Oid) leaving;
+	return leaving != 0;
 }

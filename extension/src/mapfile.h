@@ -16,6 +16,7 @@
 
 extern void ptrack_file_delete(void);
 extern void ptrack_file_start(void);
+extern void ptrack_file_begin_life(void);
 extern bool ptrack_file_read_some(void);
 extern void ptrack_file_read_all(void);
 extern bool ptrack_read_next(int rounds);

@@ -39,7 +39,8 @@
  * before the redo point of a flush that may have passed it already cannot
  * rely on the next flush, for a crash before it would replay from there and
  * not come across the change.  It marks and writes the marked pages itself,
- * fsynced, before it touches the relation's file.  The header stays.
+ * fsynced, before it touches the relation's file.  The header's redo point
+ * stays.
  *
  * Locking: ptrack_shared->lock covers the file and all that is said to be
  * under lock in map.h.  Code here may run in a critical section (truncation)
@@ -63,7 +64,17 @@
 
 /* I/O buffers of this process: no allocation in a critical section */
 static HeaderPage header_page;
-static MapPage write_buffer[IO_PAGES];
+static MapPage write_buffer[WRITE_PAGES];
+
+/* Ask for a page that will be copied soon: pages are all over the memory. */
+static void
+prefetch_page(uint32 number)
+{
+	Size		line = (Size) number * PTRACK_LINES_PER_PAGE;
+
+	prefetch(&ptrack_lines[line], PTRACK_PAGE_SIZE);
+	prefetch(&ptrack_summaries[line], PTRACK_LINES_PER_PAGE * sizeof(PtrackSummary));
+}
 
 /* Copy a page's slots as they are now, ready to be written. */
 static void
@@ -160,7 +171,9 @@ write_pages(int fd, bool all)
 			}
 			copy_page(&write_buffer[n++], number);
 			number = next_page(number + 1, all);
-		} while (n < IO_PAGES && number < shared->npages && number == first + n);
+			if (number < shared->npages)
+				prefetch_page(number);
+		} while (n < WRITE_PAGES && number < shared->npages && number == first + n);
 
 		if (!ptrack_write(fd, write_buffer, (size_t) n * PTRACK_PAGE_SIZE, mappage_offset(first)))
 		{
@@ -203,6 +216,8 @@ make_header(XLogRecPtr redo, TimeLineID tli, uint32 flags)
 	header->segment_blocks = RELSEG_SIZE;
 	header->reset = shared->reset;
 	header->reset_time = shared->reset_time;
+	header->opts_time = ptrack_opts_time();
+	header->start_time = shared->start_time;
 	header->crc = mapheader_crc(&header_page);
 }
 
@@ -266,6 +281,7 @@ static int64
 write_in_place(XLogRecPtr redo, TimeLineID tli, uint32 flags)
 {
 	PtrackShared *shared = ptrack_shared;
+	uint32		used = shared->used;
 	int			fd;
 	int64		written;
 	int			save_errno;
@@ -278,6 +294,16 @@ write_in_place(XLogRecPtr redo, TimeLineID tli, uint32 flags)
 		return -1;
 	}
 	written = write_pages(fd, false);
+	if (written >= 0 && redo == InvalidXLogRecPtr && shared->used != used)
+	{
+		/* the header counts them: with it, a page that is lost is seen */
+		make_header(shared->file_redo, shared->file_tli, shared->file_flags);
+		if (!ptrack_write(fd, &header_page, sizeof(header_page), 0))
+		{
+			shared->in_place = false;
+			written = -1;
+		}
+	}
 	if (written >= 0 && shared->unsynced)
 	{
 		if (pg_fsync(fd) == 0)
@@ -413,6 +439,7 @@ ptrack_file_flush(XLogRecPtr redo, bool end_of_recovery, bool shutdown)
 	}
 	else
 	{
+		pg_atomic_write_u32(&shared->begun, 1);
 		shared->fresh = false;
 		shared->file_redo = redo;
 		shared->file_tli = tli;
@@ -449,6 +476,7 @@ ptrack_file_write_through(void)
 					 errmsg("ptrack: could not remove file \"%s\": %m", ptrack_map_path())));
 		shared->exists = false;
 		shared->in_place = false;
+		shared->flush_failures++;
 	}
 	LWLockRelease(shared->lock);
 }

@@ -17,6 +17,7 @@
  */
 #include "postgres.h"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "compat.h"
@@ -24,6 +25,7 @@
 #include "mapfile.h"
 #include "mapformat.h"
 #include "port/pg_crc32c.h"
+#include "storage/fd.h"
 
 #define LOW_BITS	7			/* of a slot, zero in an LSN */
 
@@ -163,12 +165,23 @@ ptrack_write(int fd, const void *buf, size_t size, off_t offset)
 	return true;
 }
 
-/* Remove a file that need not be there. */
+/* Remove a file that need not be there, durably. */
 void
 ptrack_unlink(const char *path)
 {
-	if (unlink(path) != 0 && errno != ENOENT)
-		ereport(WARNING,
-				(errcode_for_file_access(),
-				 errmsg("ptrack: could not remove file \"%s\": %m", path)));
+	if (access(path, F_OK) == 0)
+		(void) durable_unlink(path, WARNING);
+}
+
+/*
+ * When a postmaster last began here, in nanoseconds; 0 if nothing tells.  Each
+ * writes this file anew, whatever it has loaded, so that two lives of the
+ * cluster can be told apart.  Copies of a cluster need not have it.
+ */
+int64
+ptrack_opts_time(void)
+{
+	struct stat st;
+
+	return stat("postmaster.opts", &st) == 0 ? stat_mtime_ns(&st) : 0;
 }

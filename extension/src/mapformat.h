@@ -22,7 +22,13 @@
 										 * and the server has not been started
 										 * with ptrack since */
 
-#define IO_PAGES				64	/* pages written or read in one call */
+/*
+ * Pages read or written in one call.  File systems keep what was written, or
+ * read ahead, in one piece together in memory; a page in the middle of a large
+ * piece is written slowly, and single pages are what a flush writes.
+ */
+#define READ_PAGES				64
+#define WRITE_PAGES				4
 
 /* The first page of the file; what follows up to its end is zero. */
 typedef struct MapHeader
@@ -43,6 +49,10 @@ typedef struct MapHeader
 	uint32		reset;			/* PtrackReset: why this map began */
 	pg_crc32c	crc;			/* of the page, with this field zero */
 	int64		reset_time;		/* when this map began, a TimestampTz */
+	int64		opts_time;		/* when the postmaster that this map knows of
+								 * last began, as ptrack_opts_time tells */
+	int64		start_time;		/* when a postmaster last took this map over,
+								 * by the clock, in nanoseconds */
 } MapHeader;
 
 typedef union HeaderPage
@@ -79,5 +89,6 @@ extern bool mappage_is_zero(const MapPage *page);
 extern bool ptrack_read(int fd, void *buf, size_t size, off_t offset);
 extern bool ptrack_write(int fd, const void *buf, size_t size, off_t offset);
 extern void ptrack_unlink(const char *path);
+extern int64 ptrack_opts_time(void);
 
 #endif							/* PTRACK_MAPFORMAT_H */

@@ -24,6 +24,7 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "access/timeline.h"
@@ -37,9 +38,15 @@
 #include "storage/fd.h"
 #include "utils/timestamp.h"
 
+/*
+ * Nanoseconds between taking a map over and postmaster.opts, at most, and
+ * between the clock and the times of files.
+ */
+#define OPTS_SLACK	INT64CONST(10000000)
+
 /* I/O buffers of this process: no allocation in a critical section */
 static HeaderPage header_page;
-static MapPage read_buffer[IO_PAGES];
+static MapPage read_buffer[READ_PAGES];
 
 /*
  * Remove the map and what an interrupted flush left of it.
@@ -54,10 +61,11 @@ ptrack_file_delete(void)
 
 /*
  * Where this start begins to replay: backup_label says, if there is one, else
- * pg_control.  Sets *replays if WAL will be replayed at all.
+ * pg_control.  Sets *replays if WAL will be replayed at all, and *restored if
+ * this is a backup.
  */
 static XLogRecPtr
-start_of_replay(const ControlFileData *control, TimeLineID *tli, bool *replays)
+start_of_replay(const ControlFileData *control, TimeLineID *tli, bool *replays, bool *restored)
 {
 	XLogRecPtr	redo = control->checkPointCopy.redo;
 	struct stat st;
@@ -69,6 +77,7 @@ start_of_replay(const ControlFileData *control, TimeLineID *tli, bool *replays)
 		stat("recovery.signal", &st) == 0;
 
 	label = AllocateFile("backup_label", "r");
+	*restored = label != NULL;
 	if (label != NULL)
 	{
 		char		line[MAXPGPATH];
@@ -108,13 +117,16 @@ same_history(const MapHeader *header, XLogRecPtr start_redo, TimeLineID start_tl
 
 /*
  * Why the file must not be taken over, or PTRACK_RESET_NONE with its header
- * in header_page.  Says so in the log.
+ * in header_page.  Says so in the log.  If again, this postmaster has taken it
+ * over before, and its children have crashed.
  */
 static PtrackReset
-judge_file(const ControlFileData *control, XLogRecPtr start_redo, TimeLineID start_tli)
+judge_file(const ControlFileData *control, XLogRecPtr start_redo, TimeLineID start_tli,
+		   bool again, bool check_opts)
 {
 	const MapHeader *header = &header_page.header;
 	struct stat st;
+	int64		opts_time;
 	int			fd;
 	bool		ok;
 
@@ -194,7 +206,7 @@ judge_file(const ControlFileData *control, XLogRecPtr start_redo, TimeLineID sta
 	}
 	if (header->redo < start_redo ||
 		!same_history(header, start_redo, start_tli) ||
-		((header->flags & HEADER_SHUTDOWN) != 0 && header->redo == start_redo &&
+		((header->flags & HEADER_SHUTDOWN) != 0 && !again && header->redo == start_redo &&
 		 control->state != DB_SHUTDOWNED && control->state != DB_SHUTDOWNED_IN_RECOVERY))
 	{
 		ereport(WARNING,
@@ -206,34 +218,46 @@ judge_file(const ControlFileData *control, XLogRecPtr start_redo, TimeLineID sta
 				 errhint("The server has run without ptrack, or could not write the map.  The next backup must be a full one.")));
 		return PTRACK_RESET_STALE;
 	}
+
+	/*
+	 * What a life without ptrack has replayed may be replayed once more
+	 * without a trace: a truncation that finds nothing to cut.
+	 *
+	 * A life of ours that was killed before it could tell the header has
+	 * written postmaster.opts right after it took the map over, sooner than
+	 * any other server could have started.
+	 */
+	opts_time = ptrack_opts_time();
+	if (check_opts && opts_time != header->opts_time && opts_time != 0 && header->opts_time != 0 &&
+		!(opts_time >= header->start_time - OPTS_SLACK && opts_time <= header->start_time + OPTS_SLACK))
+	{
+		ereport(WARNING,
+				(errmsg("ptrack init: map file \"%s\" does not know all that has happened, deleting",
+						ptrack_map_path()),
+				 errdetail("Another server process has been started here since the map's own."),
+				 errhint("The server has run without ptrack.  The next backup must be a full one.")));
+		return PTRACK_RESET_STALE;
+	}
 	return PTRACK_RESET_NONE;
 }
 
 /*
- * The file in header_page is taken over: a start without ptrack that ends in
- * a crash leaves pg_control's redo point where it is, but not its state, and
- * is told from one with ptrack by this flag.
+ * Put header_page, edited, into the file.
  */
-static void
-clear_shutdown(void)
+static bool
+write_header(int fd)
 {
-	MapHeader  *header = &header_page.header;
-	int			fd;
+	header_page.header.crc = mapheader_crc(&header_page);
+	return ptrack_write(fd, &header_page, sizeof(header_page), 0) && pg_fsync(fd) == 0;
+}
 
-	if ((header->flags & HEADER_SHUTDOWN) == 0)
-		return;
-	header->flags &= ~HEADER_SHUTDOWN;
-	header->crc = mapheader_crc(&header_page);
-	ptrack_shared->file_flags = header->flags;
-
-	fd = BasicOpenFile(PTRACK_FILE, O_RDWR | PG_BINARY);
-	if (fd < 0 || !ptrack_write(fd, &header_page, sizeof(header_page), 0) || pg_fsync(fd) != 0)
-		ereport(WARNING,
-				(errcode_for_file_access(),
-				 errmsg("ptrack init: could not write map file \"%s\": %m", ptrack_map_path()),
-				 errhint("If the server crashes before the next checkpoint, the next backup must be a full one.")));
-	if (fd >= 0)
-		close(fd);
+static void
+complain_of_header(void)
+{
+	ereport(WARNING,
+			(errcode_for_file_access(),
+			 errmsg("ptrack init: could not write map file \"%s\": %m", ptrack_map_path()),
+			 errhint("If the server crashes before the next checkpoint, the next backup must be a full one.")));
 }
 
 /*
@@ -249,6 +273,13 @@ ptrack_file_start(void)
 	PtrackReset reset;
 	bool		crc_ok;
 	bool		replays;
+	bool		restored;
+	struct timespec now;
+	int			fd;
+
+	/* of this postmaster, which goes on after a crash of its children */
+	static int64 start_time = 0;
+	bool		again = false;
 
 	control = get_controlfile(DataDir, &crc_ok);
 	if (!crc_ok)
@@ -256,14 +287,22 @@ ptrack_file_start(void)
 				(errcode(ERRCODE_DATA_CORRUPTED),
 				 errmsg("ptrack init: incorrect checksum in control file")));
 
+	if (start_time == 0)
+	{
+		clock_gettime(CLOCK_REALTIME, &now);
+		start_time = (int64) now.tv_sec * 1000000000 + now.tv_nsec;
+	}
+	else
+		again = true;
+	shared->start_time = start_time;
 	shared->sysid = control->system_identifier;
-	shared->start_redo = start_of_replay(control, &start_tli, &replays);
+	shared->start_redo = start_of_replay(control, &start_tli, &replays, &restored);
 	pg_atomic_write_u32(&shared->replayed, replays ? 1 : 0);
 
 	ptrack_unlink(PTRACK_FILE_TMP);
 	ptrack_unlink(PTRACK_FILE_MMAP);
 
-	reset = judge_file(control, shared->start_redo, start_tli);
+	reset = judge_file(control, shared->start_redo, start_tli, again, replays && !restored && !again);
 	if (reset == PTRACK_RESET_NONE)
 	{
 		const MapHeader *header = &header_page.header;
@@ -285,7 +324,19 @@ ptrack_file_start(void)
 		if (shared->same_shape)
 			memset(ptrack_page_state, PAGE_UNREAD, shared->npages);
 		pg_atomic_write_u32(&shared->unread, shared->file_npages);
-		clear_shutdown();
+
+		header_page.header.start_time = start_time;
+		if (again)
+		{
+			header_page.header.flags &= ~HEADER_SHUTDOWN;
+			header_page.header.opts_time = ptrack_opts_time();
+			shared->file_flags = header_page.header.flags;
+		}
+		fd = BasicOpenFile(PTRACK_FILE, O_RDWR | PG_BINARY);
+		if (fd < 0 || !write_header(fd))
+			complain_of_header();
+		if (fd >= 0)
+			close(fd);
 	}
 	else
 	{
@@ -301,6 +352,49 @@ ptrack_file_start(void)
 }
 
 /*
+ * Tell the file's header of this life of the server: that the map is in use
+ * again, and which postmaster it is.  Before anything changes, but not when
+ * the start may still fail without a change: a life without ptrack that ends
+ * in a crash leaves pg_control's redo point where it was, and is told from
+ * ours by what is written here.
+ */
+void
+ptrack_file_begin_life(void)
+{
+	PtrackShared *shared = ptrack_shared;
+	MapHeader  *header = &header_page.header;
+	int			fd = -1;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	if (pg_atomic_read_u32(&shared->begun) == 0 && shared->exists)
+	{
+		bool		ok;
+
+		fd = BasicOpenFile(PTRACK_FILE, O_RDWR | PG_BINARY);
+		ok = fd >= 0 && ptrack_read(fd, &header_page, sizeof(header_page), 0);
+		if (ok && !EQ_CRC32C(header->crc, mapheader_crc(&header_page)))
+		{
+			/* not to be made to look sound */
+			errno = EIO;
+			ok = false;
+		}
+		if (ok)
+		{
+			header->flags &= ~HEADER_SHUTDOWN;
+			header->opts_time = ptrack_opts_time();
+			shared->file_flags = header->flags;
+			ok = write_header(fd);
+		}
+		if (!ok)
+			complain_of_header();
+		if (fd >= 0)
+			close(fd);
+	}
+	pg_atomic_write_u32(&shared->begun, 1);
+	LWLockRelease(shared->lock);
+}
+
+/*
  * The file is not what it should be.  All that was marked since this start is
  * in memory: the map begins anew from here.  Caller holds the lock.
  */
@@ -310,7 +404,7 @@ begin_anew(void)
 	PtrackShared *shared = ptrack_shared;
 
 	ptrack_unlink(PTRACK_FILE);
-	shared->exists = false;
+	shared->exists = access(PTRACK_FILE, F_OK) == 0;
 	shared->in_place = false;
 	shared->fresh = true;
 	shared->reset = PTRACK_RESET_DAMAGED;
@@ -364,7 +458,7 @@ ptrack_read_pages(int fd, uint32 number, uint32 n)
 	PtrackShared *shared = ptrack_shared;
 	uint32		left;
 
-	Assert(n <= IO_PAGES);
+	Assert(n <= READ_PAGES);
 	if (fd < 0 || !ptrack_read(fd, read_buffer, (size_t) n * PTRACK_PAGE_SIZE, mappage_offset(number)))
 	{
 		ereport(WARNING,
@@ -408,7 +502,7 @@ ptrack_read_pages(int fd, uint32 number, uint32 n)
 }
 
 /*
- * Merge the next pages of the file, IO_PAGES at a time and rounds times, or
+ * Merge the next pages of the file, READ_PAGES at a time and rounds times, or
  * all that are left if rounds is 0.  False with errno set if the file cannot
  * be opened now: too many open files are no damage.  Caller holds the lock.
  */
@@ -423,9 +517,13 @@ ptrack_read_next(int rounds)
 	fd = BasicOpenFile(PTRACK_FILE, O_RDONLY | PG_BINARY);
 	if (fd < 0 && errno != ENOENT)
 		return false;
+#ifdef USE_POSIX_FADVISE
+	if (fd >= 0)
+		(void) posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM);
+#endif
 	for (int i = 0; (i < rounds || rounds == 0) && pg_atomic_read_u32(&shared->unread) > 0; i++)
 	{
-		uint32		n = Min(IO_PAGES, shared->file_npages - shared->next_unread);
+		uint32		n = Min(READ_PAGES, shared->file_npages - shared->next_unread);
 
 		/* no pages left, and some not merged, would be a bug here */
 		if (n == 0)

@@ -16,7 +16,6 @@
  */
 #include "postgres.h"
 
-#include "commands/dbcommands.h"
 #include "compat.h"
 #include "map.h"
 #include "mapfile.h"

@@ -93,7 +93,8 @@ ptrack_status(PG_FUNCTION_ARGS)
 		i++;
 		values[i++] = Int64GetDatum((int64) ptrack_map_size * 1024 * 1024);
 		values[i++] = Int64GetDatum((int64) ptrack_map_shmem_size());
-		values[i++] = Float8GetDatum((double) count_lines(1) / shared.nlines);
+		values[i] = Float8GetDatum((double) count_lines(1) / shared.nlines);
+		nulls[i++] = pg_atomic_read_u32(&shared.unread) != 0;
 		values[i] = lsn_or_null(pg_atomic_read_u64(&shared.init_lsn), &nulls[i]);
 		i++;
 		values[i] = lsn_or_null(pg_atomic_read_u64(&shared.whole_lsn), &nulls[i]);
@@ -102,7 +103,7 @@ ptrack_status(PG_FUNCTION_ARGS)
 		values[i++] = BoolGetDatum(pg_atomic_read_u32(&shared.unread) == 0);
 		values[i++] = TimestampTzGetDatum(shared.reset_time);
 		values[i++] = CStringGetTextDatum(reset_reason(shared.reset));
-		values[i] = lsn_or_null(shared.file_redo, &nulls[i]);
+		values[i] = lsn_or_null(shared.exists ? shared.file_redo : InvalidXLogRecPtr, &nulls[i]);
 		i++;
 		values[i] = TimestampTzGetDatum(shared.flush_time);
 		nulls[i++] = shared.flush_time == 0;

@@ -199,12 +199,16 @@ def _fit(objects: Objects, source: SourceTree, templates: Path, patches: Path) -
         error = caught
 
     def again(reason: str, against: str = "", changed: tuple[str, ...] = ()) -> _Fit:
+        if error is None:
+            outcome = f"rendered anew from templates/core; commit what `./{HINT}` writes"
+        else:
+            outcome = "templates/core do not fit that source either"
         return _Fit(
             how="rendered",
             old=old,
             new=rendered,
             changed=changed,
-            notes=(f"{reason}: rendered anew from templates/core; commit it with `{HINT}`",),
+            notes=(f"{reason}; {outcome}",),
             against=against,
             error=error,
         )
@@ -220,7 +224,7 @@ def _fit(objects: Objects, source: SourceTree, templates: Path, patches: Path) -
     applied = objects.apply(old, diff.body, merge=True)
     if applied.files is None:
         misfits = _misfits(objects, diff, old, applied)
-        reasons = "; ".join(misfit.split("\n")[0] for misfit in misfits)
+        reasons = "; ".join(misfit.split("\n")[0].removesuffix(":") for misfit in misfits)
         reason = (
             f"{shown} ({diff.against}) does not apply to PostgreSQL {source.version}: {reasons}"
         )

@@ -50,6 +50,27 @@ CONFIGURE = r"""#!/bin/sh
 # knows: enable-debug enable-cassert with-icu with-openssl with-lz4 with-zstd
 src=$(cd "$(dirname "$0")" && pwd)
 [ -z "$FAKE_CONFIGURE_FAILS" ] || { echo "configure: error: it was told to fail"; exit 1; }
+if [ -n "$FAKE_CONFIGURE_LINKS" ]; then
+    echo 'int main(void) { return 0; }' > conftest.c
+    {
+        echo "configure:1: checking for C compiler version"
+        echo "gcc: warning: of another check"
+        echo "configure:2: checking whether the C compiler works"
+        echo "configure:3: $CC conftest.c >&5"
+    } > config.log
+    echo "checking whether the C compiler works..."
+    if ! $CC conftest.c >> config.log 2>&1; then
+        {
+            echo "configure: failed program was:"
+            sed 's/^/| /' conftest.c
+            echo "configure:5: error: C compiler cannot create executables"
+            echo "ac_cv_env_CC_value='$CC'"
+        } >> config.log
+        echo "configure: error: C compiler cannot create executables"
+        echo 'See `config.log'"' for more details"
+        exit 77
+    fi
+fi
 for arg; do case $arg in --cache-file=*) echo 'ac_cv_fake=yes' > "${arg#*=}" ;; esac; done
 echo "configured with $CC: $*"
 mkdir -p src/include

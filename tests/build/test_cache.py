@@ -20,6 +20,28 @@ def test_root_is_tagged_and_open_to_readers(own_cache: Path) -> None:
     assert own_cache.stat().st_mode & 0o777 == 0o755
 
 
+@pytest.mark.parametrize("mode", [0o1777, 0o2770, 0o700])
+def test_a_directory_that_was_there_keeps_its_mode_and_is_not_tagged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int
+) -> None:
+    """PTRACK_CACHE at somebody's directory, such as /tmp or a home."""
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / "letters").write_text("dear")
+    place.chmod(mode)
+    monkeypatch.setenv("PTRACK_CACHE", str(place))
+    assert cache.root() == place
+    assert place.stat().st_mode & 0o7777 == mode
+    assert not (place / "CACHEDIR.TAG").exists(), "a backup would leave the letters out"
+
+
+def test_an_empty_directory_that_was_there_is_tagged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PTRACK_CACHE", str(tmp_path))
+    assert (cache.root() / "CACHEDIR.TAG").is_file()
+
+
 def test_a_root_that_cannot_be_is_an_error_with_a_way_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

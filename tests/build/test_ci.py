@@ -80,7 +80,7 @@ def test_the_lock_holds_all_that_is_asked_for() -> None:
 
 def listed() -> list[dict[str, Any]]:
     """All sessions, as nox tells them to a CI."""
-    done = nox("-l", "--json", "-t", "build", "test", "demo", "check", "all")
+    done = nox("-l", "--json", "-t", "build", "test", "demo", "mutants", "check", "all")
     assert done.returncode == 0, done.stderr
     sessions: list[dict[str, Any]] = json.loads(done.stdout)
     return sessions
@@ -141,12 +141,54 @@ def test_workflows_hold_no_secrets_and_fan_out_over_all_majors() -> None:
         assert "[%" not in text
 
 
+def test_no_path_of_a_workflow_leads_upwards() -> None:
+    """actions/cache and actions/upload-artifact refuse such paths."""
+    for text in ci.render(matrix.load()).values():
+        assert "/.." not in text
+        assert "../" not in text
+
+
+def test_the_cache_of_a_workflow_is_in_nobody_elses_way() -> None:
+    """Inside of the checkout git and the linters pass over it, and no upload calls it hidden."""
+    for text in ci.render(matrix.load()).values():
+        (name,) = re.findall(r"\n  PTRACK_CACHE: \$\{\{ github\.workspace \}\}/(\S+)\n", text)
+        assert not name.startswith(".")
+        assert f"/{name}/" in (REPO / ".gitignore").read_text().splitlines()
+        settings = tomllib.loads((REPO / "pyproject.toml").read_text())["tool"]
+        assert name in settings["ruff"]["extend-exclude"]
+        assert not any(name.startswith(place) for place in settings["mypy"]["files"])
+        assert settings["pytest"]["ini_options"]["testpaths"] == ["tests"]
+
+
+def test_ci_runs_what_the_readmes_command_runs() -> None:
+    words = re.search(r"^for command in (.*); do$", (REPO / ".ci/run").read_text(), re.MULTILINE)
+    assert words
+    commands = set(re.findall(r'"([^"]+)"', words[1])) - {"-s test"}  # each major, by itself
+    text = ci.render(matrix.load())[ci.TARGET / "ci.yml"]
+    assert commands
+    for command in commands:
+        assert f"- run: ./nox {command}\n" in text
+
+
+def test_the_night_runs_what_takes_long() -> None:
+    text = ci.render(matrix.load())[ci.TARGET / "nightly.yml"]
+    asked = re.findall(r"- run: \./nox -s (\S+)(.*)", text)
+    assert {"test-17": " -- --deep=60", "mutants-17": ""}.items() <= dict(asked).items()
+    assert {name for name, _ in asked if "$" not in name} <= {each["session"] for each in listed()}
+
+
 def test_an_unknown_major_is_told_the_known_ones() -> None:
     asked = nox("-s", "build-99")
     assert asked.returncode != 0
     assert "no PostgreSQL major '99'" in asked.stderr
     assert "12, 13, 14" in asked.stderr
     assert "Traceback" not in asked.stderr
+
+
+def test_an_unknown_session_is_told_what_to_do_next() -> None:
+    asked = nox("-s", "bild-17")
+    assert asked.returncode != 0
+    assert "Sessions not found: bild-17\nnext: ./nox -l" in asked.stderr
 
 
 def test_a_typo_in_the_matrix_is_told_without_a_traceback(checkout: Path) -> None:

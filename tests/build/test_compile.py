@@ -162,6 +162,22 @@ def test_a_configure_that_fails(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> 
     assert published() == []
 
 
+def test_what_configure_told_its_own_log_only_is_shown(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its config.log is removed with the work directory."""
+    monkeypatch.setenv("FAKE_CONFIGURE_LINKS", "1")
+    compiling.build(fake.tree, RELEASE, extension=fake.extension)
+    monkeypatch.setenv("CC", "gcc -std=nonsense")
+    with pytest.raises(CompileError, match=r"error: .*-std=nonsense") as caught:
+        compiling.build(fake.tree, RELEASE, extension=fake.extension)
+    for text in (caught.value.what, caught.value.log.read_text() if caught.value.log else ""):
+        assert "checking whether the C compiler works\n" in text
+        assert "another check" not in text
+        assert "int main" not in text
+        assert "ac_cv" not in text
+
+
 def test_too_little_room_is_said_before_anything_starts(
     fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,11 +6,11 @@ import os
 import pwd
 import shutil
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
-from ptrack_build import host
+from ptrack_build import host, matrix, suite
 from ptrack_build.errors import HostError
 
 if TYPE_CHECKING:
@@ -154,6 +154,24 @@ def test_a_cache_that_keeps_the_server_out_is_named(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="keeps out the user nobody") as caught:
         host.check_reachable(closed / "prefix", somebody)
     assert "PTRACK_CACHE" in (caught.value.hint or "")
+
+
+def test_a_cache_that_was_there_and_is_closed_is_named_before_a_test(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """root() leaves its mode alone, so this has to be said, and before anything is built."""
+    (tmp_path / "place").mkdir(mode=0o700)
+    monkeypatch.setenv("PTRACK_CACHE", str(tmp_path / "place"))
+    somebody = host.ServerUser(uid=64321, gid=64321, name="nobody")
+    monkeypatch.setattr(host, "server_user", lambda: somebody)
+
+    def build(*_args: object, **_options: object) -> NoReturn:
+        pytest.fail("it was built")
+
+    monkeypatch.setattr(suite, "prefix", build)
+    with pytest.raises(HostError, match="place keeps out the user nobody") as caught:
+        suite.one(matrix.load().major("17"), [])
+    assert f"chmod o+x {tmp_path / 'place'}" in (caught.value.hint or "")
 
 
 def test_jobs_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:

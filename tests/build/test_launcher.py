@@ -12,7 +12,7 @@ import pytest
 
 from tests.build.conftest import REPO
 
-TOOLS = ("sh", "cat", "cp", "dirname", "id", "mktemp", "mkdir", "rm", "tail", "env", "flock")
+TOOLS = ("sh", "cat", "cp", "dirname", "id", "mktemp", "mkdir", "rm", "tail", "env", "flock", "ls")
 
 
 @pytest.fixture
@@ -57,6 +57,7 @@ def ready(checkout: Path) -> None:
     """A .venv as the launcher leaves it."""
     program(checkout / ".venv/bin/python", 'echo "python: $*"; echo "mode: $NOX_SCRIPT_MODE"')
     program(checkout / ".venv/bin/nox", "")
+    (checkout / ".venv/pyvenv.cfg").write_text("home = /usr/bin\n")
     shutil.copy(checkout / "requirements" / "lock.txt", checkout / ".venv" / ".lock")
 
 
@@ -129,6 +130,35 @@ def test_a_place_of_its_own_for_the_tools(checkout: Path, bare: Path, tmp_path: 
     done = start(checkout, bare, PTRACK_VENV=str(tmp_path / "tools"))
     assert done.returncode == 0, done.stderr
     assert "mode: none" in done.stdout
+
+
+@pytest.mark.parametrize("lock", ["== nothing\n", ""])
+def test_a_place_with_something_else_in_it_is_left_alone(
+    checkout: Path, bare: Path, tmp_path: Path, lock: str
+) -> None:
+    """What is not our making is not removed, whether the tools could be installed or not."""
+    (checkout / "requirements" / "lock.txt").write_text(lock)
+    (bare / "python3").symlink_to(sys.executable)
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / ".letters").write_text("dear")
+    done = start(checkout, bare, PTRACK_TOOLS_ONLY="1", PTRACK_VENV=str(home))
+    assert (home / ".letters").read_text() == "dear"
+    assert done.returncode == 1
+    said, following = done.stderr.splitlines()
+    assert said == f"nox: {home} has something in it and is no environment of Python's"
+    assert following.startswith("next: ")
+    assert "PTRACK_VENV" in following
+    assert {path.name for path in tmp_path.iterdir()} == {"bin", "check out", "home"}
+
+
+def test_an_empty_place_is_taken(checkout: Path, bare: Path, tmp_path: Path) -> None:
+    (checkout / "requirements" / "lock.txt").write_text("")
+    (bare / "python3").symlink_to(sys.executable)
+    (tmp_path / "tools").mkdir()
+    done = start(checkout, bare, PTRACK_TOOLS_ONLY="1", PTRACK_VENV=str(tmp_path / "tools"))
+    assert "has something in it" not in done.stderr
+    assert "with the locked tools" in done.stderr
 
 
 @pytest.mark.network

@@ -5,6 +5,7 @@ The sources are made up: a few files of a hundred lines, as commits of a bare re
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -306,9 +307,45 @@ def test_without_the_blobs_a_changed_line_nearby_means_rendering(
     said = capsys.readouterr().out
     assert said.count("DRIFT, PostgreSQL 17: ") == 1
     assert "rendered anew" in said
+    assert "::" not in said
+    assert "commit what `./nox -s patches` writes" in said
     assert (
         "\tother(x);\n\tstep49(x);\n\tstep50(x);\n\tif (hook)\n" in (tree.path / BODY).read_text()
     )
+
+
+def test_what_could_not_be_rendered_anew_is_not_said_to_be(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.render(world.source())
+    source = world.source("17.3", mirror=world.root / "shallow.git", step="gone(x);")
+    with pytest.raises(PatchError, match=r"body.c.j2:6: this edit matches nowhere"):
+        world.apply(source)
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if "DRIFT" in line]
+    assert "does not apply to PostgreSQL 17.3" in said
+    assert said.endswith("; templates/core do not fit that source either")
+    assert "rendered anew" not in said
+    assert "commit" not in said
+    row = world.drift(source)
+    assert row.status == "conflict"
+    assert row.notes[0].endswith("; templates/core do not fit that source either")
+    assert row.notes[1].startswith(
+        "templates/core/src/backend/body.c.j2:6: this edit matches nowhere"
+    )
+
+
+def test_it_is_rendered_before_that_is_said(
+    world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    world.render(world.source())
+    source = world.source("17.3", mirror=world.root / "shallow.git", near="other(x);")
+    monkeypatch.setattr(Objects, "export", full)
+    with pytest.raises(OSError, match="No space left"):
+        world.apply(source)
+    assert "DRIFT" not in capsys.readouterr().out
 
 
 def test_what_is_remembered_is_said_again(world: World, capsys: pytest.CaptureFixture[str]) -> None:

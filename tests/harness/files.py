@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 # 16384, 16384_fsm, 16384.1, 16384_vm.2; a temporary relation (t3_16384) does not match.
 _FILE = re.compile(r"(?P<rel>[0-9]+)(?:_(?P<fork>fsm|vm|init))?(?:\.(?P<segment>[0-9]+))?")
 
 _PIECE = 1 << 20
+# far more than the grain of a file's times
+_YOUNG_NS = 100_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,19 +80,49 @@ def relation_files(data: Path) -> Iterator[Path]:
 
 def read_all(data: Path) -> dict[str, bytes]:
     """The content of every relation file, by its path relative to ``data``."""
-    content: dict[str, bytes] = {}
-    for directory in _database_dirs(data):
-        below = str(directory.relative_to(data))
-        with contextlib.suppress(FileNotFoundError):
-            for name in os.listdir(directory):  # noqa: PTH208 - thousands of files, many times
-                if _FILE.fullmatch(name) is not None:
-                    with contextlib.suppress(FileNotFoundError):
-                        content[f"{below}/{name}"] = _read(f"{directory}/{name}")
-    return content
+    return Reader().read_all(data)
 
 
-def _read(path: str) -> bytes:
-    file = os.open(path, os.O_RDONLY)
+class Reader:
+    """Reads the files of one data directory again and again, and each only when it has changed.
+
+    Unchanged is what has the same inode, size and times, if these were old enough when it was
+    read that every later change is sure to have given it others.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[tuple[int, int, int, int], bytes]] = {}
+
+    def read_all(self, data: Path) -> dict[str, bytes]:
+        """As the function of this name. What is unchanged is the same object as before."""
+        content: dict[str, bytes] = {}
+        known = self._known
+        self._known = {}
+        for directory in _database_dirs(data):
+            below = str(directory.relative_to(data))
+            with contextlib.suppress(FileNotFoundError):
+                for name in os.listdir(directory):  # noqa: PTH208 - thousands of files, many times
+                    if _FILE.fullmatch(name) is not None:
+                        path = f"{below}/{name}"
+                        with contextlib.suppress(FileNotFoundError):
+                            content[path] = self._read(f"{directory}/{name}", path, known)
+        return content
+
+    def _read(
+        self, name: str, path: str, known: Mapping[str, tuple[tuple[int, int, int, int], bytes]]
+    ) -> bytes:
+        young = time.time_ns() - _YOUNG_NS
+        stat = os.stat(name)  # noqa: PTH116
+        state = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        old = known.get(path)
+        content = old[1] if old is not None and old[0] == state else _content(name)
+        if max(stat.st_mtime_ns, stat.st_ctime_ns) < young:
+            self._known[path] = (state, content)
+        return content
+
+
+def _content(name: str) -> bytes:
+    file = os.open(name, os.O_RDONLY)
     try:
         size = os.fstat(file).st_size
         content = os.read(file, size + 1)

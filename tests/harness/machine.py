@@ -56,6 +56,8 @@ from tests.harness.cluster import PTRACK
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from hypothesis.strategies import SearchStrategy
+
     from tests.harness.client import Backup
     from tests.harness.cluster import Cluster, Row, Value
     from tests.harness.factory import Factory
@@ -129,6 +131,11 @@ VACUUM: Mapping[str, Sequence[str]] = {
         "DELETE FROM {t} WHERE id > 40",
         "VACUUM {t}",
         _INSERT.format(t="{t}", first="1", last="300"),
+    ),
+    "cut and copy": (
+        "DELETE FROM {t} WHERE id > 40",
+        "VACUUM {t}",
+        "COPY {t} (id) FROM PROGRAM 'seq 1 3000'",
     ),
     "empty": ("DELETE FROM {t}", "VACUUM {t}"),
     "visibility map": ("SELECT pg_truncate_visibility_map('{t}')",),
@@ -272,10 +279,16 @@ CHILDREN = (
     "logical replication launcher",
 )  # fmt: skip
 STANDBY_CHILDREN = ("client backend", "checkpointer", "startup", "walreceiver")
-LAPSES = (
-    "off", "unloaded", "unloaded, crash", "minimal", "checksums", "resetwal", "removed",
-    "byte flipped", "page zeroed", "pages swapped", "cut short",
-)  # fmt: skip
+#: What a life without ptrack is set to, and what ends it.
+AWAY: Mapping[str, tuple[Mapping[str, Value], Mapping[str, Value]]] = {
+    "off": ({"ptrack.map_size": 0}, {"ptrack.map_size": 2}),
+    "unloaded": ({"shared_preload_libraries": ""}, {"shared_preload_libraries": "ptrack"}),
+    "minimal": (
+        {"shared_preload_libraries": "", "wal_level": "minimal", "max_wal_senders": 0},
+        {"shared_preload_libraries": "ptrack", "wal_level": "replica", "max_wal_senders": 4},
+    ),
+}
+DAMAGES = ("byte flipped", "page zeroed", "pages swapped", "cut short", "removed")
 
 FAMILIES: Mapping[str, Mapping[str, Sequence[str]]] = {
     "dml": DML,
@@ -292,6 +305,7 @@ FAMILIES: Mapping[str, Mapping[str, Sequence[str]]] = {
 #: Work that takes long enough to be interrupted: family and name.
 INTERRUPTED: Sequence[tuple[str, str]] = (
     ("dml", "insert many"), ("dml", "copy"), ("dml", "update wide"), ("vacuum", "cut and grow"),
+    ("vacuum", "cut and copy"),
     ("vacuum", "cut the tail"), ("rewrite", "vacuum full"), ("rewrite", "cluster"),
     ("rewrite", "set logged"), ("rewrite", "set unlogged"), ("rewrite", "to ts"),
     ("rewrite", "truncate and fill"), ("rewrite", "anew"), ("index", "build"),
@@ -300,6 +314,8 @@ INTERRUPTED: Sequence[tuple[str, str]] = (
     ("writes", "evict"),
 )  # fmt: skip
 
+#: How far into a statement something happens to it.
+_MILLISECONDS = (0, 1, 2, 3, 5, 8, 12, 20, 50)
 #: A backup may wait for a lock of the writer that is held.
 _HOLD_SECONDS = 0.3
 
@@ -325,7 +341,7 @@ class Tally:
 
     Attributes:
         steps: how often each rule ran.
-        seconds: how long each took, looks included under ``(look)``.
+        seconds: how long each took, without the looks after them, and these.
         counts: everything else, by its name in the summary.
     """
 
@@ -348,15 +364,14 @@ class Tally:
         """A summary for people."""
         if not self.counts["examples"]:
             return
-        counts = (f"{value} {name}" for name, value in self.counts.items() if name != "examples")
-        yield (
-            f"machine: {self.counts['examples']} examples, {sum(self.steps.values())} steps, "
-            + ", ".join(counts)
-        )
+        total = {"steps": sum(self.steps.values())} | self.counts
+        names = sorted(total, key=lambda name: (name not in ("examples", "steps"), name))
+        yield "machine: " + ", ".join(f"{total[name]} {name}" for name in names)
         yield "machine: " + ", ".join(
             f"{name} {count} ({self.seconds[name] / count:.2f} s)"
             for name, count in sorted(self.steps.items())
         )
+        yield f"machine: {self.seconds['looks']:.0f} s of looks"
 
 
 TALLY = Tally()
@@ -377,12 +392,14 @@ class Parent:
         backup: it as the reference client has it, if it was taken that way.
         content: rows of the cluster when it was taken, where ``backup`` is set.
         mask: hint bits may differ; set by what loses them.
+        served: the map has not passed it. It stays listed, for draws know nothing of this.
     """
 
     snapshot: Snapshot
     backup: Backup | None = None
     content: dict[str, tuple[int, str]] = field(default_factory=dict, repr=False)
     mask: bool = False
+    served: bool = True
 
     def inherited(self, *, mask: bool) -> Parent:
         """The same backup as a parent for another cluster."""
@@ -391,6 +408,7 @@ class Parent:
             backup=self.backup,
             content=self.content,
             mask=self.mask or mask,
+            served=self.served,
         )
 
 
@@ -406,6 +424,11 @@ class Node:
         self.cluster = cluster
         self.parents = list(parents)
         self.hintable = hintable
+        self._reader = files.Reader()
+
+    def snapshot(self) -> Snapshot:
+        """The files as a backup has them that began with the last checkpoint or restartpoint."""
+        return oracle.take(self.cluster, checkpoint=False, read=self._reader.read_all)
 
     def forget_hints(self) -> None:
         """After a crash: a page with nothing but hint bits new may have lost its mark."""
@@ -420,16 +443,17 @@ class Node:
             LostBlocks: it does not hold.
             AssertionError: the map was reset.
         """
-        if not self.parents:
+        parents = [parent for parent in self.parents if parent.served]
+        if not parents:
             return
         init = self.cluster.init_lsn()
-        for parent in self.parents:
+        for parent in parents:
             assert 0 < init <= parent.snapshot.lsn, (
                 f"{self.cluster.name}, {when}: the map was reset: init LSN {lsn.show(init)}, "
                 f"parent {lsn.show(parent.snapshot.lsn)}"
             )
-        current = files.read_all(self.cluster.data)
-        for parent in self.parents:
+        current = self._reader.read_all(self.cluster.data)
+        for parent in parents:
             self._look(parent, current, when)
 
     def _look(self, parent: Parent, current: Mapping[str, bytes], when: str) -> None:
@@ -440,6 +464,26 @@ class Node:
         TALLY.counts["blocks compared"] += found.blocks
         TALLY.counts["blocks changed"] += found.changed
         TALLY.counts["hint bits only"] += found.hints
+
+    def start(self, killed: Sequence[int] = ()) -> None:
+        """Start, after starts that are killed so many milliseconds into it.
+
+        Those may have come to nothing but a new postmaster.opts, as a life without ptrack does.
+        """
+        before = self.cluster.log_size()
+        for milliseconds in killed:
+            self.cluster.start_and_kill(milliseconds / 1000)
+            TALLY.counts["crashes"] += 1
+            self.forget_hints()
+        self.cluster.start()
+        if killed and "Another server process has been started here" in self.cluster.log_text(
+            before
+        ):
+            TALLY.counts["resets after a killed start"] += 1
+            init = self.cluster.init_lsn()
+            for parent in self.parents:
+                assert init > parent.snapshot.lsn, "a map that begins anew serves a parent"
+                parent.served = False
 
     def refused(self, when: str) -> None:
         """After a lapse: no parent can be served any more.
@@ -484,7 +528,10 @@ class Node:
         if self.parents:
             snapshot = self.parents[-1].snapshot
             found = oracle.compare(
-                snapshot, files.read_all(self.cluster.data), [], block_size=self.cluster.block_size
+                snapshot,
+                self._reader.read_all(self.cluster.data),
+                [],
+                block_size=self.cluster.block_size,
             )
             TALLY.counts["blocks changed on disk at a crash"] += found.changed
 
@@ -554,6 +601,13 @@ def _fill(cluster: Cluster) -> None:
         database="d1",
     )
     cluster.sql("CREATE DATABASE d2 TEMPLATE d1")
+    cluster.script(  # less to read
+        [
+            "UPDATE pg_database SET datistemplate = false",
+            "DROP DATABASE template0",
+            "DROP DATABASE template1",
+        ]
+    )
 
 
 def _template(factory: Factory, *, checksums: bool) -> Path:
@@ -603,6 +657,7 @@ class Work(threading.Thread):
         super().__init__()
         self.cluster = cluster
         self.statements = statements
+        self._reached = [threading.Event() for _ in statements]
         self.error: psycopg.Error | None = None
         self._pid: int | None = None
         self._timer: threading.Timer | None = None
@@ -613,16 +668,16 @@ class Work(threading.Thread):
         Raises:
             psycopg.Error: one failed, and this is no thread of its own.
         """
-        todo = ["\\c postgres", *self.statements]
         connection: psycopg.Connection[Row] | None = None
         try:
-            for statement in todo:
+            connection = self.cluster.connect()
+            for reached, statement in zip(self._reached, self.statements, strict=True):
+                self._pid = connection.info.backend_pid
+                reached.set()
                 if statement.startswith("\\c"):
-                    if connection is not None:
-                        connection.close()
+                    connection.close()
                     connection = self.cluster.connect(statement[2:].strip())
-                    self._pid = connection.info.backend_pid
-                elif connection is not None:
+                else:
                     connection.execute(statement.encode())
         except psycopg.Error as error:
             if threading.current_thread() is not self:
@@ -630,8 +685,16 @@ class Work(threading.Thread):
             self.error = error
         finally:
             self._pid = None
+            for reached in self._reached:
+                reached.set()
             if connection is not None:
                 connection.close()
+
+    def proceed(self, number: int, milliseconds: int) -> None:
+        """Start, and wait until some time into one of the statements, or until it is over."""
+        self.start()
+        self._reached[number % len(self._reached)].wait()
+        time.sleep(milliseconds / 1000)
 
     def pause(self) -> None:
         """Have its backend stand still: until go_on(), or until what waits has waited enough."""
@@ -655,6 +718,14 @@ class Work(threading.Thread):
 
 
 # ---- the machine
+
+
+_slot = st.sampled_from(SLOTS)
+
+
+def _some(*parts: SearchStrategy[Any]) -> SearchStrategy[list[tuple[Any, ...]]]:
+    """A few things of a kind for one step: a look costs more than they do."""
+    return st.lists(st.tuples(*parts), min_size=1, max_size=4)
 
 
 def _step(method: Callable[_Given, None]) -> Callable[_Given, None]:
@@ -723,7 +794,9 @@ class Machine(RuleBasedStateMachine):
             cluster.configure(self.settings)
             cluster.start()
             self._lead = Node(cluster, [], hintable=self._hintable)
-            self._lead.keep(Parent(snapshot=oracle.take(cluster)))
+            cluster.checkpoint()
+            cluster.checkpoint()
+            self._lead.keep(Parent(snapshot=self._lead.snapshot()))
         return self._lead
 
     @property
@@ -813,38 +886,38 @@ class Machine(RuleBasedStateMachine):
             "ptrack.map_size": map_size,
         }
 
-    @rule(slot=st.sampled_from(SLOTS), what=st.sampled_from(sorted(DML)), n=st.integers(0, 9))
+    @rule(changes=_some(_slot, st.sampled_from(sorted(DML)), st.integers(0, 9)))
     @_step
-    def dml(self, slot: str, what: str, n: int) -> None:
+    def dml(self, changes: list[tuple[str, str, int]]) -> None:
         """Change rows."""
-        if what.startswith(("update", "delete", "lock", "sub")):
-            self._free(slot)
-        self._run(DML[what], t=slot, n=n)
+        for slot, what, n in changes:
+            if what.startswith(("update", "delete", "lock", "sub")):
+                self._free(slot)
+            self._run(DML[what], t=slot, n=n)
 
-    @rule(slot=st.sampled_from(SLOTS), what=st.sampled_from(sorted(VACUUM)))
+    @rule(vacuums=_some(_slot, st.sampled_from(sorted(VACUUM))))
     @_step
-    def vacuum(self, slot: str, what: str) -> None:
+    def vacuum(self, vacuums: list[tuple[str, str]]) -> None:
         """Vacuum, with truncation where the tail is empty."""
-        self._free(slot)
-        self._run(VACUUM[what], t=slot)
+        for slot, what in vacuums:
+            self._free(slot)
+            self._run(VACUUM[what], t=slot)
 
-    @rule(slot=st.sampled_from(SLOTS), what=st.sampled_from(sorted(REWRITE)))
+    @rule(rewrites=_some(_slot, st.sampled_from(sorted(REWRITE))))
     @_step
-    def rewrite(self, slot: str, what: str) -> None:
+    def rewrite(self, rewrites: list[tuple[str, str]]) -> None:
         """Give a table another file."""
-        self._free(slot)
-        self._run(REWRITE[what], t=slot)
+        for slot, what in rewrites:
+            self._free(slot)
+            self._run(REWRITE[what], t=slot)
 
-    @rule(
-        slot=st.sampled_from(SLOTS),
-        what=st.sampled_from(sorted(INDEX)),
-        method=st.sampled_from(sorted(METHODS)),
-    )
+    @rule(indexes=_some(_slot, st.sampled_from(sorted(INDEX)), st.sampled_from(sorted(METHODS))))
     @_step
-    def index(self, slot: str, what: str, method: str) -> None:
+    def index(self, indexes: list[tuple[str, str, str]]) -> None:
         """Build, move and drop indexes."""
         self._free()  # what is done concurrently waits for every transaction
-        self._run(INDEX[what], t=slot, m=method, c=METHODS[method])
+        for slot, what, method in indexes:
+            self._run(INDEX[what], t=slot, m=method, c=METHODS[method])
 
     @rule(what=st.sampled_from(sorted(OTHER)))
     @_step
@@ -860,7 +933,7 @@ class Machine(RuleBasedStateMachine):
         """Copy, move, drop and change databases."""
         self._work("database", what).run()
 
-    @rule(slot=st.sampled_from(SLOTS), prepare=st.booleans(), commit=st.booleans())
+    @rule(slot=_slot, prepare=st.booleans(), commit=st.booleans())
     @_step
     def transaction(self, slot: str, *, prepare: bool, commit: bool) -> None:
         """Open a transaction that stays, until something needs its table or the server ends."""
@@ -923,7 +996,7 @@ class Machine(RuleBasedStateMachine):
         if settle:
             cluster.checkpoint()
         cluster.checkpoint()
-        self.lead.keep(Parent(snapshot=oracle.take(cluster, checkpoint=False)))
+        self.lead.keep(Parent(snapshot=self.lead.snapshot()))
 
     @rule()
     @_step
@@ -939,10 +1012,14 @@ class Machine(RuleBasedStateMachine):
         parents = self.restorable()
         parent = parents[which % len(parents)]
         assert parent.backup is not None
-        backup = client.incremental(self.lead.cluster, parent.backup)
+        try:
+            backup = client.incremental(self.lead.cluster, parent.backup)
+        except client.Refused:
+            assert not parent.served, "a parent is refused that the map has not passed"
+            self._keep(client.full(self.lead.cluster))
+            return
         TALLY.counts["increments"] += 1
-        # hint bits that a crash took from the map are missing in what stands on it, too
-        self._keep(backup, mask=parent.mask)
+        self._keep(backup, mask=parent.mask)  # it has the parent's hint bits
 
     def _keep(self, backup: Backup, *, mask: bool = False) -> None:
         lead = self.lead
@@ -950,8 +1027,14 @@ class Machine(RuleBasedStateMachine):
             lsn=backup.start,
             content={name: client.image(backup, name) for name in backup.relations},
         )
-        content = verify.content(lead.cluster)
-        lead.keep(Parent(snapshot=snapshot, backup=backup, content=content, mask=mask))
+        lead.keep(
+            Parent(
+                snapshot=snapshot,
+                backup=backup,
+                content=verify.content(lead.cluster),
+                mask=mask,
+            )
+        )
 
     def restorable(self) -> list[Parent]:
         """Backups of the primary that the reference client took."""
@@ -1019,10 +1102,7 @@ class Machine(RuleBasedStateMachine):
         if map_size is not None:
             TALLY.counts["resizes"] += 1
             node.cluster.configure(ptrack__map_size=map_size)
-        for milliseconds in killed:
-            node.cluster.start_and_kill(milliseconds / 1000)
-            node.crashed()
-        node.cluster.start()
+        node.start(killed)
 
     @rule(process=st.sampled_from(CHILDREN), evict=st.booleans())
     @_step
@@ -1047,9 +1127,10 @@ class Machine(RuleBasedStateMachine):
 
     @rule(
         what=st.sampled_from(INTERRUPTED),
-        slot=st.sampled_from(SLOTS),
+        slot=_slot,
         method=st.sampled_from(sorted(METHODS)),
-        milliseconds=st.sampled_from((1, 3, 8, 20, 50, 120)),
+        number=st.integers(0, 4),
+        milliseconds=st.sampled_from(_MILLISECONDS),
         how=st.sampled_from(CRASHES),
         standby=st.booleans(),
     )
@@ -1059,6 +1140,7 @@ class Machine(RuleBasedStateMachine):
         what: tuple[str, str],
         slot: str,
         method: str,
+        number: int,
         milliseconds: int,
         how: str,
         *,
@@ -1068,8 +1150,7 @@ class Machine(RuleBasedStateMachine):
         self._free()
         node = self.standby if standby and self.standby is not None else self.lead
         work = self._work(*what, slot, method)
-        work.start()
-        time.sleep(milliseconds / 1000)
+        work.proceed(number, milliseconds)
         node.end(how)
         work.join()
         if node is self.lead:
@@ -1079,9 +1160,10 @@ class Machine(RuleBasedStateMachine):
 
     @rule(
         what=st.sampled_from(INTERRUPTED),
-        slot=st.sampled_from(SLOTS),
+        slot=_slot,
         method=st.sampled_from(sorted(METHODS)),
-        milliseconds=st.sampled_from((1, 3, 8, 20, 50, 120)),
+        number=st.integers(0, 4),
+        milliseconds=st.sampled_from(_MILLISECONDS),
         still=st.booleans(),
         crash=st.booleans(),
     )
@@ -1091,6 +1173,7 @@ class Machine(RuleBasedStateMachine):
         what: tuple[str, str],
         slot: str,
         method: str,
+        number: int,
         milliseconds: int,
         *,
         still: bool,
@@ -1100,12 +1183,11 @@ class Machine(RuleBasedStateMachine):
         self._free()
         lead = self.lead
         work = self._work(*what, slot, method)
-        work.start()
-        time.sleep(milliseconds / 1000)
+        work.proceed(number, milliseconds)
         if still:
             work.pause()
         lead.cluster.checkpoint()
-        lead.keep(Parent(snapshot=oracle.take(lead.cluster, checkpoint=False)))
+        lead.keep(Parent(snapshot=lead.snapshot()))
         if crash:
             lead.end("kill all")
         work.go_on()
@@ -1147,7 +1229,7 @@ class Machine(RuleBasedStateMachine):
         node = self._standby
         for _ in range(2 if settle else 1):
             node.cluster.restartpoint(self.lead.cluster)
-        node.keep(Parent(snapshot=oracle.take(node.cluster, checkpoint=False)))
+        node.keep(Parent(snapshot=node.snapshot()))
 
     @precondition(lambda self: self.standby is not None)
     @rule(
@@ -1199,65 +1281,69 @@ class Machine(RuleBasedStateMachine):
 
     # ---- without ptrack for a while
 
-    @rule(what=st.sampled_from(LAPSES))
+    @rule(what=st.sampled_from(sorted(AWAY)), crash_before=st.booleans(), crash_after=st.booleans())
     @_step
-    def lapse(self, what: str) -> None:
-        """Something that the map cannot know of: no parent may be served after it."""
-        self._drop_standby()
-        self._free()
-        lead = self.lead
-        cluster = lead.cluster
-        cluster.evict()
-        lead.end("immediate" if what == "unloaded, crash" else "clean")
-        match what:
-            case "off" | "unloaded" | "unloaded, crash":
-                back: dict[str, Value]
-                if what == "off":
-                    away: dict[str, Value] = {"ptrack.map_size": 0}
-                    back = {"ptrack.map_size": 2}
-                else:
-                    away = {"shared_preload_libraries": ""}
-                    back = {"shared_preload_libraries": "ptrack"}
-                self._without(away)
-                lead.end("immediate" if what.endswith("crash") else "clean")
-                cluster.configure(back)
-            case "minimal":
-                self._without(
-                    {
-                        "shared_preload_libraries": "",
-                        "wal_level": "minimal",
-                        "max_wal_senders": 0,
-                    }
-                )
-                lead.end("clean")
-                cluster.configure(
-                    {
-                        "shared_preload_libraries": "ptrack",
-                        "wal_level": "replica",
-                        "max_wal_senders": 4,
-                    }
-                )
-            case "checksums":
-                self.checksums = not self.checksums
-                option = "--enable" if self.checksums else "--disable"
-                cluster.run("pg_checksums", option, "--no-sync", "-D", cluster.data)
-            case "resetwal":
-                cluster.run("pg_resetwal", "-D", cluster.data)
-            case "removed":
-                cluster.map.unlink()
-            case _:
-                cluster.map.write_bytes(_damaged(cluster.map.read_bytes(), what))
-        cluster.start()
-        lead.hintable = self._hintable
-        if what != "checksums" or self.checksums:  # switching them off writes no page
-            lead.refused(what)
-
-    def _without(self, settings: Mapping[str, Value]) -> None:
-        cluster = self.lead.cluster
-        cluster.configure(settings)
+    def lapse(self, what: str, *, crash_before: bool, crash_after: bool) -> None:
+        """A life that the map does not know of."""
+        away, back = AWAY[what]
+        cluster = self._alone(crash=crash_before)
+        cluster.configure(away)
         cluster.start()
         self._run(DML["update"], t="a", n=4)
         cluster.evict()
+        self.lead.end("immediate" if crash_after else "clean")
+        cluster.configure(back)
+        cluster.start()
+        self._refused(what, crash=crash_after)
+
+    @rule()
+    @_step
+    def checksums_switched(self) -> None:
+        """pg_checksums: switching them on writes pages, off does not."""
+        cluster = self._alone(crash=False)
+        self.checksums = not self.checksums
+        option = "--enable" if self.checksums else "--disable"
+        cluster.run("pg_checksums", option, "--no-sync", "-D", cluster.data)
+        cluster.start()
+        self.lead.hintable = self._hintable
+        if self.checksums:
+            self._refused("checksums enabled")
+
+    @rule()
+    @_step
+    def resetwal(self) -> None:
+        """pg_resetwal after a clean stop."""
+        cluster = self._alone(crash=False)
+        cluster.run("pg_resetwal", "-D", cluster.data)
+        cluster.start()
+        self._refused("pg_resetwal")
+
+    @rule(what=st.sampled_from(DAMAGES), crash=st.booleans())
+    @_step
+    def damage(self, what: str, *, crash: bool) -> None:
+        """Something is wrong with the map's file as the server starts."""
+        cluster = self._alone(crash=crash)
+        if what == "removed":
+            cluster.map.unlink(missing_ok=True)
+        elif cluster.map.exists():  # none yet, after a reset and a crash
+            cluster.map.write_bytes(_damaged(cluster.map.read_bytes(), what))
+        cluster.start()
+        self._refused(what, crash=crash)
+
+    def _refused(self, when: str, *, crash: bool = False) -> None:
+        """No parent is served; the next backup is made at once, but after a crash."""
+        self.lead.refused(when)
+        if not crash:
+            self.lead.cluster.checkpoint()
+            self.lead.keep(Parent(snapshot=self.lead.snapshot()))
+
+    def _alone(self, *, crash: bool) -> Cluster:
+        """End the primary, with all that it has written on disk, and have no standby."""
+        self._drop_standby()
+        self._free()
+        self.lead.cluster.evict()
+        self.lead.end("immediate" if crash else "clean")
+        return self.lead.cluster
 
     # ---- what holds
 
@@ -1272,8 +1358,7 @@ class Machine(RuleBasedStateMachine):
             self.standby.cluster.catch_up(self.lead.cluster)
         for node in self.nodes():
             node.look(when)
-        TALLY.steps["(look)"] += 1
-        TALLY.seconds["(look)"] += time.monotonic() - began
+        TALLY.seconds["looks"] += time.monotonic() - began
 
 
 def _damaged(content: bytes, how: str) -> bytes:

@@ -29,7 +29,8 @@ from typing import TYPE_CHECKING, Protocol
 from tests.harness import files, hints, lsn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
 
     from tests.harness.cluster import Cluster
 
@@ -250,6 +251,7 @@ def take(
     primary: Cluster | None = None,
     since: int | None = None,
     usable: bool = True,
+    read: Callable[[Path], Mapping[str, bytes]] = files.read_all,
 ) -> Snapshot:
     """Copy all relation files at a redo point.
 
@@ -258,6 +260,7 @@ def take(
         primary: of a standby, whose checkpoints are made there.
         since: the LSN, where the caller has one (of a backup it started).
         usable: insist that the map can serve a backup of this LSN.
+        read: how to read the files, where that is done often.
     """
     if checkpoint:
         # What a checkpoint writes is marked past its own redo point. The first one writes, so
@@ -271,7 +274,7 @@ def take(
     if usable:
         init = cluster.init_lsn()
         assert 0 < init <= at, f"init LSN {lsn.show(init)}, redo {lsn.show(at)}: unusable"
-    return Snapshot(lsn=at, content=files.read_all(cluster.data))
+    return Snapshot(lsn=at, content=read(cluster.data))
 
 
 def look(

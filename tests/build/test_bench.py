@@ -1,0 +1,116 @@
+"""The arithmetic of the benchmarks: medians, intervals, verdicts, what is kept of earlier runs."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from typing import Any
+
+import pytest
+
+from benchmarks.engine import extra, results, sampling
+from benchmarks.engine.results import Family, Row
+from ptrack_build import REPO
+
+
+def spread(median: float, low: float, high: float) -> sampling.Spread:
+    return sampling.Spread(median=median, low=low, high=high, samples=9)
+
+
+def test_each_arm_has_its_turn_and_the_order_turns_round() -> None:
+    seen: list[tuple[str, int]] = []
+
+    def measure(arm: str, number: int) -> float:
+        seen.append((arm, number))
+        return float(len(seen))
+
+    found = sampling.rounds("ab", 2, measure)
+    assert seen == [("a", 0), ("b", 0), ("b", 1), ("a", 1)]
+    assert found == {"a": [1.0, 4.0], "b": [2.0, 3.0]}
+
+
+def test_a_drift_over_all_arms_does_not_look_like_a_difference() -> None:
+    clock = iter(range(1, 1000))
+    found = sampling.rounds("ab", 40, lambda _arm, _number: float(next(clock)))
+    assert sampling.difference(found["a"], found["b"]).median == 0
+
+
+@pytest.mark.parametrize("count", [6, 7, 20, 41])
+def test_the_interval_holds_the_median_as_often_as_it_says(count: int) -> None:
+    chance = random.Random(count)
+    tries = 2000
+    hits = 0
+    for _ in range(tries):
+        told = sampling.spread([chance.expovariate(1.0) for _ in range(count)])
+        hits += told.low <= math.log(2) <= told.high
+    assert 0.94 <= hits / tries < 0.995
+
+
+def test_few_values_have_no_interval_but_their_ends() -> None:
+    told = sampling.spread([3.0, 1.0, 2.0])
+    assert (told.low, told.median, told.high) == (1.0, 2.0, 3.0)
+    with pytest.raises(ValueError, match="nothing was measured"):
+        sampling.spread([])
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    assert sampling.ratio([2.0, 20.0, 200.0], [1.0, 10.0, 100.0]).high == 2.0
+
+
+@pytest.mark.parametrize(
+    ("median", "at_least", "met"),
+    [(1.0, False, True), (1.1, False, False), (1.0, True, True), (0.9, True, False)],
+)
+def test_a_row_is_met_at_its_limit(median: float, *, at_least: bool, met: bool) -> None:
+    row = Row(what="r", spread=spread(median, 0.8, 0.85), unit="x", limit=1.0, at_least=at_least)
+    assert row.met is met
+    assert row.sure
+
+
+def test_a_missed_row_is_written_as_missed() -> None:
+    rows = [
+        Row(what="slow", spread=spread(3, 2.5, 3.5), unit="ms", limit=2.0),
+        Row(what="unclear", spread=spread(3, 1.5, 3.5), unit="ms", limit=2.0),
+        Row(what="free", spread=spread(3, 2.5, 3.5), unit="ms"),
+    ]
+    data = results.merged({}, about(), [Family(name="f", about="A. B.", rows=rows)], {})
+    page = results.markdown(data, "bench-17", [])
+    assert "2 rows have a limit: 0 met, 2 missed (slow; unclear)." in page
+    assert re.search(r"\| slow .*\| \*\*missed\*\* \|", page)
+    assert re.search(r"\| unclear .*\*\*missed\*\*, within the noise", page)
+    assert re.search(r"\| free \| 3 ms .*\|  \|  \|", page)
+
+
+def about() -> dict[str, Any]:
+    return {"postgresql": "17.1", **results.machine()}
+
+
+def test_families_of_an_earlier_run_stay_if_the_machine_is_the_same() -> None:
+    row = Row(what="r", spread=spread(1, 1, 1), unit="ms")
+    one, other = (Family(name=name, about="A.", rows=[row]) for name in ("one", "other"))
+    first = results.merged({}, about(), [one], {"extension": "1"})
+    both = results.merged(first, about(), [other], {"extension": "2"})
+    assert [f["extension"] for f in both["families"].values()] == ["1", "2"]
+    elsewhere = results.merged(first, about() | {"cores": 99}, [other], {})
+    assert list(elsewhere["families"]) == ["other"]
+
+
+def test_the_formula_gives_what_the_documentation_says() -> None:
+    table = (REPO / "docs" / "operating.md").read_text()
+    cells = re.search(r"^\| 1024 \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", table, re.MULTILINE)
+    assert cells is not None
+    slots = 1024 * 2**20 / 8
+    shares = (0.01, 0.05, 0.10, 0.20)
+    assert [round(extra.expected(share, slots)) for share in shares] == [
+        int(cell) for cell in cells.groups()
+    ]
+
+
+def test_the_lock_of_the_plots_has_hashes_and_names_no_address() -> None:
+    text = (REPO / "requirements" / "bench.txt").read_text()
+    assert "://" not in text
+    assert not re.search(r"^\s*-{1,2}(i|f|index|extra|find|trusted)", text, re.MULTILINE)
+    assert re.search(r"^matplotlib==", text, re.MULTILINE)
+    for block in re.split(r"\n(?=[a-z])", text)[1:]:
+        assert "--hash=sha256:" in block, block

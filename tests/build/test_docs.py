@@ -1,0 +1,79 @@
+"""The documentation shows, counts and names what there is."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from ptrack_build import matrix, patch
+from ptrack_build.patch import edits
+from tests.build.conftest import REPO
+
+PAGE = (REPO / "docs" / "core-patch.md").read_text()
+BLOCKS = re.findall(r"^```\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+MAJORS = matrix.load().majors
+#: By template, then by major's number: the lines inserted.
+COUNTS: dict[str, dict[int, int]] = {}
+for _major in MAJORS:
+    for _plan in edits.load(patch.TEMPLATES, _major):
+        _name = _plan.template.removeprefix("templates/core/").removesuffix(edits.SUFFIX)
+        COUNTS.setdefault(_name, {})[_major.number] = len(_plan.inserted)
+
+
+def test_an_excerpt_is_in_a_template() -> None:
+    excerpts = [block for block in BLOCKS if "\ninsert\n" in block]
+    assert excerpts
+    templates = [path.read_text() for path in patch.TEMPLATES.rglob(f"*{edits.SUFFIX}")]
+    for excerpt in excerpts:
+        assert any(excerpt in text for text in templates), excerpt
+
+
+def test_the_message_that_is_shown_is_about_an_edit_that_there_is() -> None:
+    messages = [block for block in BLOCKS if "this edit matches" in block]
+    assert messages
+    plans = edits.load(patch.TEMPLATES, MAJORS[-1])
+    for message in messages:
+        found = {
+            f"{plan.template}:{edit.line}": edit.shown() for plan in plans for edit in plan.edits
+        }
+        place = message.split(": this edit")[0]
+        assert f"{found[place]}\n" in message
+
+
+def test_the_table_counts_lines_and_files() -> None:
+    rows = re.findall(r"^\| ([\w, ]+) \| (\d+) \| (\d+) \|", PAGE, re.MULTILINE)
+    said = {name: (int(n), int(m)) for names, n, m in rows for name in names.split(", ")}
+    counted = {
+        major.name: (
+            sum(count.get(major.number, 0) for count in COUNTS.values()),
+            sum(major.number in count for count in COUNTS.values()),
+        )
+        for major in MAJORS
+    }
+    assert said == counted
+
+
+def test_the_results_of_benchmarks_are_named() -> None:
+    place = REPO / "benchmarks"
+    results = {path.name for path in place.glob("*.md")}
+    for program in place.glob("*.py"):
+        results |= set(re.findall(r'"([\w-]+\.md)"', program.read_text()))
+    assert results
+    page = (REPO / "docs" / "architecture.md").read_text()
+    (row,) = re.findall(r"^\| `benchmarks/` .*$", page, re.MULTILINE)
+    assert results == {name for name in results if f"`{name}`" in row}
+
+
+@pytest.mark.parametrize("name", sorted(COUNTS))
+def test_the_heading_of_a_file_counts_its_lines(name: str) -> None:
+    heading = re.search(rf"^### `{re.escape(name)}` \((?:new, )?(.*)\)$", PAGE, re.MULTILINE)
+    assert heading
+    parts = re.fullmatch(
+        r"(\d+) lines?(?: up to (\d+), (\d+) from \d+)?(?:; (\d+) up to (\d+))?", heading[1]
+    )
+    assert parts
+    lines, until, lines_after, lines_before, until_before = (int(n or 0) for n in parts.groups())
+    for number, count in COUNTS[name].items():
+        early = number <= until_before
+        assert count == (lines_before if early else lines_after if 0 < until < number else lines)

@@ -1,0 +1,74 @@
+"""Files that shrink, and grow again by blocks that no WAL describes."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import psycopg
+
+    from tests.harness.cluster import Cluster
+
+
+def pages(cluster: Cluster, name: str = "t", pages: int = 40, database: str = "postgres") -> None:
+    """A table with a row a page, all hint bits set."""
+    cluster.script(
+        [
+            f"CREATE TABLE {name} (i int, x text)",
+            f"ALTER TABLE {name} ALTER x SET STORAGE PLAIN",
+            f"INSERT INTO {name} SELECT i, repeat('x', 4100) FROM generate_series(1, {pages}) i",
+            f"VACUUM FREEZE {name}",
+        ],
+        database=database,
+    )
+
+
+@contextlib.contextmanager
+def lost(
+    cluster: Cluster, first: str, *, database: str = "postgres", checkpoint: bool = False
+) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
+    """A transaction whose WAL is lost: kill -9 before any of it is written, and a start.
+
+    first: a statement before that, which brings the catalogs into the cache; then a checkpoint, if
+    asked for, during the transaction.
+    """
+    with cluster.connect(database=database, autocommit=False) as connection:
+        connection.execute(first)
+        if checkpoint:
+            cluster.checkpoint()
+        with cluster.paused("walwriter", "background writer", "checkpointer"):
+            yield connection
+            cluster.kill_all()
+        connection.close()
+    cluster.start()
+
+
+def grow_and_lose(
+    cluster: Cluster, table: str, rows: int, *, database: str = "postgres", width: int = 4100
+) -> None:
+    """Let a file grow by blocks of zeros, one a row of so many bytes, whose WAL is lost."""
+    with lost(cluster, f"SELECT count(*) FROM {table}", database=database) as connection:
+        connection.execute(
+            f"INSERT INTO {table} SELECT i, repeat('x', {width}) FROM generate_series(1, {rows}) i"
+        )
+    on_disk = cluster.relation_bytes(table, database=database)
+    assert len(on_disk) >= rows * cluster.block_size, "the file did not grow"
+    assert not any(on_disk), "the rows' WAL was not lost"
+
+
+def emptied(cluster: Cluster) -> None:
+    """Leave nothing to do for the next VACUUM but to truncate: no record of it names a block."""
+    cluster.sql("DELETE FROM t")
+    cluster.sql("VACUUM (TRUNCATE false) t")
+    cluster.sql("VACUUM (TRUNCATE false, FREEZE) t")
+    cluster.checkpoint()
+
+
+def killed(standby: Cluster, primary: Cluster) -> None:
+    """Killed, and back to where it was."""
+    standby.kill_all()
+    standby.start()
+    standby.catch_up(primary)
