@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ptrack_build import cache, host, matrix
+from ptrack_build import cache, host, matrix, run
 from ptrack_build.errors import HostError, PatchError
 from ptrack_build.package import PackageError, Release, System, deb, publish
 from ptrack_build.patch import PatchedTree, edits
@@ -370,6 +370,27 @@ def test_a_failure_leaves_nothing_and_tells_why(
         built(tree, tmp_path)
     assert "No space left" in caught.value.what
     assert "free some space" in (caught.value.hint or "")
+    assert list(cache.directory("deb").iterdir()) == []
+    assert list(cache.directory("build", "deb-17").iterdir()) == []
+
+
+@debian_only
+@pytest.mark.usefixtures("templates", "_no_unpacking")
+def test_an_interruption_leaves_nothing(
+    tree: PatchedTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = run.call
+
+    def interrupted(argv: list[str], **options: object) -> object:
+        if argv[0] != "dpkg-buildpackage":
+            return command(argv, **options)  # type: ignore[arg-type]
+        place = cache.root() / "build" / "deb-17" / "server"
+        (place / "server_1_all.deb").write_text("half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(deb, "call", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        built(tree, tmp_path)
     assert list(cache.directory("deb").iterdir()) == []
     assert list(cache.directory("build", "deb-17").iterdir()) == []
 
