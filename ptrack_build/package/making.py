@@ -14,10 +14,11 @@ import shutil
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from ptrack_build import REPO, cache, report
+from ptrack_build import cache, report
 from ptrack_build.errors import CommandFailed, PtrackError, SourceError
 from ptrack_build.package import PackageError
 from ptrack_build.progress import say
+from ptrack_build.suite import results
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -224,7 +225,7 @@ def every(kind: str, majors: Sequence[Major], one: Callable[[Major], Path]) -> N
             outcomes.append(report.Outcome(session=name, status="failed", note=str(error)))
         else:
             outcomes.append(report.Outcome(session=name, status="passed", note=str(place)))
-    report.keep(outcomes, REPO / "results" / f"{kind}.json")
+    report.keep(outcomes, results() / f"{kind}.json")
     say("\n" + report.table(outcomes))
     failed = [each.session for each in outcomes if each.status == "failed"]
     if failed:
