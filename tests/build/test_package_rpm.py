@@ -464,6 +464,20 @@ def test_a_failure_leaves_nothing_and_tells_why(
     assert list(cache.directory("build", "rpm-17").iterdir()) == []
 
 
+@with_rpmbuild
+def test_an_interruption_leaves_nothing(
+    tree: PatchedTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "interrupt"
+    script.write_text(f"kill -INT {os.getpid()}\nsleep 60\ntouch {tmp_path}/went-on\n")
+    monkeypatch.setenv("FAKE_BUILD", f"sh {script}")
+    with pytest.raises(KeyboardInterrupt):
+        built(tree, tmp_path)
+    assert not (tmp_path / "went-on").exists()
+    assert list(cache.directory("rpm").iterdir()) == []
+    assert list(cache.directory("build", "rpm-17").iterdir()) == []
+
+
 def test_without_rpmbuild_the_line_to_paste_is_named(
     own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
