@@ -67,7 +67,7 @@ try:
 except UsageError as _error:
     sys.exit(f"nox: {_error}")
 
-FAMILIES = ("build", "test", "demo", "mutants", "bench", "deb")
+FAMILIES = ("build", "test", "demo", "mutants", "bench", "deb", "rpm")
 
 for _word in sys.argv[1:]:  # nox names no neighbours of a session that does not exist
     _asked = re.fullmatch(rf"({'|'.join(FAMILIES)})-([\w.]+)", _word)
@@ -140,7 +140,7 @@ def session(
 
 
 def major_sessions(major: Major) -> None:
-    """build-NN, test-NN, demo-NN, mutants-NN, bench-NN, deb-NN"""
+    """build-NN, test-NN, demo-NN, mutants-NN, bench-NN, deb-NN, rpm-NN"""
     label = "the development branch" if major.state == "devel" else f"PostgreSQL {major.name}"
     eol = " (end of life)" if major.state == "eol" else ""
 
@@ -230,15 +230,25 @@ def major_sessions(major: Major) -> None:
         given = options.read()
         deb.one(major, locked=given.locked, jit=not given.no_jit)
 
+    def rpm(session: nox.Session) -> None:
+        from ptrack_build.package import rpm
+
+        options = Options(session)
+        options.add_argument("--locked", action="store_true", help="what matrix.lock records")
+        options.add_argument("--no-jit", action="store_true", help="without LLVM")
+        given = options.read()
+        rpm.one(major, locked=given.locked, jit=not given.no_jit)
+
     build.__doc__ = f"{label}{eol} with ptrack: fetch, patch, compile, install; prints where"
     test.__doc__ = f"{label}{eol}: the shared suite on a build with assertions and tiny segments"
     demo.__doc__ = f"{label}{eol}: what an incremental backup would read against a full one"
     mutants.__doc__ = f"{label}{eol}: each protection taken out in turn makes its test fail"
     bench.__doc__ = f"{label}{eol}: what tracking costs, beside the server without it"
     deb.__doc__ = f"{label}{eol}: Debian packages of server and extension, for this system"
+    rpm.__doc__ = f"{label}{eol}: RPM packages of server and extension; on Debian, for trying"
     each = (
         ("build", build), ("test", test), ("demo", demo), ("mutants", mutants), ("bench", bench),
-        ("deb", deb),
+        ("deb", deb), ("rpm", rpm),
     )  # fmt: skip
     for family, function in each:
         BY_FAMILY[family].append((f"{family}-{major.name}", (family, f"pg{major.name}"), function))
@@ -289,6 +299,18 @@ def deb_all(session: nox.Session) -> None:
     options.add_argument("--no-jit", action="store_true", help="without LLVM")
     given = options.read()
     deb.every(MATRIX.majors, locked=given.locked, jit=not given.no_jit)
+
+
+@session("rpm", "all")
+def rpm_all(session: nox.Session) -> None:
+    """RPM packages of every major whose source can be had; says which could not, and why."""
+    from ptrack_build.package import rpm
+
+    options = Options(session)
+    options.add_argument("--locked", action="store_true", help="what matrix.lock records")
+    options.add_argument("--no-jit", action="store_true", help="without LLVM")
+    given = options.read()
+    rpm.every(MATRIX.majors, locked=given.locked, jit=not given.no_jit)
 
 
 @session("selftest", "check")

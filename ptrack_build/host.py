@@ -56,6 +56,11 @@ NEEDS: dict[str, Need] = {
     "tar": Need(programs=("tar", "xz", "bzip2"), apt=("tar", "xz-utils", "bzip2"),
                 dnf=("tar", "xz", "bzip2")),
     "dpkg-dev": Need(programs=("dpkg-source",), apt=("dpkg-dev",), dnf=("dpkg-dev",)),
+    "rpm-build": Need(
+        programs=("rpmbuild", "rpm2cpio", "cpio", "debugedit", "eu-strip"),
+        apt=("rpm", "cpio", "debugedit", "elfutils"),
+        dnf=("rpm-build", "cpio", "debugedit", "elfutils"),
+    ),
     "ccache": Need(programs=("ccache",), apt=("ccache",), dnf=("ccache",)),
     "pkg-config": Need(programs=("pkg-config",), apt=("pkg-config",), dnf=("pkgconf-pkg-config",)),
     "zlib": Need(headers=("zlib.h",), apt=("zlib1g-dev",), dnf=("zlib-devel",)),

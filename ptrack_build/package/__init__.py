@@ -122,7 +122,7 @@ def publish(release: Release, dist: Path = DIST) -> Path:
         with _replacing(final) as scratch:
             for file in release.files:
                 shutil.copyfile(file, scratch / file.name)
-                if _sha256(scratch / file.name) != named[file.name]:
+                if sha256(scratch / file.name) != named[file.name]:
                     what = f"{file} has changed since it was made"
                     raise PackageError(what, hint="run the session again")
             (scratch / MANIFEST).write_text(manifest)
@@ -140,7 +140,7 @@ def _holds(final: Path, named: dict[str, str], sums: str) -> bool:
             return False
         if {path.name for path in final.iterdir()} != {*named, SUMS}:
             return False
-        return all(_sha256(final / file) == digest for file, digest in named.items())
+        return all(sha256(final / file) == digest for file, digest in named.items())
     return False
 
 
@@ -164,7 +164,8 @@ def _replacing(final: Path) -> Iterator[Path]:
         cache.remove(old)
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Of a file, as hex."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -178,7 +179,7 @@ def described(file: Path, fields: dict[str, str]) -> Package:
         architecture=fields["Architecture"],
         size=file.stat().st_size,
         installed_kb=int(fields.get("Installed-Size", "0")),
-        sha256=_sha256(file),
+        sha256=sha256(file),
         depends=fields.get("Depends", ""),
         provides=fields.get("Provides", ""),
         conflicts=fields.get("Conflicts", ""),

@@ -16,7 +16,6 @@ import contextlib
 import json
 import os
 import re
-import shlex
 import shutil
 import textwrap
 import time
@@ -24,14 +23,15 @@ from dataclasses import asdict, dataclass
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any, Final
 
-from ptrack_build import REPO, __version__, cache, host, report
-from ptrack_build.errors import CommandFailed, HostError, PtrackError, SourceError
+from ptrack_build import REPO, __version__, cache, host
+from ptrack_build.errors import CommandFailed, HostError
 from ptrack_build.package import (
     Package,
     PackageError,
     Release,
     System,
     described,
+    making,
     os_release,
     publish,
     room,
@@ -56,8 +56,6 @@ DOCS: Final = ("docs/operating.md", "docs/contract.md")
 FLAVOUR: Final = "pt"  # two characters: what postgresql-common expects of a flavour
 FORMAT: Final = "deb 1"  # of what is kept below the cache; part of the keys
 FREE_MB: Final = 3000
-KEEP_SECONDS: Final = 14 * 24 * 3600
-MAINTAINER: Final = "The ptrack developers <maintainers@ptrack.example>"
 
 #: What belongs to the client's package; a major has those that it has.
 CLIENT_PROGRAMS: Final = (
@@ -180,9 +178,10 @@ class Facts:
 def facts(tree: PatchedTree, system: System, *, llvm: int) -> Facts:
     """The facts of a patched tree on a system. Raises PackageError where the tree lacks one."""
     source = tree.source
-    upstream = debian_version(source.version) + _snapshot(source, _epoch(tree))
-    catalog = _defined(tree, "src/include/catalog/catversion.h", "CATALOG_VERSION_NO")
-    control = _defined(tree, "src/include/catalog/pg_control.h", "PG_CONTROL_VERSION")
+    snapshot = making.snapshot(source, making.epoch(tree))
+    upstream = debian_version(source.version) + (f"+git{snapshot}" if snapshot else "")
+    catalog = making.defined(tree, "src/include/catalog/catversion.h", "CATALOG_VERSION_NO")
+    control = making.defined(tree, "src/include/catalog/pg_control.h", "PG_CONTROL_VERSION")
     return Facts(
         major=source.major.number,
         upstream=upstream,
@@ -190,13 +189,13 @@ def facts(tree: PatchedTree, system: System, *, llvm: int) -> Facts:
         version=f"{upstream}-1+ptrack{__version__}+{system.tag}",
         extension_version=f"{__version__}+pg{upstream}-1+{system.tag}",
         project=__version__,
-        abi=int(_defined(tree, "src/include/storage/changetrack.h", "CHANGETRACK_ABI")),
+        abi=int(making.defined(tree, "src/include/storage/changetrack.h", "CHANGETRACK_ABI")),
         catversion=catalog if control in BARE_CATVERSIONS else f"{catalog}-{control}",
         llvm=llvm,
         cflags=source.major.cflags,
         vendor=system.distribution.capitalize(),
-        maintainer=os.environ.get("PTRACK_MAINTAINER") or MAINTAINER,
-        epoch=_epoch(tree),
+        maintainer=os.environ.get("PTRACK_MAINTAINER") or making.MAINTAINER,
+        epoch=making.epoch(tree),
         postgresql_license=license_text((tree.path / "COPYRIGHT").read_text(encoding="utf-8")),
         ptrack_license=license_text((REPO / "LICENSE").read_text(encoding="utf-8")),
     )
@@ -204,11 +203,7 @@ def facts(tree: PatchedTree, system: System, *, llvm: int) -> Facts:
 
 def debian_version(version: str) -> str:
     """PostgreSQL's version so that dpkg sorts it: 17.2; 19~beta1; 20~~devel."""
-    found = re.fullmatch(r"(\d+)(?:\.(\d+)|(devel)|((?:alpha|beta|rc)\d+))", version)
-    if found is None:
-        what = f"PostgreSQL says that its version is {version!r}, which no package can be called"
-        raise PackageError(what, hint="see configure's PACKAGE_VERSION in the source")
-    major, minor, devel, early = found.groups()
+    major, minor, devel, early = making.version_parts(version)
     return f"{major}.{minor}" if minor else f"{major}~~{devel}" if devel else f"{major}~{early}"
 
 
@@ -226,38 +221,13 @@ def license_text(text: str) -> str:
     return "\n".join(f" {line}" if line else " ." for line in lines)
 
 
-def _epoch(tree: PatchedTree) -> int:
-    """The source's time: all its files have it."""
-    return int((tree.path / "configure").stat().st_mtime)
-
-
-def _defined(tree: PatchedTree, header: str, name: str) -> str:
-    path = tree.path / header
-    with contextlib.suppress(OSError):
-        found = re.search(rf"^#define\s+{name}\s+(\d+)", path.read_text(), re.MULTILINE)
-        if found:
-            return found[1]
-    what = f"{path} does not define {name}"
-    raise PackageError(what, hint="see where this major has it, and adapt package/deb.py")
-
-
 def render(folder: str, known: Facts, templates: Path | None = None) -> dict[str, tuple[str, bool]]:
     """The files of a debian/ by name, each with whether it can be executed.
 
     folder is `server` or `extension`. A template's first word (server., client., ...) becomes the
     package's name. Raises PackageError with the template's name and line.
     """
-    import jinja2
-
     templates = templates or TEMPLATES
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(templates / folder),
-        undefined=jinja2.StrictUndefined,
-        autoescape=False,
-        keep_trailing_newline=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     made = {}
     roles = known.roles()
     for template in sorted((templates / folder).glob("*.j2")):
@@ -265,14 +235,7 @@ def render(folder: str, known: Facts, templates: Path | None = None) -> dict[str
         role, dot, rest = name.partition(".")
         if dot and role in roles:
             name = f"{roles[role]}.{rest}"
-        try:
-            text = environment.get_template(template.name).render(known.context())
-        except jinja2.TemplateSyntaxError as error:
-            what = f"packaging/deb/{folder}/{error.name or template.name}:{error.lineno}: {error}"
-            raise PackageError(what, hint="correct the template") from error
-        except jinja2.TemplateError as error:
-            what = f"packaging/deb/{folder}/{template.name}: {error}"
-            raise PackageError(what, hint="the names are those of deb.Facts") from error
+        text = making.rendered(template, known.context(), "deb.Facts")
         made[name] = (text, name == "rules" or bool(template.stat().st_mode & 0o100))
     if not made:
         what = f"there are no templates in {templates / folder}"
@@ -424,7 +387,7 @@ def build(tree: PatchedTree, *, jit: bool = True, extension: Path = EXTENSION) -
         module = _extension_job(known, slot, server, extension)
         if not _finished(module.final):
             _make_extension(known, server, module, extension)
-        _prune({server.final, module.final})
+        making.prune("deb", {server.final, module.final})
     files = sorted(
         [*server.final.glob("*.*deb"), *module.final.glob("*.*deb")], key=lambda file: file.name
     )
@@ -478,11 +441,8 @@ def _server_job(tree: PatchedTree, known: Facts, slot: str, builders: Mapping[st
 
 def _extension_job(known: Facts, slot: str, server: _Job, extension: Path) -> _Job:
     debian = render("extension", known)
-    sources = [extension / "Makefile", extension / "ptrack.control"]
-    sources += [path for kind in ("sql", "src") for path in (extension / kind).glob("*.*")]
-    sources = [path for path in sources if path.suffix in {"", ".c", ".h", ".sql", ".control"}]
     parts: list[str | Path] = []
-    for path in sorted(sources):
+    for path in making.extension_files(extension):
         parts += [path.relative_to(extension).as_posix(), path]
     docs = [REPO / name for name in DOCS]
     key = cache.digest(
@@ -557,13 +517,9 @@ def _make(job: _Job, unpack: Callable[[Path], None]) -> None:
     user = host.server_user()
     host.check_reachable(cache.root(), user)
     job.log.unlink(missing_ok=True)
-    memo = _Memo(job.place)
+    memo = making.Memo(job.place)
     began = time.monotonic()
-    # An earlier run that was killed may have left a make behind: it keeps the old directory.
-    if job.place.exists():
-        old = job.place.with_name(f".{job.place.name}.{os.getpid()}.part")
-        job.place.rename(old)
-        cache.remove(old)
+    making.clear(job.place)
     work = job.place / job.name
     work.mkdir(parents=True)
     title = f"packages of {job.name} {job.version}"
@@ -633,7 +589,7 @@ def _environment(job: _Job, user: host.ServerUser | None) -> dict[str, str]:
     Objects are the unprivileged user's, hence a compiler cache of their own. (None of build-NN's
     would do: a distribution hardens, and its configure knows more libraries.)
     """
-    env = {
+    return {
         **_NO_FLAGS,
         **dict(job.env),
         "LC_ALL": "C.UTF-8",
@@ -642,25 +598,8 @@ def _environment(job: _Job, user: host.ServerUser | None) -> dict[str, str]:
         "MAKEFLAGS": "",
         "DEB_BUILD_OPTIONS": f"parallel={host.jobs()}",
         "DEB_BUILD_PROFILES": "",
+        **making.compiler_cache(user, ["gcc", "g++", *([f"clang-{job.llvm}"] if job.llvm else [])]),
     }
-    ccache = shutil.which("ccache")
-    if ccache and not os.environ.get("CCACHE_DISABLE"):
-        masks = cache.directory("ccache-bin")
-        for name in ("gcc", "g++", *([f"clang-{job.llvm}"] if job.llvm else [])):
-            with contextlib.suppress(FileExistsError):
-                (masks / name).symlink_to(ccache)
-        store = cache.directory("ccache" if user is None else f"ccache-{user.name}")
-        if user is not None:
-            os.chown(store, user.uid, user.gid)
-        env |= {
-            "PATH": f"{masks}:{os.environ.get('PATH', os.defpath)}",
-            "CCACHE_DIR": str(store),
-            "CCACHE_BASEDIR": str(cache.root()),
-            "CCACHE_NOHASHDIR": "1",
-            "CCACHE_SLOPPINESS": "include_file_ctime,include_file_mtime",
-            "CCACHE_MAXSIZE": "5G",
-        }
-    return env
 
 
 # ---- what is kept
@@ -676,60 +615,17 @@ def _read(final: Path) -> list[Package]:
     return [Package(**each) for each in json.loads((final / "packages.json").read_text())]
 
 
-def _prune(keep: set[Path]) -> None:
-    """Drop what nobody used for two weeks."""
-    limit = time.time() - KEEP_SECONDS
-    for path in cache.directory("deb").iterdir():
-        if path not in keep and not path.name.startswith("."):
-            with contextlib.suppress(OSError):
-                if path.stat().st_mtime < limit:
-                    cache.remove(path)
-
-
-class _Memo:
-    """What the last build of a place took, for the next one's estimate."""
-
-    def __init__(self, place: Path) -> None:
-        self.path = cache.directory("memo") / f"{place.parent.name}-{place.name}.json"
-        self.seconds: float | None = None
-        self.compiled = 1
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            data = json.loads(self.path.read_text())
-            self.seconds, self.compiled = float(data["seconds"]), int(data["compiled"])
-
-    def save(self, seconds: float, compiled: int) -> None:
-        cache.write(self.path, json.dumps({"seconds": round(seconds, 1), "compiled": compiled}))
-
-
 # ---- failures
-
-_TELLING: Final = re.compile(
-    r"\berror: |: error |undefined reference|No space left|Disk quota|\bcannot find\b|: not found|"
-    r"Killed|out of memory|internal compiler error|\*\*\* (?!.*Waiting)|^dh_\w+: "
-)
 
 
 def _explained(title: str, error: CommandFailed, job: _Job) -> PackageError:
-    """The lines of the log that tell why, then its end."""
-    lines: list[str] = []
-    with contextlib.suppress(OSError):
-        lines = job.log.read_text(encoding="utf-8", errors="replace").splitlines()
-    telling = [line for line in lines[-4000:] if _TELLING.search(line)][:8]
-    last = [line for line in lines[-8:] if line not in telling]
-    shown = "\n".join(f"    {line}" for line in (*telling, *(["..."] if telling else []), *last))
-    what = f"{title} could not be built: `{shlex.join(error.argv)}` failed:\n{shown}"
-    hint = _hint("\n".join([*telling, *last, error.tail]), job)
-    return PackageError(what, log=job.log, hint=hint)
+    return making.explained(title, error, job.log, lambda text: _hint(text, job))
 
 
 def _hint(text: str, job: _Job) -> str:
-    if "No space left" in text or "Disk quota" in text:
-        return f"free some space below {cache.root()}, or set PTRACK_CACHE to where there is more"
-    if "Killed" in text or "out of memory" in text:
-        return "there was not enough memory: try PTRACK_JOBS=1"
-    if "llvm" in text and job.llvm:
+    if "llvm" in text and job.llvm and not making.no_room(text):
         return f"this minor may not know LLVM {job.llvm}: try it with -- --no-jit"
-    return "read the log; what was compiled so far is kept by ccache, so trying again is quick"
+    return making.hint(text)
 
 
 # ---- sessions
@@ -753,24 +649,4 @@ def every(majors: Sequence[Major], *, locked: bool = False, jit: bool = True) ->
 
     Raises PackageError if any failed, and SourceError when no source could be had at all.
     """
-    outcomes = []
-    for major in majors:
-        name = f"deb-{major.name}"
-        try:
-            place = one(major, locked=locked, jit=jit)
-        except SourceError as error:
-            outcomes.append(report.Outcome(session=name, status="unreachable", note=error.what))
-        except PtrackError as error:
-            say(str(error))
-            outcomes.append(report.Outcome(session=name, status="failed", note=str(error)))
-        else:
-            outcomes.append(report.Outcome(session=name, status="passed", note=str(place)))
-    report.keep(outcomes, REPO / "results" / "deb.json")
-    say("\n" + report.table(outcomes))
-    failed = [each.session for each in outcomes if each.status == "failed"]
-    if failed:
-        what = f"failed: {', '.join(failed)}"
-        raise PackageError(what, hint=f"./nox -s {failed[-1]} shows it alone")
-    if not any(each.status == "passed" for each in outcomes):
-        what = "no major's source could be had, so nothing was packaged"
-        raise SourceError(what, hint="set PTRACK_PG_GIT to a PostgreSQL repository")
+    making.every("deb", majors, lambda major: one(major, locked=locked, jit=jit))

@@ -1,0 +1,800 @@
+"""RPM packages of a patched tree and of the extension, made by rpmbuild from our own specs.
+
+    PatchedTree ── build ──▶ Release
+
+Two source packages, each with a key over all that goes into it: the server's (postgresqlNNpt) and
+the extension's (ptrack_NN), which is compiled with the first one's unpacked development packages.
+So an edit in extension/ makes the second one anew and nothing else.
+
+On a distribution of rpms the specs are built as they are. Where apt is the manager, they are built
+"natively": with the system's libraries, which no rpm provides, hence without their names, and with
+a package (-native) that stands for the system and that all others need. Such packages are for
+trying; the source packages are the same and can be rebuilt anywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from ptrack_build import REPO, __version__, cache, host, source
+from ptrack_build.errors import CommandFailed, HostError
+from ptrack_build.package import (
+    Package,
+    PackageError,
+    Release,
+    System,
+    making,
+    os_release,
+    publish,
+    room,
+    sha256,
+    table,
+)
+from ptrack_build.patch import edits
+from ptrack_build.progress import say, step
+from ptrack_build.run import call
+from ptrack_build.source.mirror import environment as git_environment
+from ptrack_build.source.mirror import git_program
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
+
+    from ptrack_build.matrix import Major
+    from ptrack_build.patch import PatchedTree
+
+TEMPLATES: Final = REPO / "packaging" / "rpm"
+EXTENSION: Final = REPO / "extension"
+DEVELOPMENT: Final = (
+    "",
+    "-devel",
+)  # of the server's packages: the extension is compiled with these
+DOCS: Final = ("docs/operating.md", "docs/contract.md", "LICENSE")
+FORMAT: Final = "rpm 1"  # of what is kept below the cache; part of the keys
+FREE_MB: Final = 3000
+
+#: What belongs to the client's package; a major has those that it has.
+CLIENT_PROGRAMS: Final = (
+    "clusterdb", "createdb", "createuser", "dropdb", "dropuser", "pg_amcheck", "pg_basebackup",
+    "pg_combinebackup", "pg_config", "pg_dump", "pg_dumpall", "pg_isready", "pg_receivewal",
+    "pg_recvlogical", "pg_restore", "pg_verifybackup", "pgbench", "psql", "reindexdb", "vacuumdb",
+)  # fmt: skip
+
+#: Those that PGDG's packages of all majors take turns in having in /usr/bin.
+ALTERNATIVES: Final = (
+    "clusterdb", "createdb", "createuser", "dropdb", "dropuser", "pg_basebackup", "pg_dump",
+    "pg_dumpall", "pg_restore", "psql", "reindexdb", "vacuumdb",
+)  # fmt: skip
+
+NATIVE: Final = "built natively on {}: for trying, not for an rpm distribution"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feature:
+    """Something that the server can have: a switch of the spec.
+
+    flag: configure's; rpm, apt: the packages it is built with; since: the first major.
+    """
+
+    name: str
+    flag: str = ""
+    rpm: tuple[str, ...]
+    apt: tuple[str, ...]
+    since: int = 0
+
+
+FEATURES: Final = (
+    Feature(name="dtrace", flag="--enable-dtrace", apt=("systemtap-sdt-dev",),
+            rpm=("/usr/bin/dtrace", "systemtap-sdt-devel")),
+    Feature(name="gssapi", flag="--with-gssapi", rpm=("krb5-devel",), apt=("libkrb5-dev",)),
+    Feature(name="icu", flag="--with-icu", rpm=("libicu-devel",), apt=("libicu-dev",)),
+    Feature(name="ldap", flag="--with-ldap", rpm=("openldap-devel",), apt=("libldap-dev",)),
+    Feature(name="libxml", flag="--with-libxml", rpm=("libxml2-devel",), apt=("libxml2-dev",)),
+    Feature(name="libxslt", flag="--with-libxslt", rpm=("libxslt-devel",), apt=("libxslt1-dev",)),
+    Feature(name="lz4", flag="--with-lz4", rpm=("lz4-devel",), apt=("liblz4-dev",), since=14),
+    Feature(name="zstd", flag="--with-zstd", rpm=("libzstd-devel",), apt=("libzstd-dev",),
+            since=15),
+    Feature(name="libcurl", flag="--with-libcurl", rpm=("libcurl-devel",),
+            apt=("libcurl4-openssl-dev",), since=18),
+    Feature(name="libnuma", flag="--with-libnuma", rpm=("numactl-devel",), apt=("libnuma-dev",),
+            since=18),
+    Feature(name="liburing", flag="--with-liburing", rpm=("liburing-devel",), apt=("liburing-dev",),
+            since=18),
+    Feature(name="nls", flag="--enable-nls", rpm=("gettext",), apt=("gettext",)),
+    Feature(name="openssl", flag="--with-openssl", rpm=("openssl-devel",), apt=("libssl-dev",)),
+    Feature(name="pam", flag="--with-pam", rpm=("pam-devel",), apt=("libpam0g-dev",)),
+    Feature(name="selinux", flag="--with-selinux", rpm=("libselinux-devel",),
+            apt=("libselinux1-dev",)),
+    Feature(name="taptests", flag="--enable-tap-tests", apt=("libipc-run-perl",),
+            rpm=("perl(IPC::Run)", "perl(Test::More)", "perl(Time::HiRes)")),
+    Feature(name="uuid", flag="--with-uuid=e2fs", rpm=("libuuid-devel",), apt=("uuid-dev",)),
+    Feature(name="plperl", flag="--with-perl", rpm=("perl-devel", "perl(ExtUtils::Embed)"),
+            apt=("libperl-dev",)),
+    Feature(name="plpython3", flag="--with-python", rpm=("python3-devel",), apt=("python3-dev",)),
+    Feature(name="pltcl", flag="--with-tcl", rpm=("tcl-devel",), apt=("tcl-dev",)),
+    Feature(name="llvmjit", flag="--with-llvm", rpm=("clang", "gcc-c++", "llvm-devel"),
+            apt=("clang", "g++", "llvm-dev")),
+)  # fmt: skip
+
+#: What every major is built with, whatever its switches.
+REQUIRED_RPM: Final = (
+    "bison", "docbook-dtds", "docbook-style-xsl", "flex", "gcc", "libxml2", "libxslt", "make",
+    "perl(File::Compare)", "perl(FindBin)", "perl-generators", "perl-interpreter", "pkgconfig",
+    "readline-devel", "systemd-devel", "systemd-rpm-macros", "tzdata", "zlib-devel",
+)  # fmt: skip
+REQUIRED_APT: Final = (
+    "bison", "docbook-xml", "docbook-xsl", "flex", "gcc", "libc6-dev", "libreadline-dev",
+    "libsystemd-dev", "libxml2-utils", "make", "perl", "pkg-config", "tzdata", "xsltproc",
+    "zlib1g-dev",
+)  # fmt: skip
+
+LANGUAGES: Final = {
+    "plperl": ("plperl", "PL/Perl"),
+    "plpython3": ("plpython", "PL/Python 3"),
+    "pltcl": ("pltcl", "PL/Tcl"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What the templates are rendered with: all that a spec depends on.
+
+    major: a number; version: PostgreSQL's own; rpm_version: the same as rpm sorts it, with the day
+    of a snapshot; minor: the oldest server that the extension may run on; builder: the system, as
+    it calls itself; epoch: seconds since 1970, of the source.
+    """
+
+    major: int
+    version: str
+    rpm_version: str
+    minor: str
+    release: str
+    extension_release: str
+    project: str
+    abi: int
+    cflags: tuple[str, ...]
+    builder: str
+    maintainer: str
+    epoch: int
+
+    @property
+    def server(self) -> str:
+        """postgresql17pt"""
+        return f"postgresql{self.major}pt"
+
+    @property
+    def extension(self) -> str:
+        """ptrack_17"""
+        return f"ptrack_{self.major}"
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """Those that this major knows."""
+        return tuple(each for each in FEATURES if each.since <= self.major)
+
+    def context(self) -> dict[str, Any]:
+        """Names for the templates."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {
+            **fields,
+            "features": self.features,
+            "enabled": [feature.name for feature in self.features],
+            "languages": [
+                {"name": name, "word": word, "title": title}
+                for name, (word, title) in LANGUAGES.items()
+            ],
+            "required": REQUIRED_RPM,
+            "client_programs": CLIENT_PROGRAMS,
+            "alternatives": ALTERNATIVES,
+            "base": f"/usr/pgsql-{self.major}",
+            "date": time.strftime("%a %b %d %Y", time.gmtime(self.epoch)),
+        }
+
+
+# ---- what the templates are given
+
+
+def facts(tree: PatchedTree, builder: str) -> Facts:
+    """The facts of a patched tree. Raises PackageError where the tree lacks one."""
+    origin = tree.source
+    epoch = making.epoch(tree)
+    plain = rpm_version(origin.version)
+    snapshot = making.snapshot(origin, epoch)
+    return Facts(
+        major=origin.major.number,
+        version=origin.version,
+        rpm_version=plain + (f"^git{snapshot}" if snapshot else ""),
+        minor=plain,
+        release=f"1ptrack{__version__}",
+        extension_release=f"1.pg{plain}",
+        project=__version__,
+        abi=int(making.defined(tree, "src/include/storage/changetrack.h", "CHANGETRACK_ABI")),
+        cflags=origin.major.cflags,
+        builder=builder,
+        maintainer=os.environ.get("PTRACK_MAINTAINER") or making.MAINTAINER,
+        epoch=epoch,
+    )
+
+
+def rpm_version(version: str) -> str:
+    """PostgreSQL's version so that rpm sorts it: 17.2; 19~beta1; 20~~devel."""
+    major, minor, devel, early = making.version_parts(version)
+    return f"{major}.{minor}" if minor else f"{major}~~{devel}" if devel else f"{major}~{early}"
+
+
+def render(folder: str, known: Facts, templates: Path | None = None) -> dict[str, str]:
+    """The spec and its sources by name. folder is `server` or `extension`.
+
+    NN in a template's name becomes the major. Raises PackageError with the template's name and
+    line.
+    """
+    templates = templates or TEMPLATES
+    made = {}
+    for template in sorted((templates / folder).glob("*.j2")):
+        name = template.name.removesuffix(".j2").replace("NN", str(known.major))
+        made[name] = making.rendered(template, known.context(), "rpm.Facts")
+    if not any(name.endswith(".spec") for name in made):
+        what = f"there is no template of a spec in {templates / folder}"
+        raise PackageError(what, hint="git checkout -- packaging")
+    return made
+
+
+# ---- the machine
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Machine:
+    """Where packages are built. without: features that it lacks what is needed for."""
+
+    system: System
+    native: bool
+    builder: str
+    without: tuple[str, ...]
+    builders: dict[str, str]
+    macros: str
+
+
+def this_system() -> System:
+    """The system that packages are made for. Raises HostError where rpmbuild cannot be had."""
+    kind = host.manager()
+    if kind is None:
+        what = "rpms are made where there is dnf, or apt (for trying), and here is neither"
+        raise HostError(what, hint="run the session there, or in a container of it")
+    host.ensure(["rpm-build"])
+    about = os_release()
+    identity = about.get("ID", "linux")
+    release = about.get("VERSION_ID", "")
+    architecture, dist = _evaluated("%{_target_cpu}\n%{?dist}")
+    if kind == "apt":
+        short = "deb" if identity == "debian" else identity
+        dist = f"{short}{release or about.get('VERSION_CODENAME', '')}"
+    return System(
+        distribution=identity,
+        release=release,
+        codename=about.get("VERSION_CODENAME", ""),
+        architecture=architecture,
+        tag=re.sub(r"[^a-z0-9_.]", "", dist.lower().lstrip(".")),
+    )
+
+
+def _evaluated(text: str) -> list[str]:
+    return (
+        call(["rpm", "--eval", text], capture=True, quiet=True)
+        .stdout.removesuffix("\n")
+        .split("\n")
+    )
+
+
+def _machine(major: Major, *, jit: bool) -> _Machine:
+    """Look at, and where root may, complete what the packages are built with.
+
+    A missing optional package costs its feature, which is said; HostError names the required ones.
+    """
+    system = this_system()
+    native = host.manager() == "apt"
+    host.ensure(["cc", "make"])
+    wanted = [each for each in FEATURES if each.since <= major.number]
+    if not jit:
+        wanted = [each for each in wanted if each.name != "llvmjit"]
+    required = REQUIRED_APT if native else REQUIRED_RPM
+    names = [*required, *(name for each in wanted for name in (each.apt if native else each.rpm))]
+    have = _installed(names, native=native)
+    lacking = [name for name in names if name not in have]
+    if lacking and os.geteuid() == 0 and not os.environ.get("PTRACK_NO_INSTALL"):
+        try:
+            with cache.lock("system packages"):
+                host.install(lacking)
+        except CommandFailed as error:
+            say(f"could not install {' '.join(lacking)}: see {error.log}")
+        have = _installed(names, native=native)
+    lacking = [name for name in required if name not in have]
+    if lacking:
+        what = f"this machine lacks {', '.join(lacking)}, which the packages are built with"
+        raise HostError(what, hint=_paste(lacking))
+    absent = {
+        each.name: [name for name in (each.apt if native else each.rpm) if name not in have]
+        for each in wanted
+    }
+    absent = {name: packages for name, packages in absent.items() if packages}
+    if absent:
+        line = _paste([package for packages in absent.values() for package in packages])
+        say(f"going on without {', '.join(absent)}; to have them: {line}")
+    without = [*absent, *([] if jit else ["llvmjit"])]
+    about = os_release()
+    builder = about.get("PRETTY_NAME") or system.name
+    return _Machine(
+        system=system,
+        native=native,
+        builder=builder,
+        without=tuple(sorted(without)),
+        builders={name: have[name] for name in sorted(have)},
+        macros="\n".join(_evaluated("%{optflags}\n%{?build_ldflags}\n%{?dist}")),
+    )
+
+
+def _installed(names: Iterable[str], *, native: bool) -> dict[str, str]:
+    """Versions of what is installed, by the names asked for (which may be capabilities of rpms)."""
+    found = {}
+    if native:
+        listed = call(
+            ["dpkg-query", "-W", "-f", "${Package} ${Version} ${db:Status-Status}\n", *names],
+            capture=True, quiet=True, check=False,
+        ).stdout  # fmt: skip
+        rows = [line.split() for line in listed.splitlines()]
+        found = {row[0]: row[1] for row in rows if len(row) == 3 and row[2] == "installed"}
+    else:
+        for name in names:
+            argv = ["rpm", "-q", "--whatprovides", "--qf", "%{NAME} %{EVR}\n", name]
+            done = call(argv, capture=True, quiet=True, check=False)
+            if done.returncode == 0:
+                found[name] = done.stdout.splitlines()[0]
+    return found
+
+
+def _paste(names: Iterable[str]) -> str:
+    sudo = "" if os.geteuid() == 0 else "sudo "
+    listed = " ".join(f"'{name}'" if "(" in name else name for name in names)
+    if host.manager() == "dnf":
+        return f"{sudo}dnf install -y {listed}"
+    return f"{sudo}apt-get update && {sudo}apt-get install -y {listed}"
+
+
+# ---- building
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """One source package about to be built, or found done.
+
+    options: of rpmbuild; neutral: those of them that hold on any system.
+    """
+
+    name: str
+    version: str
+    key: str
+    place: Path
+    log: Path
+    files: dict[str, str]
+    options: tuple[str, ...]
+    neutral: tuple[str, ...]
+
+    @property
+    def final(self) -> Path:
+        return cache.directory("rpm") / self.key[:32]
+
+    @property
+    def spec(self) -> str:
+        (name,) = (name for name in self.files if name.endswith(".spec"))
+        return name
+
+
+def build(tree: PatchedTree, *, jit: bool = True, extension: Path = EXTENSION) -> Release:
+    """The packages of a patched tree and of the extension, for this machine's system.
+
+    Made where that has not been done before. Installs or names missing build dependencies. jit:
+    whether the server gets LLVM's just-in-time compilation. Raises HostError for what the machine
+    lacks and PackageError, with the log and its telling lines, for what does not build.
+    """
+    os.umask(0o022)
+    major = tree.source.major
+    making.defined(tree, "src/include/storage/changetrack.h", "CHANGETRACK_ABI")
+    machine = _machine(major, jit=jit)
+    known = facts(tree, machine.builder)
+    slot = f"rpm-{major.name}"
+    with cache.lock(f"packages {slot}"):
+        server = _server_job(tree, known, slot, machine)
+        if not _finished(server.final):
+            _make(server, known, lambda place: _server_sources(tree, known, place))
+        module = _extension_job(known, slot, server, machine, extension)
+        if not _finished(module.final):
+            _make(module, known, lambda place: _extension_sources(known, server, place, extension))
+        making.prune("rpm", {server.final, module.final})
+    files = sorted([*server.final.glob("*.rpm"), *module.final.glob("*.rpm")], key=lambda f: f.name)
+    return Release(
+        kind="rpm",
+        system=machine.system,
+        major=major.name,
+        made_of=_made_of(tree, known, machine),
+        packages=tuple(sorted((*_read(server.final), *_read(module.final)), key=lambda p: p.file)),
+        files=tuple(files),
+    )
+
+
+def _made_of(tree: PatchedTree, known: Facts, machine: _Machine) -> dict[str, Any]:
+    origin = tree.source
+    return {
+        "postgresql": {
+            "version": origin.version,
+            "provider": origin.provider,
+            "commit": origin.commit,
+            "tree": origin.digest,
+            "sha256": origin.sha256,
+        },
+        "patch": {"digest": tree.patch_digest, "how": tree.how, "abi": known.abi},
+        "ptrack": known.project,
+        "native": NATIVE.format(machine.builder) if machine.native else "",
+        "without": list(machine.without),
+        "source_date_epoch": known.epoch,
+        "built_with": machine.builders,
+    }
+
+
+def _neutral(machine: _Machine) -> tuple[str, ...]:
+    """The macros for all that rpm would take from clock and machine."""
+    macros = [
+        "use_source_date_epoch_as_buildtime 1",
+        "clamp_mtime_to_source_date_epoch 1",
+        "build_mtime_policy clamp_to_source_date_epoch",
+        "source_date_epoch_from_changelog 0",
+        "_buildhost localhost",
+    ]
+    if machine.native:
+        macros += [
+            f"dist .{machine.system.tag}",
+            # what distributions of rpms have switched on
+            "__arch_install_post %{_rpmconfigdir}/check-rpaths && %{_rpmconfigdir}/check-buildroot",
+            "_binary_payload w7.zstdio",
+            "_source_payload w7.zstdio",
+        ]
+    return tuple(word for macro in macros for word in ("--define", macro))
+
+
+def _options(machine: _Machine) -> tuple[str, ...]:
+    """Rpmbuild's switches and macros that do not depend on the place."""
+    options = [f"--without={name}" for name in machine.without]
+    if machine.native:
+        # No rpm of the system's could meet a BuildRequires; what was asked of apt is the same.
+        options += ["--nodeps", "--with=native", "--without=selftest"]
+    return (*options, *_neutral(machine))
+
+
+def _server_job(tree: PatchedTree, known: Facts, slot: str, machine: _Machine) -> _Job:
+    files = render("server", known)
+    plans = edits.load(TEMPLATES / "core", tree.source.major)
+    options = _options(machine)
+    key = cache.digest(
+        FORMAT, "server", tree.source.digest, tree.patch_digest, edits.digest(plans),
+        json.dumps(files, sort_keys=True), json.dumps(machine.builders, sort_keys=True),
+        repr(options), machine.macros, str(known.epoch),
+    )  # fmt: skip
+    return _Job(
+        name=known.server,
+        version=f"{known.rpm_version}-{known.release}.{machine.system.tag}",
+        key=key,
+        place=cache.directory("build", slot) / "server",
+        log=cache.directory("log") / f"{slot}.log",
+        files=files,
+        options=options,
+        neutral=_neutral(machine),
+    )
+
+
+def _extension_job(
+    known: Facts, slot: str, server: _Job, machine: _Machine, extension: Path
+) -> _Job:
+    files = render("extension", known)
+    parts: list[str | Path] = []
+    for path in making.extension_files(extension):
+        parts += [path.relative_to(extension).as_posix(), path]
+    docs = [REPO / name for name in DOCS]
+    key = cache.digest(
+        FORMAT, "extension", server.key, json.dumps(files, sort_keys=True), *parts, *docs
+    )
+    place = cache.directory("build", slot) / "extension"
+    root = place / "root"
+    return _Job(
+        name=known.extension,
+        version=f"{known.project}-{known.extension_release}.{machine.system.tag}",
+        key=key,
+        place=place,
+        log=cache.directory("log") / f"{slot}-extension.log",
+        files=files,
+        options=(*_options(machine), "--define", f"unpacked {root}"),
+        neutral=_neutral(machine),
+    )
+
+
+def _server_sources(tree: PatchedTree, known: Facts, place: Path) -> None:
+    """The pristine source as a tarball, and two patches: the core's, and the packages' own."""
+    trees = place / "trees"
+    trees.mkdir()
+    pristine, patched, packaged = (trees / name for name in ("a", "b", "c"))
+    source.export(tree.source, pristine)
+    # Only what differs has to be there twice.
+    for name in _differing(pristine, tree.path):
+        _copy(tree.path / name, patched / name)
+    for plan in edits.load(TEMPLATES / "core", tree.source.major):
+        base = patched if (patched / plan.path).exists() else tree.path
+        text = (base / plan.path).read_text(encoding="utf-8")
+        where = f"PostgreSQL {tree.source.version}"
+        (packaged / plan.path).parent.mkdir(parents=True, exist_ok=True)
+        (packaged / plan.path).write_text(edits.perform(plan, text, where=where), encoding="utf-8")
+    sources = place / "SOURCES"
+    _tarball(
+        pristine, sources / f"postgresql-{known.version}.tar.gz", f"postgresql-{known.version}",
+        known.epoch,
+    )  # fmt: skip
+    for target, old, new in (
+        ("ptrack-core.patch", pristine, patched),
+        ("ptrack-packaging.patch", tree.path, packaged),
+    ):
+        (sources / target).write_bytes(_diff(trees / "diff", old, new))
+    cache.remove(trees)
+
+
+def _differing(old: Path, new: Path) -> list[str]:
+    """Files of new that old has not, or has otherwise."""
+    found = []
+    for file in sorted(new.rglob("*")):
+        if file.is_dir() or file.is_symlink():
+            continue
+        name = file.relative_to(new).as_posix()
+        if not (old / name).is_file() or (old / name).read_bytes() != file.read_bytes():
+            found.append(name)
+    return found
+
+
+def _copy(file: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(file, target)
+
+
+def _diff(work: Path, old: Path, new: Path) -> bytes:
+    """From the files of old to all those that new has, for patch -p1."""
+    for file in sorted(path for path in new.rglob("*") if path.is_file()):
+        name = file.relative_to(new)
+        _copy(file, work / "b" / name)
+        if (old / name).is_file():
+            _copy(old / name, work / "a" / name)
+    (work / "a").mkdir(parents=True, exist_ok=True)
+    argv = [git_program(), "diff", "--no-index", "--no-color", "--no-ext-diff", "--no-renames",
+            "--full-index", "--no-prefix", "a", "b"]  # fmt: skip
+    done = subprocess.run(
+        argv, cwd=work, env={**os.environ, **git_environment()}, capture_output=True, check=False
+    )
+    if done.returncode not in {0, 1}:
+        raise CommandFailed(argv, done.returncode, tail=done.stderr.decode(errors="replace"))
+    cache.remove(work)
+    return done.stdout
+
+
+def _tarball(folder: Path, target: Path, name: str, epoch: int) -> None:
+    """The files of a folder as <name>/...: equal for equal files."""
+    with target.open("wb") as raw:
+        packer = gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=raw, mtime=0)
+        with packer, tarfile.open(fileobj=packer, mode="w", format=tarfile.GNU_FORMAT) as archive:
+            for path in (folder, *sorted(folder.rglob("*"))):
+                below = path.relative_to(folder).as_posix()
+                entry = archive.gettarinfo(path, name if below == "." else f"{name}/{below}")
+                entry.uid = entry.gid = 0
+                entry.uname = entry.gname = "root"
+                entry.mtime = epoch
+                entry.mode = 0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644
+                if entry.isreg():
+                    archive.addfile(entry, io.BytesIO(path.read_bytes()))
+                else:
+                    archive.addfile(entry)
+
+
+def _extension_sources(known: Facts, server: _Job, place: Path, extension: Path) -> None:
+    """The extension as a tarball; the server's development packages, unpacked."""
+    work = place / "tree"
+    for file in making.extension_files(extension):
+        _copy(file, work / file.relative_to(extension))
+    for name in DOCS:
+        _copy(REPO / name, work / name)
+    target = place / "SOURCES" / f"ptrack-{known.project}.tar.gz"
+    _tarball(work, target, f"ptrack-{known.project}", known.epoch)
+    cache.remove(work)
+    root = place / "root"
+    root.mkdir()
+    for suffix in DEVELOPMENT:
+        wanted = f"{known.server}{suffix}"
+        (file,) = (
+            server.final / each.file
+            for each in _read(server.final)
+            if each.name == wanted and each.architecture != "src"
+        )
+        _unpack(file, root)
+
+
+def _unpack(package: Path, root: Path) -> None:
+    with subprocess.Popen(["rpm2cpio", str(package)], stdout=subprocess.PIPE) as stream:
+        argv = ["cpio", "-idmu", "--quiet", "--no-absolute-filenames"]
+        done = subprocess.run(argv, cwd=root, stdin=stream.stdout, capture_output=True, check=False)
+    for command, status in ((argv, done.returncode), (["rpm2cpio"], stream.returncode)):
+        if status != 0:
+            raise CommandFailed(command, status, tail=done.stderr.decode(errors="replace"))
+
+
+def _make(job: _Job, known: Facts, provide: Callable[[Path], None]) -> None:
+    """Build one source package as the unprivileged user, and keep its packages under its key."""
+    room(cache.root(), FREE_MB, "building packages")
+    user = host.server_user()
+    host.check_reachable(cache.root(), user)
+    job.log.unlink(missing_ok=True)
+    memo = making.Memo(job.place)
+    began = time.monotonic()
+    making.clear(job.place)
+    for name in ("SOURCES", "SPECS", "BUILD", "BUILDROOT", "RPMS", "SRPMS", "tmp"):
+        (job.place / name).mkdir(parents=True)
+    title = f"packages of {job.name} {job.version}"
+    compiled = 0
+    try:
+        with step(title, estimate=memo.seconds) as shown, cache.building(job.final) as scratch:
+
+            def count(line: str) -> None:
+                nonlocal compiled
+                if " -c -o " in line:
+                    compiled += 1
+                    if compiled % 16 == 0:
+                        done = 0.9 * min(1.0, compiled / max(memo.compiled, compiled))
+                        shown.update(done, f"{compiled} files compiled")
+
+            provide(job.place)
+            for name, text in job.files.items():
+                file = job.place / ("SPECS" if name == job.spec else "SOURCES") / name
+                file.write_text(text, encoding="utf-8")
+                os.utime(file, (known.epoch, known.epoch))
+            for file in (job.place / "SOURCES").iterdir():
+                os.utime(file, (known.epoch, known.epoch))
+            if user is not None:
+                call(["chown", "-R", f"{user.uid}:{user.gid}", str(job.place)], quiet=True)
+            env = _environment(job, known, user)
+            topdir = ["--define", f"_topdir {job.place}", "--define", f"_tmppath {job.place}/tmp"]
+            call(
+                ["rpmbuild", "-bb", *topdir, *job.options, f"SPECS/{job.spec}"],
+                cwd=job.place, env=env, log=job.log, quiet=True, user=user, on_line=count,
+            )  # fmt: skip
+            # The source package holds the expanded spec: no path, and nothing of this system.
+            topdir = ["--define", "_topdir .", "--define", f"_tmppath {job.place}/tmp"]
+            call(
+                ["rpmbuild", "-bs", "--nodeps", *topdir, *job.neutral, f"SPECS/{job.spec}"],
+                cwd=job.place, env=env, log=job.log, quiet=True, user=user,
+            )  # fmt: skip
+            _keep(job, scratch)
+            shown.update(1.0, f"{compiled} files compiled")
+    except CommandFailed as error:
+        raise making.explained(title, error, job.log, lambda text: _hint(text, job)) from error
+    except OSError as error:
+        what = f"{title} could not be built: {error}"
+        raise PackageError(what, log=job.log, hint=_hint(str(error), job)) from error
+    finally:
+        cache.remove(job.place)
+    memo.save(time.monotonic() - began, compiled)
+
+
+def _keep(job: _Job, scratch: Path) -> None:
+    """Move the packages to where their key says, each described."""
+    found = []
+    for file in sorted([*job.place.glob("RPMS/*/*.rpm"), *job.place.glob("SRPMS/*.rpm")]):
+        shutil.copyfile(file, scratch / file.name)
+        found.append(described(scratch / file.name))
+    if not found:
+        what = f"{job.name}: rpmbuild made no package"
+        raise PackageError(what, log=job.log, hint="read the log")
+    (scratch / "packages.json").write_text(json.dumps([asdict(each) for each in found], indent=1))
+
+
+_QUERY: Final = (
+    "%{NAME}\n%{EVR}\n%{ARCH}\n%{SIZE}\n%|SOURCEPACKAGE?{src}|\n"
+    "[%{REQUIRENEVRS}, ]\n[%{PROVIDENEVRS}, ]\n[%{CONFLICTNEVRS}, ]\n"
+)
+
+
+def described(file: Path) -> Package:
+    """A package as its header has it; what rpm needs of itself is left out."""
+    argv = ["rpm", "-qp", "--nosignature", "--qf", _QUERY, str(file)]
+    rows = call(argv, capture=True, quiet=True).stdout.split("\n")
+    name, version, architecture, size, kind, requires, provides, conflicts = rows[:8]
+
+    def listed(text: str) -> str:
+        each = [word for word in text.split(", ") if word and not word.startswith("rpmlib(")]
+        return ", ".join(dict.fromkeys(each))
+
+    return Package(
+        file=file.name,
+        name=name,
+        version=version,
+        architecture=kind or architecture,
+        size=file.stat().st_size,
+        installed_kb=-(-int(size) // 1024),
+        sha256=sha256(file),
+        depends=listed(requires),
+        provides=listed(provides),
+        conflicts=listed(conflicts),
+    )
+
+
+def _environment(job: _Job, known: Facts, user: host.ServerUser | None) -> dict[str, str]:
+    """For rpmbuild: nothing of the caller's that would change the result, and ccache."""
+    unwanted = ("CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS", "COPT", "PROFILE", "LIBS", "CC")
+    masks = ["gcc", "g++", *(["clang"] if shutil.which("clang") else [])]
+    return {
+        **{name: "" for name in (*unwanted, "LD_RUN_PATH") if name in os.environ},
+        "LC_ALL": "C.UTF-8",
+        "TZ": "UTC",
+        "HOME": str(job.place),
+        "TMPDIR": str(job.place / "tmp"),
+        "MAKEFLAGS": "",
+        "RPM_BUILD_NCPUS": str(host.jobs()),
+        "SOURCE_DATE_EPOCH": str(known.epoch),
+        **making.compiler_cache(user, masks),
+    }
+
+
+# ---- what is kept
+
+
+def _finished(final: Path) -> bool:
+    return (final / "packages.json").is_file()
+
+
+def _read(final: Path) -> list[Package]:
+    with contextlib.suppress(OSError):
+        os.utime(final)
+    return [Package(**each) for each in json.loads((final / "packages.json").read_text())]
+
+
+def _hint(text: str, job: _Job) -> str:
+    jit = "--without=llvmjit" not in job.options
+    if jit and "llvm" in text.lower() and not making.no_room(text):
+        return "this minor may not know the system's LLVM: try it with -- --no-jit"
+    return making.hint(text)
+
+
+# ---- sessions
+
+
+def one(major: Major, *, locked: bool = False, jit: bool = True) -> Path:
+    """Fetch, patch, package and publish a major; prints the packages and where they are."""
+    from ptrack_build import patch
+
+    host.ensure(["git"])
+    made = build(patch.apply(source.fetch(major, locked=locked)), jit=jit)
+    with cache.lock(f"dist {made.system.name} {made.major}"):
+        place = publish(made)
+    say(table(made.packages))
+    if native := made.made_of["native"]:
+        say(native)
+    say(str(place))
+    return place
+
+
+def every(majors: Sequence[Major], *, locked: bool = False, jit: bool = True) -> None:
+    """Package all majors whose source can be had; ends with a table that says which could not.
+
+    Raises PackageError if any failed, and SourceError when no source could be had at all.
+    """
+    making.every("rpm", majors, lambda major: one(major, locked=locked, jit=jit))
