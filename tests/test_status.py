@@ -249,11 +249,13 @@ def test_estimate_holds(factory: Factory) -> None:
     cluster.checkpoint()
     cluster.checkpoint()
     since = cluster.redo()
-    cluster.sql("UPDATE t SET i = -i WHERE i % 4 = 0")
+    cluster.sql("UPDATE t SET i = -i WHERE abs(hashint4(i)::bigint) % 4 = 0")
+    changed = cluster.value("SELECT count(*) FROM t WHERE i < 0")
     cluster.checkpoint()
     blocks = cluster.value("SELECT pg_relation_size('t') / %s", cluster.block_size)
     size = blocks * cluster.block_size
-    expected = cluster.value("SELECT ptrack_estimate_extra(%s, 0.25, %s)", size, MB)
+    estimate = "SELECT ptrack_estimate_extra(%s, %s, %s)"
+    expected = cluster.value(estimate, size, changed / blocks, MB)
     reported = len(cluster.reported("t", since))
-    extra = reported / (blocks / 4) - 1
-    assert extra == pytest.approx(expected, rel=0.15)
+    extra = reported / changed - 1
+    assert extra == pytest.approx(expected, rel=0.35)  # which lines meet is left to chance
