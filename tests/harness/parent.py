@@ -27,7 +27,7 @@ def refused(snapshot: Snapshot, cluster: Cluster) -> None:
         return
     assert init > snapshot.lsn, f"init LSN {lsn.show(init)}, parent {lsn.show(snapshot.lsn)}"
     again = oracle.take(cluster)
-    cluster.sql("UPDATE t SET i = i + 1 WHERE abs(i) % 77 = 0")
+    cluster.sql("UPDATE t SET i = -i WHERE i % 77 = 0")
     oracle.check(again, cluster)
 
 
