@@ -130,7 +130,8 @@ typedef struct PtrackShared
 	uint32		file_used;		/* pages in use by its header */
 	uint32		found_used;		/* of those, found by reading so far */
 	uint32		next_unread;	/* where the reader goes on */
-	uint32		used;			/* pages in use in the file as it is now */
+	uint32		used;			/* pages in use in the file as it is now ... */
+	uint32		header_used;	/* ... and as its header counts them */
 
 	/* what happened, for those who ask; under lock */
 	PtrackReset reset;			/* why the map began ... */

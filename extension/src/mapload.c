@@ -336,6 +336,7 @@ ptrack_file_start(void)
 		shared->file_npages = header->nlines / PTRACK_LINES_PER_PAGE;
 		shared->file_used = header->used;
 		shared->used = header->used;
+		shared->header_used = header->used;
 		shared->same_shape = header->nlines == shared->nlines;
 		shared->in_place = shared->same_shape;
 		if (shared->same_shape)
