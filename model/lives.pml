@@ -12,7 +12,9 @@
  * alone: load.pml has the rest.
  *
  * Time is the number of the start.  Starts are further apart than OPTS_SLACK,
- * and than what pg_control's time is compared with; a start may be slow.
+ * and than what pg_control's time is compared with, but for a stand-alone
+ * backend that comes soon after a life that the header knows; a start may be
+ * slow.
  *
  * A stand-alone backend begins after a clean stop here: docs/model.md, Limits.
  */
@@ -62,10 +64,15 @@ bool apart;				/* there was a life without the library, or one nothing can tell 
  * stand-alone backend writes no postmaster.opts, but pg_control.
  */
 /* RULE UNTOLD other_life (mapload.c): untold is false */
+/* RULE KNOWN_OPTS other_life (mapload.c): untold also where the header knows this postmaster.opts */
 #ifdef NO_UNTOLD
 #define UNTOLD false
 #else
+#ifdef NO_KNOWN_OPTS
 #define UNTOLD (opts == file_start)
+#else
+#define UNTOLD (opts == file_start && opts != file_opts)
+#endif
 #endif
 /* RULE CONTROL_TIME other_life (mapload.c): pg_control's time is not compared */
 #ifdef NO_CONTROL_TIME
@@ -180,7 +187,12 @@ end:
 			:: life == alone -> state = running
 			fi;
 			if
-			:: state != stopped -> clean = false; clean_recovery = false; control_time = now
+			:: state != stopped ->
+				clean = false; clean_recovery = false; control_time = now;
+				if
+				:: life == alone && opts == file_opts -> control_time = file_start / 2
+				:: skip
+				fi
 			:: else
 			fi
 		}
