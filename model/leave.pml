@@ -3,7 +3,8 @@
  *	  Files of a database that moves, from their last mark until they are gone.
  *
  * A process marks what is in a directory, durably, and removes it some time
- * after, in another transaction.  Checkpoints, and a backup that copies the
+ * after, in another transaction; or it makes the copy, and removes that when
+ * it fails.  Checkpoints, and a backup that copies the
  * directory, come at any time.  Once it has gone a file of the same name may
  * come, shorter, that grows by zeros, which no WAL describes: a crash takes
  * that mark.  A crash before the removal leaves the directory for good.
@@ -27,6 +28,8 @@
 byte ins = 2;
 byte control_redo = 1;
 byte disk = DATA;
+bool fresh;				/* the directory is the copy */
+bool removed;
 bool leaving;			/* ptrack_set_leaving */
 byte slot;				/* in memory */
 byte file_slot;
@@ -45,8 +48,11 @@ proctype Mover()
 
 	BEGIN(true) skip };
 	{
+		/* RULE NAME_COPY copydir_changed (hooks.c): ptrack_set_leaving is not told of the copy */
 		/* RULE SET_FIRST copydir_changed (hooks.c): ptrack_set_leaving is called after ptrack_file_write_through */
-#ifndef NO_SET_FIRST
+#ifdef NO_NAME_COPY
+		leaving = !fresh;
+#elif !defined(NO_SET_FIRST)
 		leaving = true;
 #endif
 		/* RULE MARK_LEFT copydir_changed (hooks.c): mark_directory is not called for the old place */
@@ -59,14 +65,22 @@ proctype Mover()
 		leaving = true;
 #endif
 		if
-		:: ins++;			/* the copy's record, and the end of its transaction */
+		:: fresh ->
+			disk = DATA;
+			if
+			:: disk = GONE; removed = true	/* an error */
+			:: ins++
+			fi;
+			leaving = false
+		:: !fresh ->
+			ins++;			/* the copy's record, and the end of its transaction */
 			/* RULE UNTIL_GONE xact_end (hooks.c): the entry is cleared although the directory is there */
 #ifdef NO_UNTIL_GONE
 			leaving = false;
 #endif
-			disk = GONE;	/* rmtree, in the next one */
+			disk = GONE; removed = true;	/* rmtree, in the next one */
 			leaving = false
-		:: leaving = false	/* an error: the copy is removed, the database stays */
+		:: !fresh -> leaving = false	/* an error: the copy is removed, the database stays */
 		fi;
 		END
 	} CRASHED(lsn = 0)
@@ -91,7 +105,7 @@ end:
 #ifndef NO_MARK_LEAVING
 			seen = leaving;
 			if
-			:: atomic { seen && disk == DATA -> lsn = ins };	/* relfile_list */
+			:: atomic { seen && (fresh || disk == DATA) -> lsn = ins };	/* relfile_list */
 				atomic { RAISE(slot, lsn); lsn = 0 }
 			:: else
 			fi;
@@ -109,7 +123,7 @@ proctype Grow()
 {
 end:
 	do
-	:: atomic { !down && disk == GONE -> disk = ZEROS; RAISE(slot, ins) }
+	:: atomic { !down && disk == GONE && removed -> disk = ZEROS; RAISE(slot, ins) }
 	od
 }
 
@@ -151,5 +165,8 @@ end:
 
 init
 {
-	atomic { run Mover(); run Checkpointer(); run Grow(); run Crash(); run Backup(); run Query() }
+	atomic {
+		if :: skip :: fresh = true; disk = GONE fi;
+		run Mover(); run Checkpointer(); run Grow(); run Crash(); run Backup(); run Query()
+	}
 }

@@ -402,6 +402,40 @@ def test_backup_starts_while_a_database_moves(factory: Factory) -> None:
         oracle.check(snapshot, cluster, changed=12)
 
 
+def test_backup_starts_while_a_move_fails(factory: Factory) -> None:
+    """It holds files of the new place, which goes; they come again, shorter, and grow by zeros."""
+    cluster = factory.create(
+        checksums=True, start=False, shared_buffers="16MB", wal_writer_delay="10s"
+    )
+    with Fault(cluster, factory.shared) as orders:
+        cluster.start()
+        cluster.sql(f"CREATE TABLESPACE ts LOCATION '{cluster.tablespace('ts')}'")
+        cluster.sql("CREATE DATABASE d")
+        pages(cluster, database="d")
+        move = "ALTER DATABASE d SET TABLESPACE ts"
+        orders.order("/ts/PG_", Kind.WRITE)
+        cluster.sql(move)
+        writes = orders.count
+        path = cluster.path_of("t", database="d")
+        cluster.sql("ALTER DATABASE d SET TABLESPACE pg_default")
+        cluster.checkpoint()
+        orders.order("/ts/PG_", Kind.WRITE, Action.STOP_BEFORE, number=writes - 1)
+        with beside(lambda: cluster.sql(move)):
+            orders.wait()
+            snapshot = oracle.take(cluster)
+            orders.order("/ts/PG_", Kind.WRITE, Action.FAIL, error=errno.ENOSPC, onwards=True)
+        orders.clear()
+        assert len(snapshot.content[path]) >= 12 * cluster.block_size
+        assert not (cluster.data / path).exists(), "the move has not failed"
+        cluster.sql("DELETE FROM t", database="d")
+        cluster.sql("VACUUM t", database="d")
+        cluster.sql(move)
+        assert cluster.path_of("t", database="d") == path
+        cluster.checkpoint()
+        grow_and_lose(cluster, "t", 12, database="d")
+        oracle.check(snapshot, cluster, changed=12)
+
+
 def test_what_left_is_not_marked_for_ever(cluster: Cluster) -> None:
     """After a move and a drop nothing of them is reported to later parents."""
     cluster.sql(f"CREATE TABLESPACE ts LOCATION '{cluster.tablespace('ts')}'")
