@@ -412,18 +412,21 @@ def test_backup_starts_while_a_move_fails(factory: Factory) -> None:
         cluster.sql(f"CREATE TABLESPACE ts LOCATION '{cluster.tablespace('ts')}'")
         cluster.sql("CREATE DATABASE d")
         pages(cluster, database="d")
+        cluster.checkpoint()  # the move's own writes nothing then
         move = "ALTER DATABASE d SET TABLESPACE ts"
-        orders.order("/ts/PG_", Kind.WRITE)
+        forks = cluster.path_of("t", database="d").removeprefix("base")
+        orders.order(forks, Kind.WRITE)
         cluster.sql(move)
         writes = orders.count
         path = cluster.path_of("t", database="d")
         cluster.sql("ALTER DATABASE d SET TABLESPACE pg_default")
         cluster.checkpoint()
-        orders.order("/ts/PG_", Kind.WRITE, Action.STOP_BEFORE, number=writes - 1)
+        orders.order(forks, Kind.WRITE, Action.STOP_BEFORE, number=writes)  # the last of them
         with beside(lambda: cluster.sql(move)):
             orders.wait()
             snapshot = oracle.take(cluster)
             orders.order("/ts/PG_", Kind.WRITE, Action.FAIL, error=errno.ENOSPC, onwards=True)
+            orders.go_on()
         orders.clear()
         assert len(snapshot.content[path]) >= 12 * cluster.block_size
         assert not (cluster.data / path).exists(), "the move has not failed"
