@@ -174,14 +174,19 @@ def packages(names: Iterable[str]) -> list[str]:
 
 
 def paste(names: Iterable[str]) -> str:
-    """One line that installs what is missing, to be pasted into a shell."""
-    listed = " ".join(packages(names))
+    """One line that installs what meets these needs, to be pasted into a shell."""
+    return paste_packages(packages(names))
+
+
+def paste_packages(names: Iterable[str]) -> str:
+    """One line that installs packages of this machine's manager, to be pasted into a shell."""
+    sudo = "" if os.geteuid() == 0 else "sudo "
+    listed = shlex.join(names)
     match manager():
         case "apt":
-            sudo = "" if os.geteuid() == 0 else "sudo "
             return f"{sudo}apt-get update && {sudo}apt-get install -y {listed}"
         case "dnf":
-            return f"{'' if os.geteuid() == 0 else 'sudo '}dnf install -y {listed}"
+            return f"{sudo}dnf install -y {listed}"
         case _:
             return f"install these (Debian's names): {listed}"
 
