@@ -81,6 +81,10 @@ NEEDS: dict[str, Need] = {
         apt=("libzstd-dev", "pkg-config"), dnf=("libzstd-devel", "pkgconf-pkg-config"),
     ),
     "spin": Need(programs=("spin",), apt=("spin",), dnf=("spin",)),
+    "mmdebstrap": Need(programs=("mmdebstrap",), apt=("mmdebstrap",), dnf=("mmdebstrap",)),
+    "nspawn": Need(
+        programs=("systemd-nspawn",), apt=("systemd-container",), dnf=("systemd-container",)
+    ),
     "useradd": Need(programs=("useradd",), apt=("passwd",), dnf=("shadow-utils",)),
 }  # fmt: skip
 

@@ -568,10 +568,11 @@ def _extension_sources(known: Facts, server: _Job, place: Path, extension: Path)
             for each in server.packages()
             if each.name == wanted and each.architecture != "src"
         )
-        _unpack(file, root)
+        unpack(file, root)
 
 
-def _unpack(package: Path, root: Path) -> None:
+def unpack(package: Path, root: Path) -> None:
+    """Put the files of a package below root. Raises CommandFailed where that cannot be."""
     with subprocess.Popen(["rpm2cpio", str(package)], stdout=subprocess.PIPE) as stream:
         argv = ["cpio", "-idmu", "--quiet", "--no-absolute-filenames"]
         done = subprocess.run(argv, cwd=root, stdin=stream.stdout, capture_output=True, check=False)

@@ -83,7 +83,7 @@ def unpacked(line: Line, package: Path, root: Path) -> Path:
     if line.kind == "deb":
         subprocess.run(["dpkg-deb", "-x", str(package), str(root)], check=True)
     else:
-        rpm._unpack(package, root)
+        rpm.unpack(package, root)
     return root
 
 
