@@ -14,7 +14,6 @@ trying; the source packages are the same and can be rebuilt anywhere.
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import io
 import json
@@ -24,7 +23,7 @@ import shutil
 import subprocess
 import tarfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ptrack_build import REPO, __version__, cache, host, source
@@ -36,13 +35,10 @@ from ptrack_build.package import (
     System,
     making,
     os_release,
-    publish,
-    room,
     sha256,
-    table,
 )
 from ptrack_build.patch import edits
-from ptrack_build.progress import say, step
+from ptrack_build.progress import say
 from ptrack_build.run import call
 from ptrack_build.source.mirror import environment as git_environment
 from ptrack_build.source.mirror import git_program
@@ -62,7 +58,6 @@ DEVELOPMENT: Final = (
 )  # of the server's packages: the extension is compiled with these
 DOCS: Final = ("docs/operating.md", "docs/contract.md", "LICENSE")
 FORMAT: Final = "rpm 1"  # of what is kept below the cache; part of the keys
-FREE_MB: Final = 3000
 
 #: What belongs to the client's package; a major has those that it has.
 CLIENT_PROGRAMS: Final = (
@@ -209,7 +204,7 @@ def facts(tree: PatchedTree, builder: str) -> Facts:
     """The facts of a patched tree. Raises PackageError where the tree lacks one."""
     origin = tree.source
     epoch = making.epoch(tree)
-    plain = rpm_version(origin.version)
+    plain = making.sortable(origin.version)
     snapshot = making.snapshot(origin, epoch)
     return Facts(
         major=origin.major.number,
@@ -219,18 +214,12 @@ def facts(tree: PatchedTree, builder: str) -> Facts:
         release=f"1ptrack{__version__}",
         extension_release=f"1.pg{plain}",
         project=__version__,
-        abi=int(making.defined(tree, "src/include/storage/changetrack.h", "CHANGETRACK_ABI")),
+        abi=making.abi(tree),
         cflags=origin.major.cflags,
         builder=builder,
-        maintainer=os.environ.get("PTRACK_MAINTAINER") or making.MAINTAINER,
+        maintainer=making.maintainer(),
         epoch=epoch,
     )
-
-
-def rpm_version(version: str) -> str:
-    """PostgreSQL's version so that rpm sorts it: 17.2; 19~beta1; 20~~devel."""
-    major, minor, devel, early = making.version_parts(version)
-    return f"{major}.{minor}" if minor else f"{major}~~{devel}" if devel else f"{major}~{early}"
 
 
 def render(folder: str, known: Facts, templates: Path | None = None) -> dict[str, str]:
@@ -277,8 +266,7 @@ def this_system() -> System:
     release = about.get("VERSION_ID", "")
     architecture, dist = _evaluated("%{_target_cpu}\n%{?dist}")
     if kind == "apt":
-        short = "deb" if identity == "debian" else identity
-        dist = f"{short}{release or about.get('VERSION_CODENAME', '')}"
+        dist = f"{making.short(identity)}{release or about.get('VERSION_CODENAME', '')}"
     return System(
         distribution=identity,
         release=release,
@@ -321,14 +309,16 @@ def _machine(major: Major, *, jit: bool) -> _Machine:
     lacking = [name for name in required if name not in have]
     if lacking:
         what = f"this machine lacks {', '.join(lacking)}, which the packages are built with"
-        raise HostError(what, hint=_paste(lacking))
+        raise HostError(what, hint=host.paste_packages(lacking))
     absent = {
         each.name: [name for name in (each.apt if native else each.rpm) if name not in have]
         for each in wanted
     }
     absent = {name: packages for name, packages in absent.items() if packages}
     if absent:
-        line = _paste([package for packages in absent.values() for package in packages])
+        line = host.paste_packages(
+            [package for packages in absent.values() for package in packages]
+        )
         say(f"going on without {', '.join(absent)}; to have them: {line}")
     without = [*absent, *([] if jit else ["llvmjit"])]
     about = os_release()
@@ -345,53 +335,30 @@ def _machine(major: Major, *, jit: bool) -> _Machine:
 
 def _installed(names: Iterable[str], *, native: bool) -> dict[str, str]:
     """Versions of what is installed, by the names asked for (which may be capabilities of rpms)."""
-    found = {}
     if native:
-        listed = call(
-            ["dpkg-query", "-W", "-f", "${Package} ${Version} ${db:Status-Status}\n", *names],
-            capture=True, quiet=True, check=False,
-        ).stdout  # fmt: skip
-        rows = [line.split() for line in listed.splitlines()]
-        found = {row[0]: row[1] for row in rows if len(row) == 3 and row[2] == "installed"}
-    else:
-        for name in names:
-            argv = ["rpm", "-q", "--whatprovides", "--qf", "%{NAME} %{EVR}\n", name]
-            done = call(argv, capture=True, quiet=True, check=False)
-            if done.returncode == 0:
-                found[name] = done.stdout.splitlines()[0]
+        return making.installed_debs(names)
+    found = {}
+    for name in names:
+        argv = ["rpm", "-q", "--whatprovides", "--qf", "%{NAME} %{EVR}\n", name]
+        done = call(argv, capture=True, quiet=True, check=False)
+        if done.returncode == 0:
+            found[name] = done.stdout.splitlines()[0]
     return found
-
-
-def _paste(names: Iterable[str]) -> str:
-    sudo = "" if os.geteuid() == 0 else "sudo "
-    listed = " ".join(f"'{name}'" if "(" in name else name for name in names)
-    if host.manager() == "dnf":
-        return f"{sudo}dnf install -y {listed}"
-    return f"{sudo}apt-get update && {sudo}apt-get install -y {listed}"
 
 
 # ---- building
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Job:
-    """One source package about to be built, or found done.
+class _Job(making.Job):
+    """A spec with its sources.
 
     options: of rpmbuild; neutral: those of them that hold on any system.
     """
 
-    name: str
-    version: str
-    key: str
-    place: Path
-    log: Path
     files: dict[str, str]
     options: tuple[str, ...]
     neutral: tuple[str, ...]
-
-    @property
-    def final(self) -> Path:
-        return cache.directory("rpm") / self.key[:32]
 
     @property
     def spec(self) -> str:
@@ -408,46 +375,24 @@ def build(tree: PatchedTree, *, jit: bool = True, extension: Path = EXTENSION) -
     """
     os.umask(0o022)
     major = tree.source.major
-    making.defined(tree, "src/include/storage/changetrack.h", "CHANGETRACK_ABI")
+    making.abi(tree)
     machine = _machine(major, jit=jit)
     known = facts(tree, machine.builder)
     slot = f"rpm-{major.name}"
     with cache.lock(f"packages {slot}"):
         server = _server_job(tree, known, slot, machine)
-        if not _finished(server.final):
+        if not server.finished:
             _make(server, known, lambda place: _server_sources(tree, known, place))
         module = _extension_job(known, slot, server, machine, extension)
-        if not _finished(module.final):
+        if not module.finished:
             _make(module, known, lambda place: _extension_sources(known, server, place, extension))
         making.prune("rpm", {server.final, module.final})
-    files = sorted([*server.final.glob("*.rpm"), *module.final.glob("*.rpm")], key=lambda f: f.name)
-    return Release(
-        kind="rpm",
-        system=machine.system,
-        major=major.name,
-        made_of=_made_of(tree, known, machine),
-        packages=tuple(sorted((*_read(server.final), *_read(module.final)), key=lambda p: p.file)),
-        files=tuple(files),
-    )
+    return making.release(machine.system, tree, (server, module), _made_of(tree, machine))
 
 
-def _made_of(tree: PatchedTree, known: Facts, machine: _Machine) -> dict[str, Any]:
-    origin = tree.source
-    return {
-        "postgresql": {
-            "version": origin.version,
-            "provider": origin.provider,
-            "commit": origin.commit,
-            "tree": origin.digest,
-            "sha256": origin.sha256,
-        },
-        "patch": {"digest": tree.patch_digest, "how": tree.how, "abi": known.abi},
-        "ptrack": known.project,
-        "native": NATIVE.format(machine.builder) if machine.native else "",
-        "without": list(machine.without),
-        "source_date_epoch": known.epoch,
-        "built_with": machine.builders,
-    }
+def _made_of(tree: PatchedTree, machine: _Machine) -> dict[str, Any]:
+    native = NATIVE.format(machine.builder) if machine.native else ""
+    return making.made_of(tree, machine.builders, native=native, without=list(machine.without))
 
 
 def _neutral(machine: _Machine) -> tuple[str, ...]:
@@ -489,6 +434,7 @@ def _server_job(tree: PatchedTree, known: Facts, slot: str, machine: _Machine) -
         repr(options), machine.macros, str(known.epoch),
     )  # fmt: skip
     return _Job(
+        kind="rpm",
         name=known.server,
         version=f"{known.rpm_version}-{known.release}.{machine.system.tag}",
         key=key,
@@ -504,16 +450,12 @@ def _extension_job(
     known: Facts, slot: str, server: _Job, machine: _Machine, extension: Path
 ) -> _Job:
     files = render("extension", known)
-    parts: list[str | Path] = []
-    for path in making.extension_files(extension):
-        parts += [path.relative_to(extension).as_posix(), path]
-    docs = [REPO / name for name in DOCS]
-    key = cache.digest(
-        FORMAT, "extension", server.key, json.dumps(files, sort_keys=True), *parts, *docs
-    )
+    parts = making.extension_parts(extension, [REPO / name for name in DOCS])
+    key = cache.digest(FORMAT, "extension", server.key, json.dumps(files, sort_keys=True), *parts)
     place = cache.directory("build", slot) / "extension"
     root = place / "root"
     return _Job(
+        kind="rpm",
         name=known.extension,
         version=f"{known.project}-{known.extension_release}.{machine.system.tag}",
         key=key,
@@ -623,13 +565,14 @@ def _extension_sources(known: Facts, server: _Job, place: Path, extension: Path)
         wanted = f"{known.server}{suffix}"
         (file,) = (
             server.final / each.file
-            for each in _read(server.final)
+            for each in server.packages()
             if each.name == wanted and each.architecture != "src"
         )
-        _unpack(file, root)
+        unpack(file, root)
 
 
-def _unpack(package: Path, root: Path) -> None:
+def unpack(package: Path, root: Path) -> None:
+    """Put the files of a package below root. Raises CommandFailed where that cannot be."""
     with subprocess.Popen(["rpm2cpio", str(package)], stdout=subprocess.PIPE) as stream:
         argv = ["cpio", "-idmu", "--quiet", "--no-absolute-filenames"]
         done = subprocess.run(argv, cwd=root, stdin=stream.stdout, capture_output=True, check=False)
@@ -640,71 +583,32 @@ def _unpack(package: Path, root: Path) -> None:
 
 def _make(job: _Job, known: Facts, provide: Callable[[Path], None]) -> None:
     """Build one source package as the unprivileged user, and keep its packages under its key."""
-    room(cache.root(), FREE_MB, "building packages")
-    user = host.server_user()
-    host.check_reachable(cache.root(), user)
-    job.log.unlink(missing_ok=True)
-    memo = making.Memo(job.place)
-    began = time.monotonic()
-    making.clear(job.place)
-    for name in ("SOURCES", "SPECS", "BUILD", "BUILDROOT", "RPMS", "SRPMS", "tmp"):
-        (job.place / name).mkdir(parents=True)
-    title = f"packages of {job.name} {job.version}"
-    compiled = 0
-    try:
-        with step(title, estimate=memo.seconds) as shown, cache.building(job.final) as scratch:
-
-            def count(line: str) -> None:
-                nonlocal compiled
-                if " -c -o " in line:
-                    compiled += 1
-                    if compiled % 16 == 0:
-                        done = 0.9 * min(1.0, compiled / max(memo.compiled, compiled))
-                        shown.update(done, f"{compiled} files compiled")
-
-            provide(job.place)
-            for name, text in job.files.items():
-                file = job.place / ("SPECS" if name == job.spec else "SOURCES") / name
-                file.write_text(text, encoding="utf-8")
-                os.utime(file, (known.epoch, known.epoch))
-            for file in (job.place / "SOURCES").iterdir():
-                os.utime(file, (known.epoch, known.epoch))
-            if user is not None:
-                call(["chown", "-R", f"{user.uid}:{user.gid}", str(job.place)], quiet=True)
-            env = _environment(job, known, user)
-            topdir = ["--define", f"_topdir {job.place}", "--define", f"_tmppath {job.place}/tmp"]
-            call(
-                ["rpmbuild", "-bb", *topdir, *job.options, f"SPECS/{job.spec}"],
-                cwd=job.place, env=env, log=job.log, quiet=True, user=user, on_line=count,
-            )  # fmt: skip
-            # The source package holds the expanded spec: no path, and nothing of this system.
-            topdir = ["--define", "_topdir .", "--define", f"_tmppath {job.place}/tmp"]
-            call(
-                ["rpmbuild", "-bs", "--nodeps", *topdir, *job.neutral, f"SPECS/{job.spec}"],
-                cwd=job.place, env=env, log=job.log, quiet=True, user=user,
-            )  # fmt: skip
-            _keep(job, scratch)
-            shown.update(1.0, f"{compiled} files compiled")
-    except CommandFailed as error:
-        raise making.explained(title, error, job.log, lambda text: _hint(text, job)) from error
-    except OSError as error:
-        what = f"{title} could not be built: {error}"
-        raise PackageError(what, log=job.log, hint=_hint(str(error), job)) from error
-    finally:
-        cache.remove(job.place)
-    memo.save(time.monotonic() - began, compiled)
-
-
-def _keep(job: _Job, scratch: Path) -> None:
-    """Move the packages to where their key says, each described."""
-    found = []
-    for file in sorted([*job.place.glob("RPMS/*/*.rpm"), *job.place.glob("SRPMS/*.rpm")]):
-        shutil.copyfile(file, scratch / file.name)
-        found.append(described(scratch / file.name))
-    if not found:
-        what = f"{job.name}: rpmbuild made no package"
-        raise PackageError(what, log=job.log, hint="read the log")
-    (scratch / "packages.json").write_text(json.dumps([asdict(each) for each in found], indent=1))
+    jit = "--without=llvmjit" not in job.options
+    with making.building(job, llvm="the system's LLVM" if jit else "") as bench:
+        for name in ("SOURCES", "SPECS", "BUILD", "BUILDROOT", "RPMS", "SRPMS", "tmp"):
+            (job.place / name).mkdir()
+        provide(job.place)
+        for name, text in job.files.items():
+            file = job.place / ("SPECS" if name == job.spec else "SOURCES") / name
+            file.write_text(text, encoding="utf-8")
+            os.utime(file, (known.epoch, known.epoch))
+        for file in (job.place / "SOURCES").iterdir():
+            os.utime(file, (known.epoch, known.epoch))
+        bench.give()
+        env = _environment(job, known, bench.user)
+        topdir = ["--define", f"_topdir {job.place}", "--define", f"_tmppath {job.place}/tmp"]
+        call(
+            ["rpmbuild", "-bb", *topdir, *job.options, f"SPECS/{job.spec}"],
+            cwd=job.place, env=env, log=job.log, quiet=True, user=bench.user, on_line=bench.count,
+        )  # fmt: skip
+        # The source package holds the expanded spec: no path, and nothing of this system.
+        topdir = ["--define", "_topdir .", "--define", f"_tmppath {job.place}/tmp"]
+        call(
+            ["rpmbuild", "-bs", "--nodeps", *topdir, *job.neutral, f"SPECS/{job.spec}"],
+            cwd=job.place, env=env, log=job.log, quiet=True, user=bench.user,
+        )  # fmt: skip
+        made = [*job.place.glob("RPMS/*/*.rpm"), *job.place.glob("SRPMS/*.rpm")]
+        bench.keep(made, described)
 
 
 _QUERY: Final = (
@@ -739,39 +643,15 @@ def described(file: Path) -> Package:
 
 def _environment(job: _Job, known: Facts, user: host.ServerUser | None) -> dict[str, str]:
     """For rpmbuild: nothing of the caller's that would change the result, and ccache."""
-    unwanted = ("CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS", "COPT", "PROFILE", "LIBS", "CC")
-    masks = ["gcc", "g++", *(["clang"] if shutil.which("clang") else [])]
+    compilers = ["gcc", "g++", *(["clang"] if shutil.which("clang") else [])]
     return {
-        **{name: "" for name in (*unwanted, "LD_RUN_PATH") if name in os.environ},
-        "LC_ALL": "C.UTF-8",
-        "TZ": "UTC",
-        "HOME": str(job.place),
-        "TMPDIR": str(job.place / "tmp"),
-        "MAKEFLAGS": "",
-        "RPM_BUILD_NCPUS": str(host.jobs()),
-        "SOURCE_DATE_EPOCH": str(known.epoch),
-        **making.compiler_cache(user, masks),
-    }
-
-
-# ---- what is kept
-
-
-def _finished(final: Path) -> bool:
-    return (final / "packages.json").is_file()
-
-
-def _read(final: Path) -> list[Package]:
-    with contextlib.suppress(OSError):
-        os.utime(final)
-    return [Package(**each) for each in json.loads((final / "packages.json").read_text())]
-
-
-def _hint(text: str, job: _Job) -> str:
-    jit = "--without=llvmjit" not in job.options
-    if jit and "llvm" in text.lower() and not making.no_room(text):
-        return "this minor may not know the system's LLVM: try it with -- --no-jit"
-    return making.hint(text)
+        **making.emptied("CC"),
+        **making.environment(
+            job.place, user, compilers,
+            TMPDIR=str(job.place / "tmp"), RPM_BUILD_NCPUS=str(host.jobs()),
+            SOURCE_DATE_EPOCH=str(known.epoch),
+        ),
+    }  # fmt: skip
 
 
 # ---- sessions
@@ -779,17 +659,7 @@ def _hint(text: str, job: _Job) -> str:
 
 def one(major: Major, *, locked: bool = False, jit: bool = True) -> Path:
     """Fetch, patch, package and publish a major; prints the packages and where they are."""
-    from ptrack_build import patch
-
-    host.ensure(["git"])
-    made = build(patch.apply(source.fetch(major, locked=locked)), jit=jit)
-    with cache.lock(f"dist {made.system.name} {made.major}"):
-        place = publish(made)
-    say(table(made.packages))
-    if native := made.made_of["native"]:
-        say(native)
-    say(str(place))
-    return place
+    return making.one(major, lambda tree: build(tree, jit=jit), locked=locked)
 
 
 def every(majors: Sequence[Major], *, locked: bool = False, jit: bool = True) -> None:

@@ -68,11 +68,11 @@ class Entry:
     components: tuple[str, ...]
     fields: tuple[tuple[str, str], ...] = ()
 
-    def stanza(self, suites: tuple[str, ...]) -> str:
-        """The sources of these suites of the same archive, as apt reads them."""
+    def stanza(self, suites: tuple[str, ...], *, types: str = "deb-src") -> str:
+        """The sources of these suites of the archive, as apt reads them; types: or "deb"."""
         components = ("main",) if "main" in self.components else self.components
         lines = [
-            "Types: deb-src",
+            f"Types: {types}",
             f"URIs: {' '.join(self.uris)}",
             f"Suites: {' '.join(suites)}",
             *([f"Components: {' '.join(components)}"] if components else []),
