@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 def test_truncated_before_the_crash(factory: Factory) -> None:
     """Replayed once more, a truncation finds nothing to cut, and nobody would mark it."""
-    cluster = factory.create(checksums=True, shared_buffers="16MB", wal_writer_delay="10s")
+    cluster = factory.create(
+        checksums=True, shared_buffers="16MB", wal_buffers="16MB", wal_writer_delay="10s"
+    )
     pages(cluster)
     emptied(cluster)
     snapshot = oracle.take(cluster)
@@ -38,7 +40,9 @@ def test_truncated_on_a_standby(factory: Factory) -> None:
     Blocks that the primary made without WAL come to be here as zeros before one that is logged;
     when it is replayed once more, they are there already.
     """
-    primary = factory.create(checksums=True, shared_buffers="16MB", wal_writer_delay="10s")
+    primary = factory.create(
+        checksums=True, shared_buffers="16MB", wal_buffers="16MB", wal_writer_delay="10s"
+    )
     pages(primary)
     standby = factory.standby(primary)
     emptied(primary)
@@ -111,7 +115,9 @@ def test_hash_index_splits_lost(factory: Factory) -> None:
 
 def test_database_moved_and_back(factory: Factory) -> None:
     """What a database left behind comes again shorter, and grows by zeros."""
-    cluster = factory.create(checksums=True, shared_buffers="16MB", wal_writer_delay="10s")
+    cluster = factory.create(
+        checksums=True, shared_buffers="16MB", wal_buffers="16MB", wal_writer_delay="10s"
+    )
     cluster.sql(f"CREATE TABLESPACE ts LOCATION '{cluster.tablespace('ts')}'")
     cluster.sql("CREATE DATABASE d")
     pages(cluster, database="d")

@@ -352,7 +352,11 @@ def test_backup_starts_while_a_directory_is_copied(faulty: tuple[Cluster, Fault]
 def test_backup_starts_while_a_database_is_dropped(factory: Factory, strategy: str) -> None:
     """It holds files that are gone later, whose paths another database takes."""
     cluster = factory.create(
-        checksums=True, start=False, shared_buffers="16MB", wal_writer_delay="10s"
+        checksums=True,
+        start=False,
+        shared_buffers="16MB",
+        wal_buffers="16MB",
+        wal_writer_delay="10s",
     )
     with Fault(cluster, factory.shared) as orders:
         cluster.start()
@@ -375,7 +379,11 @@ def test_backup_starts_while_a_database_is_dropped(factory: Factory, strategy: s
 def test_backup_starts_while_a_database_moves(factory: Factory) -> None:
     """It holds the files that are left behind; they come again, shorter, and grow by zeros."""
     cluster = factory.create(
-        checksums=True, start=False, shared_buffers="16MB", wal_writer_delay="10s"
+        checksums=True,
+        start=False,
+        shared_buffers="16MB",
+        wal_buffers="16MB",
+        wal_writer_delay="10s",
     )
     with Fault(cluster, factory.shared) as orders:
         cluster.start()

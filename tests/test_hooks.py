@@ -79,7 +79,9 @@ def test_zero_extend_hook(factory: Factory) -> None:
 
 def test_truncate_hook(factory: Factory) -> None:
     """Cut off, checkpoint, grown again by a transaction whose WAL is lost in the crash."""
-    cluster = factory.create(checksums=True, shared_buffers="16MB", wal_writer_delay="10s")
+    cluster = factory.create(
+        checksums=True, shared_buffers="16MB", wal_buffers="16MB", wal_writer_delay="10s"
+    )
     pages(cluster, first=0)
     snapshot = oracle.take(cluster)
     cluster.sql("DELETE FROM t")
