@@ -36,7 +36,9 @@ def test_itself(factory: Factory) -> None:
 
     def exact(since: int) -> list[PageMap]:
         found = oracle.compare(
-            oracle.Snapshot(lsn=since, content=before), files.read_all(cluster.data), []
+            oracle.Snapshot(lsn=since, content=before, block_size=cluster.block_size),
+            files.read_all(cluster.data),
+            [],
         )
         rows: dict[str, list[int]] = {}
         for one in found.lost:

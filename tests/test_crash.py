@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.harness import files, oracle, workload
+from tests.harness.grown import pages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,22 +89,10 @@ def test_everything(
     oracle.look(snapshot, cluster, mask_hints=mask)
 
 
-def _rows(cluster: Cluster, name: str = "t", rows: int = 40) -> None:
-    """A table with a row a page."""
-    cluster.script(
-        [
-            f"CREATE TABLE {name} (i int, x text) WITH (autovacuum_enabled = off)",
-            f"ALTER TABLE {name} ALTER x SET STORAGE PLAIN",
-            f"INSERT INTO {name} SELECT i, repeat('x', 5000) FROM generate_series(1, {rows}) i",
-            f"VACUUM FREEZE {name}",
-        ]
-    )
-
-
 def test_full_page_writes_by_reload(factory: Factory) -> None:
     """Off and on again without a restart; the pages written meanwhile have no image."""
     cluster = factory.create(checksums=True)
-    _rows(cluster)
+    pages(cluster)
     snapshot = oracle.take(cluster)
     cluster.reload(full_page_writes=False)
     cluster.sql("UPDATE t SET i = -i")
@@ -133,7 +122,7 @@ def test_crash_in_crash(factory: Factory) -> None:
 def test_two_crashes(factory: Factory) -> None:
     """Marks survive from before the first crash, with no map written but by recovery."""
     cluster = factory.create(checksums=True, full_page_writes=False)
-    _rows(cluster, rows=60)
+    pages(cluster, pages=60)
     snapshot = oracle.take(cluster)
     for third in range(3):
         cluster.sql(f"UPDATE t SET x = x || 'y' WHERE i % 3 = {third}")
@@ -145,7 +134,7 @@ def test_two_crashes(factory: Factory) -> None:
 def test_visibility_map_cleared(factory: Factory) -> None:
     """Clearing a vm bit has no image in WAL and is a no-op when it is clear already."""
     cluster = factory.create(checksums=True)
-    _rows(cluster)
+    pages(cluster)
     snapshot = oracle.take(cluster)
     cluster.sql("DELETE FROM t WHERE i % 2 = 0")
     cluster.evict()
@@ -155,7 +144,7 @@ def test_visibility_map_cleared(factory: Factory) -> None:
 
 def test_open_transaction(factory: Factory) -> None:
     cluster = factory.create(checksums=True, full_page_writes=False)
-    _rows(cluster)
+    pages(cluster)
     snapshot = oracle.take(cluster)
     with cluster.connect(autocommit=False) as connection:
         connection.execute("UPDATE t SET x = x || 'y'")
@@ -170,10 +159,10 @@ def test_open_transaction(factory: Factory) -> None:
 def test_redo_point_at_a_page_boundary(factory: Factory) -> None:
     """WAL ends with a page; the redo point is past the header of the next, not written yet."""
     cluster = factory.create(checksums=True, full_page_writes=False)
-    _rows(cluster, rows=30)
+    pages(cluster, pages=30)
     cluster.checkpoint()
     cluster.checkpoint()
-    page = 8192
+    page = 8192  # of WAL
     headers = (24, 40)  # a page's and a segment's first one: positions are shown past them
     with cluster.connect() as connection:
 

@@ -69,12 +69,14 @@ def _killed_at_each_step(
     change: Callable[[int], None],
     flush: Callable[[], object],
     *,
+    start: Callable[[], object] | None = None,
     halves: bool = True,
 ) -> int:
     """Kill the server before each call that a flush makes; the number of calls.
 
     Each time the map is kept, and serves the parent from before all that. With halves, once more
-    with half of each write done, when it may be refused; the parent is then taken anew.
+    with half of each write done, when it may be refused; the parent is then taken anew. start: what
+    is more than to start the server.
     """
     steps = 0
     for action in (Action.STOP_BEFORE, *((Action.STOP_HALFWAY,) if halves else ())):
@@ -91,7 +93,7 @@ def _killed_at_each_step(
             orders.clear()
             if not reached:
                 break
-            cluster.start()
+            (start or cluster.start)()
             if action == Action.STOP_BEFORE:
                 _kept(snapshot, cluster)
             else:
@@ -164,24 +166,20 @@ def test_killed_in_the_flush_of_a_standby(factory: Factory) -> None:
     with Fault(standby, factory.shared) as orders:
         standby.start()
         snapshot = oracle.take(standby, primary=primary)
-        for number in range(1, STEPS):
+
+        def change(number: int) -> None:
             primary.sql(CHANGE if number % 2 else MORE)
             primary.checkpoint()
             standby.catch_up(primary)
-            orders.order(MAP, Kind.changes(), Action.STOP_BEFORE, number=number)
-            with beside(standby.checkpoint) as thread:
-                while thread.is_alive() and not orders.stopped:
-                    thread.join(0.002)
-                stopped = orders.stopped
-                if stopped:
-                    standby.kill_all()
-            orders.clear()
-            if not stopped:
-                break
+
+        def start() -> None:
             standby.start()
             standby.catch_up(primary)
-            _kept(snapshot, standby)
-        assert number > 4
+
+        steps = _killed_at_each_step(
+            snapshot, standby, orders, change, standby.checkpoint, start=start, halves=False
+        )
+        assert steps >= 4
 
 
 def test_killed_in_a_durable_mark(faulty: tuple[Cluster, Fault]) -> None:
@@ -355,7 +353,11 @@ def test_backup_starts_while_a_directory_is_copied(faulty: tuple[Cluster, Fault]
 def test_backup_starts_while_a_database_is_dropped(factory: Factory, strategy: str) -> None:
     """It holds files that are gone later, whose paths another database takes."""
     cluster = factory.create(
-        checksums=True, start=False, shared_buffers="16MB", wal_writer_delay="10s"
+        checksums=True,
+        start=False,
+        shared_buffers="16MB",
+        wal_buffers="16MB",
+        wal_writer_delay="10s",
     )
     with Fault(cluster, factory.shared) as orders:
         cluster.start()
@@ -378,7 +380,11 @@ def test_backup_starts_while_a_database_is_dropped(factory: Factory, strategy: s
 def test_backup_starts_while_a_database_moves(factory: Factory) -> None:
     """It holds the files that are left behind; they come again, shorter, and grow by zeros."""
     cluster = factory.create(
-        checksums=True, start=False, shared_buffers="16MB", wal_writer_delay="10s"
+        checksums=True,
+        start=False,
+        shared_buffers="16MB",
+        wal_buffers="16MB",
+        wal_writer_delay="10s",
     )
     with Fault(cluster, factory.shared) as orders:
         cluster.start()
@@ -440,6 +446,29 @@ def test_backup_starts_while_a_move_fails(factory: Factory) -> None:
         cluster.checkpoint()
         grow_and_lose(cluster, "t", 12, database="d")
         oracle.check(snapshot, cluster, changed=12)
+
+
+def test_backup_starts_while_a_drop_cannot_be_marked(faulty: tuple[Cluster, Fault]) -> None:
+    """A checkpoint goes on, and the map does not serve the backup that starts with it."""
+    cluster, orders = faulty
+    place = cluster.tablespace("ts")
+    cluster.sql(f"CREATE TABLESPACE ts LOCATION '{place}'")
+    cluster.sql("CREATE DATABASE d TABLESPACE ts")
+    snapshot = before(cluster)
+    orders.order("pg_tblspc/", Kind.UNLINK, Action.STOP_BEFORE)
+    with beside(lambda: cluster.sql("DROP DATABASE d")):
+        orders.wait()
+        place.chmod(0)
+        mark = cluster.log_size()
+        cluster.checkpoint()
+        redo = cluster.redo()
+        place.chmod(0o700)
+        assert redo > snapshot.lsn
+        assert cluster.init_lsn() > redo
+        assert "could not open directory" in cluster.log_text(mark)
+        orders.clear()
+    assert not cluster.sql("SELECT FROM pg_database WHERE datname = 'd'")
+    refused(snapshot, cluster)
 
 
 def test_what_left_is_not_marked_for_ever(cluster: Cluster) -> None:

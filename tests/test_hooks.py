@@ -20,24 +20,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.harness import files, oracle
+from tests.harness.grown import grow_and_lose, pages
 
 if TYPE_CHECKING:
     from tests.harness.cluster import Cluster
     from tests.harness.factory import Factory
-
-
-def _pages(cluster: Cluster, name: str = "t", pages: int = 40, database: str = "postgres") -> None:
-    """A table with a row a page and room on it, all hint bits set."""
-    rows = f"generate_series(0, {pages - 1})"
-    cluster.script(
-        [
-            f"CREATE TABLE {name} (i int, x text)",
-            f"ALTER TABLE {name} ALTER x SET STORAGE PLAIN",
-            f"INSERT INTO {name} SELECT i, repeat('x', 4100) FROM {rows} i",
-            f"VACUUM FREEZE {name}",
-        ],
-        database=database,
-    )
 
 
 def _changed(snapshot: oracle.Snapshot, cluster: Cluster, relation: str) -> set[int]:
@@ -53,7 +40,7 @@ def _changed(snapshot: oracle.Snapshot, cluster: Cluster, relation: str) -> set[
 
 
 def test_write_hook(cluster: Cluster) -> None:
-    _pages(cluster)
+    pages(cluster, first=0)
     snapshot = oracle.take(cluster)
     size = cluster.value("SELECT pg_relation_size('t')")
     cluster.sql("DELETE FROM t WHERE i % 2 = 0")
@@ -67,7 +54,7 @@ def test_write_hook(cluster: Cluster) -> None:
 
 def test_extend_hook(cluster: Cluster) -> None:
     cluster.sql(f"CREATE TABLESPACE ts LOCATION '{cluster.tablespace('ts')}'")
-    _pages(cluster)
+    pages(cluster, first=0)
     snapshot = oracle.take(cluster)
     cluster.sql("ALTER TABLE t SET TABLESPACE ts")
     changed = _changed(snapshot, cluster, "t")
@@ -80,9 +67,9 @@ def test_extend_hook(cluster: Cluster) -> None:
 def test_zero_extend_hook(factory: Factory) -> None:
     """The page is zeros on disk, its content still in the buffer pool."""
     cluster = factory.create(shared_buffers="16MB")
-    _pages(cluster)
+    pages(cluster, first=0)
     snapshot = oracle.take(cluster)
-    cluster.sql("INSERT INTO t SELECT 1, repeat('x', 4100)")
+    cluster.sql(f"INSERT INTO t SELECT 1, repeat('x', {cluster.wide})")
     on_disk = cluster.relation_bytes("t")
     assert len(on_disk) // cluster.block_size > 40
     assert not any(on_disk[40 * cluster.block_size :]), "it was written already"
@@ -92,32 +79,23 @@ def test_zero_extend_hook(factory: Factory) -> None:
 
 def test_truncate_hook(factory: Factory) -> None:
     """Cut off, checkpoint, grown again by a transaction whose WAL is lost in the crash."""
-    cluster = factory.create(checksums=True, shared_buffers="16MB", wal_writer_delay="10s")
-    _pages(cluster)
+    cluster = factory.create(
+        checksums=True, shared_buffers="16MB", wal_buffers="16MB", wal_writer_delay="10s"
+    )
+    pages(cluster, first=0)
     snapshot = oracle.take(cluster)
     cluster.sql("DELETE FROM t")
     cluster.sql("VACUUM t")
     assert cluster.value("SELECT pg_relation_size('t')") == 0
     cluster.checkpoint()
-    with cluster.connect(autocommit=False) as connection:
-        connection.execute("SELECT count(*) FROM t")
-        with cluster.paused("walwriter", "background writer"):
-            connection.execute(
-                "INSERT INTO t SELECT i, repeat('x', 4100) FROM generate_series(1, 12) i"
-            )
-            cluster.kill_all()
-        connection.close()
-    cluster.start()
-    on_disk = cluster.relation_bytes("t")
-    assert len(on_disk) >= 12 * cluster.block_size, "the file did not grow"
-    assert not any(on_disk), "the rows' WAL was not lost"
+    grow_and_lose(cluster, "t", 12)
     assert set(range(12)) <= cluster.reported("t", snapshot.lsn)
     oracle.check(snapshot, cluster, changed=12)
 
 
 def test_copydir_hook(cluster: Cluster) -> None:
     cluster.sql("CREATE DATABASE source")
-    _pages(cluster, database="source")
+    pages(cluster, database="source")
     cluster.checkpoint()
     snapshot = oracle.take(cluster)
     strategy = "STRATEGY file_copy" if cluster.major >= 15 else ""
@@ -141,9 +119,9 @@ def test_copydir_hook(cluster: Cluster) -> None:
 
 def test_redo_hook(factory: Factory) -> None:
     cluster = factory.create(checksums=True, full_page_writes=False)
-    _pages(cluster)
+    pages(cluster, first=0)
     snapshot = oracle.take(cluster)
-    cluster.sql("UPDATE t SET x = repeat('y', 3000) WHERE i % 3 = 0")
+    cluster.sql(f"UPDATE t SET x = repeat('y', {cluster.block_size * 3 // 8}) WHERE i % 3 = 0")
     cluster.evict()
     changed = _changed(snapshot, cluster, "t")
     assert {block for block in range(40) if block % 3 == 0} <= changed, "not on disk"
@@ -157,7 +135,7 @@ def test_redo_hook(factory: Factory) -> None:
 
 
 def test_flush_hook(cluster: Cluster) -> None:
-    _pages(cluster)
+    pages(cluster, first=0)
     snapshot = oracle.take(cluster)
     init = cluster.init_lsn()
     cluster.sql("DELETE FROM t WHERE i % 2 = 0")

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 @pytest.fixture
 def emptied_cluster(factory: Factory) -> tuple[Cluster, Snapshot]:
     """A primary with an empty table of 40 blocks, and a parent from before they are cut off."""
-    cluster = factory.create(checksums=True, shared_buffers="16MB", wal_writer_delay="10s")
+    cluster = factory.create(
+        checksums=True, shared_buffers="16MB", wal_buffers="16MB", wal_writer_delay="10s"
+    )
     pages(cluster)
     emptied(cluster)
     return cluster, oracle.take(cluster)
@@ -102,7 +104,9 @@ def test_recovery_without_the_library_interrupted(
 @pytest.mark.parametrize("end", ["fast", "immediate"])
 def test_standby_without_the_library(factory: Factory, end: str) -> None:
     """A life without a restartpoint: the next begins to replay where the map ends."""
-    primary = factory.create(checksums=True, shared_buffers="16MB", wal_writer_delay="10s")
+    primary = factory.create(
+        checksums=True, shared_buffers="16MB", wal_buffers="16MB", wal_writer_delay="10s"
+    )
     pages(primary)
     standby = factory.standby(primary)
     emptied(primary)

@@ -256,7 +256,7 @@ def test_sees_a_file_changed_by_hand(factory: Factory) -> None:
     path = cluster.path_of("t")
     cluster.stop()
     with (cluster.data / path).open("r+b") as file:
-        file.seek(cluster.block_size * 3 + 4000)
+        file.seek(cluster.block_size * 3 + cluster.block_size // 2)
         file.write(b"!")
     cluster.start()
     with pytest.raises(LostBlocks) as caught:

@@ -236,15 +236,19 @@ def test_suggested_size(cluster: Cluster, changed: float, extra: float) -> None:
     assert cluster.value("SELECT ptrack_suggest_map_size(%s)", TB) == cluster.value(
         query, TB, 0.1, 0.25
     )
-    assert cluster.value(query, 8192, changed, extra) == MB
+    assert cluster.value(query, cluster.block_size, changed, extra) == MB
 
 
 def test_estimate_holds(factory: Factory) -> None:
     """Scattered single blocks, as many as the small map's slots: the formula's share is extra."""
     cluster = factory.create(shared_buffers="64MB")
+    rows = min(60_000, 60_000 * 8192 // cluster.block_size)
     cluster.sql("CREATE TABLE t (i int, x text) WITH (fillfactor = 50)")
     cluster.sql("ALTER TABLE t ALTER x SET STORAGE PLAIN")
-    cluster.sql("INSERT INTO t SELECT i, repeat('x', 3900) FROM generate_series(1, 60000) i")
+    cluster.sql(
+        f"INSERT INTO t SELECT i, repeat('x', {cluster.block_size * 19 // 40}) "
+        f"FROM generate_series(1, {rows}) i"
+    )
     cluster.sql("VACUUM FREEZE t")
     cluster.checkpoint()
     cluster.checkpoint()

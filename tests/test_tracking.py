@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.harness import files, oracle, workload
+from tests.harness.grown import pages
 from tests.harness.workload import SCENARIOS, Scenario
 
 if TYPE_CHECKING:
@@ -139,13 +140,7 @@ def test_other_segments(cluster: Cluster) -> None:
     if cluster.segment_blocks > 1024:
         pytest.skip("needs a build with small segments")
     per = cluster.segment_blocks
-    cluster.script(
-        [
-            "CREATE TABLE t (i int, x text) WITH (fillfactor = 80)",
-            "ALTER TABLE t ALTER x SET STORAGE PLAIN",
-            f"INSERT INTO t SELECT i, repeat('x', 5000) FROM generate_series(0, {per * 6 - 1}) i",
-        ]
-    )
+    pages(cluster, pages=per * 6, first=0)
     snapshot = oracle.take(cluster)
     wanted = {0, per - 1, per, per * 2 + 3, per * 4 - 1, per * 5 + 1}
     for block in sorted(wanted):
@@ -169,16 +164,8 @@ def test_many_looks(cluster: Cluster) -> None:
 
 def test_precision(cluster: Cluster) -> None:
     """What did not change is not reported, but for what the parent's own checkpoint wrote."""
-    cluster.script(
-        [
-            "CREATE TABLE t (i int, x text)",
-            "ALTER TABLE t ALTER x SET STORAGE PLAIN",
-            "INSERT INTO t SELECT i, repeat('x', 5000) FROM generate_series(0, 1999) i",
-            "CREATE INDEX ON t (i)",
-            "VACUUM FREEZE t",
-            "CHECKPOINT",
-        ]
-    )
+    pages(cluster, pages=2000, first=0)
+    cluster.script(["CREATE INDEX ON t (i)", "CHECKPOINT"])
     snapshot = oracle.take(cluster)
     cluster.sql("UPDATE t SET x = x || 'y' WHERE i % 400 = 7")
     found = oracle.check(snapshot, cluster)

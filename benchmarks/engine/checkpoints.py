@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING
 
 from benchmarks.engine import sampling
 from benchmarks.engine.results import Family, Row
-from benchmarks.engine.servers import OFF, Arm, fill_map, settle, timed
+from benchmarks.engine.servers import OFF, Arm, fill_map, over_off, settle, timed
 from ptrack_build.progress import step
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from psycopg import Connection
 
     from benchmarks.engine.servers import Bench
@@ -76,43 +74,25 @@ def measure(bench: Bench) -> Family:
                 update(held[arm], number + 1)
                 return timed(held[arm], "CHECKPOINT")
 
-            with step(f"idle checkpoints, {state}"):
-                times = sampling.rounds(arms, bench.rounds(30), idle)
-            series[f"idle checkpoint, {state}, ms"] = {a.name: times[a] for a in arms}
-            rows += [
-                _over_off(f"idle checkpoint, {arm.what}, {state}", arm, times,
-                          None if fsync else 2.0, IDLE_BEFORE)
-                for arm in arms[1:]
-            ]  # fmt: skip
-            with step(f"checkpoints after {UPDATES:,} scattered updates, {state}"):
-                times = sampling.rounds(arms, bench.rounds(8 if fsync else 20), busy)
-            title = f"checkpoint after {UPDATES:,} scattered page updates"
-            series[f"{title}, {state}, ms"] = {a.name: times[a] for a in arms}
-            rows += [
-                _over_off(f"{title}, {arm.what}, {state}", arm, times,
-                          None if fsync else 10.0, BUSY_BEFORE)
-                for arm in arms[1:]
-            ]  # fmt: skip
+            kinds = (
+                ("idle checkpoint", "idle checkpoints", 30, idle, 2.0, IDLE_BEFORE),
+                (f"checkpoint after {UPDATES:,} scattered page updates",
+                 f"checkpoints after {UPDATES:,} scattered updates", 8 if fsync else 20, busy,
+                 10.0, BUSY_BEFORE),
+            )  # fmt: skip
+            for title, titles, count, one, limit, before in kinds:
+                with step(f"{titles}, {state}"):
+                    times = sampling.rounds(arms, bench.rounds(count), one)
+                series[f"{title}, {state}, ms"] = {a.name: times[a] for a in arms}
+                rows += [
+                    over_off(f"{title}, {arm.what}, {state}", arm, times,
+                             None if fsync else limit, before)
+                    for arm in arms[1:]
+                ]  # fmt: skip
     return Family(
         name="checkpoint",
         about="Checkpoints. The time that tracking adds to one, over the same server without "
         "ptrack, both timed by the client that asks for it.",
         rows=rows,
         series=series,
-    )
-
-
-def _over_off(
-    what: str, arm: Arm, times: dict[Arm, list[float]], limit: float | None,
-    before: Mapping[int, str],
-) -> Row:  # fmt: skip
-    medians = {each.name: sampling.spread(times[each]).median for each in (OFF, arm)}
-    judged = limit is not None and not arm.public
-    return Row(
-        what=what,
-        spread=sampling.difference(times[arm], times[OFF]),
-        unit="ms",
-        limit=limit if judged else None,
-        before=before.get(arm.map_mb or 0, "") if judged else "",
-        medians=medians,
     )

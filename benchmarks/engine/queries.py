@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from benchmarks.engine import checkpoints, sampling
@@ -14,6 +15,7 @@ from benchmarks.engine.servers import (
     fill_map,
     grow,
     new_parent,
+    row,
     settle,
     timed,
 )
@@ -29,6 +31,7 @@ GIB = 64
 #: What 2.4 needed, by the size of its map.
 NOTHING_BEFORE = {64: "475 ms", 1024: "730 ms"}
 ALL_BEFORE = {64: "670 ms", 1024: "1040 ms"}
+NONE_BEFORE: Mapping[int, str] = MappingProxyType({})
 GROWTH_GIB = (64, 256, 1024, 4096, 10240)
 
 
@@ -65,7 +68,10 @@ def measure(bench: Bench) -> Family:
             grow(cluster, blocks)
             fill_map(cluster, arm)
 
-        def sampled(title: str, since: dict[Arm, str], expected: int) -> dict[Arm, list[float]]:
+        def sampled(
+            title: str, since: dict[Arm, str], expected: int,
+            limit: float | None = None, before: Mapping[int, str] = NONE_BEFORE,
+        ) -> None:  # fmt: skip
             def one(arm: Arm, number: int) -> float:
                 del number
                 milliseconds, found = ask(clusters[arm], since[arm])
@@ -77,27 +83,24 @@ def measure(bench: Bench) -> Family:
             with step(f"queries over {GIB} GiB, {title}"):
                 times = sampling.rounds(arms, bench.rounds(20), one)
             series[f"query over {GIB} GiB, {title}, ms"] = {a.name: times[a] for a in arms}
-            return times
+            for arm in arms:
+                what = f"query over {GIB} GiB, {title}, {arm.what}"
+                rows.append(row(what, arm, sampling.spread(times[arm]), limit, before))
 
         since = {arm: new_parent(clusters[arm]) for arm in arms}
-        times = sampled("nothing changed", since, 0)
-        rows += [_row("nothing changed", arm, times, 15.0, NOTHING_BEFORE) for arm in arms]
+        sampled("nothing changed", since, 0, 15.0, NOTHING_BEFORE)
 
         for arm in arms:
             if arm.public:  # has none of the hooks; before its map's LSN it walks all the same
                 since[arm] = "0/0"
                 continue
             clusters[arm].sql(f"SELECT bench_marks({MADE_UP}, false, 1, {blocks}, {blocks}, 1)")
-        times = sampled("every block marked and no checkpoint since", since, blocks)
-        rows += [_row("every block marked and no checkpoint since", arm, times, None, {})
-                 for arm in arms]  # fmt: skip
+        sampled("every block marked and no checkpoint since", since, blocks)
         for arm in arms:
             clusters[arm].checkpoint()
-        times = sampled("every block marked", since, blocks)
-        rows += [_row("every block marked", arm, times, 60.0, ALL_BEFORE) for arm in arms]
+        sampled("every block marked", since, blocks, 60.0, ALL_BEFORE)
 
-        times = sampled("from an LSN before the map's", dict.fromkeys(arms, "0/0"), blocks)
-        rows += [_row("from an LSN before the map's", arm, times, None, {}) for arm in arms]
+        sampled("from an LSN before the map's", dict.fromkeys(arms, "0/0"), blocks)
     return Family(
         name="query",
         about="Queries. ptrack_get_pagemapset over a relation of 64 GiB (holes: the query looks "
@@ -105,19 +108,6 @@ def measure(bench: Bench) -> Family:
         "server. The map is full of older marks. The number of blocks reported is checked.",
         rows=rows,
         series=series,
-    )
-
-
-def _row(
-    title: str, arm: Arm, times: dict[Arm, list[float]], limit: float | None,
-    before: Mapping[int, str],
-) -> Row:  # fmt: skip
-    return Row(
-        what=f"query over {GIB} GiB, {title}, {arm.what}",
-        spread=sampling.spread(times[arm]),
-        unit="ms",
-        limit=None if arm.public else limit,
-        before="" if arm.public else before.get(arm.map_mb or 0, ""),
     )
 
 

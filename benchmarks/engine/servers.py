@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.engine import results, sampling
 from ptrack_build import REPO, cache
 from ptrack_build.compile import link_tree
 from ptrack_build.run import call
@@ -18,7 +19,7 @@ from tests.harness.cluster import Cluster
 from tests.harness.install import Install
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from psycopg import Connection
 
@@ -84,6 +85,39 @@ class Arm:
 OFF = Arm(name="off")
 #: Off once more: how far two servers lie apart that do not differ.
 CONTROL = Arm(name="off again")
+
+
+def row(
+    what: str, arm: Arm, spread: sampling.Spread, limit: float | None,
+    before: Mapping[int, str], *, unit: str = "ms", at_least: bool = False,
+    medians: Mapping[str, float] | None = None,
+) -> results.Row:  # fmt: skip
+    """A number of a server with ptrack.
+
+    before: what 2.4 reached, by the size of its map. Neither that nor the limit is told of 2.4
+    itself.
+    """
+    judged = limit is not None and not arm.public
+    return results.Row(
+        what=what,
+        spread=spread,
+        unit=unit,
+        limit=limit if judged else None,
+        at_least=at_least,
+        before=before.get(arm.map_mb or 0, "") if judged else "",
+        medians=medians or {},
+    )
+
+
+def over_off(
+    what: str, arm: Arm, times: Mapping[Arm, Sequence[float]], limit: float | None,
+    before: Mapping[int, str],
+) -> results.Row:  # fmt: skip
+    """How much longer it takes than without ptrack."""
+    return row(
+        what, arm, sampling.difference(times[arm], times[OFF]), limit, before,
+        medians={each.name: sampling.spread(times[each]).median for each in (OFF, arm)},
+    )  # fmt: skip
 
 
 def on(megabytes: int) -> Arm:

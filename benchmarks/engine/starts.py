@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.engine import sampling
 from benchmarks.engine.results import Family, Row
-from benchmarks.engine.servers import OFF, Arm, fill_map, new_parent
+from benchmarks.engine.servers import OFF, Arm, fill_map, new_parent, over_off
 from ptrack_build.progress import step
 
 if TYPE_CHECKING:
@@ -63,17 +63,7 @@ def measure(bench: Bench) -> Family:
 
         with step("starts"):
             times = sampling.rounds(arms, bench.rounds(24), one)
-    rows = [
-        Row(
-            what=f"start, {arm.what}, over off",
-            spread=sampling.difference(times[arm], times[OFF]),
-            unit="ms",
-            limit=None if arm.public else LIMIT,
-            before="" if arm.public else BEFORE[arm.map_mb or 0],
-            medians={each.name: sampling.spread(times[each]).median for each in (OFF, arm)},
-        )
-        for arm in arms[1:]
-    ]
+    rows = [over_off(f"start, {arm.what}, over off", arm, times, LIMIT, BEFORE) for arm in arms[1:]]
     rows += [
         Row(
             what=f"first query right after a start, {arm.what}",

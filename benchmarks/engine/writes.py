@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.engine import sampling
 from benchmarks.engine.results import Family, Row
-from benchmarks.engine.servers import CONTROL, OFF, Arm, processor, settle, timed
+from benchmarks.engine.servers import CONTROL, OFF, Arm, processor, row, settle, timed
 from ptrack_build.progress import step
 from tests.harness import system
 
@@ -232,13 +232,14 @@ def _rows(
     off = sampling.mean(times[OFF], times[CONTROL])
     arms = [arm for arm in times if arm.map_mb is not None]
     rows = [
-        Row(
-            what=f"{what}, {arm.what}, on/off",
-            spread=sampling.ratio(times[arm], off),
+        row(
+            f"{what}, {arm.what}, on/off",
+            arm,
+            sampling.ratio(times[arm], off),
+            limit,
+            before,
             unit="x",
-            limit=None if arm.public else limit,
             at_least=at_least,
-            before="" if arm.public or limit is None else before.get(arm.map_mb or 0, ""),
             medians={
                 "off": sampling.spread(off).median,
                 arm.name: sampling.spread(times[arm]).median,

@@ -193,16 +193,16 @@ redo_block(RelFileLocator locator, ForkNumber forknum, BlockNumber block)
 
 /*
  * Mark the relations' files in dir as all changed, under the names that they
- * have in the database of fork.
+ * have in the database of fork.  False if not all could be, after a message
+ * at elevel.
  */
-static void
-mark_directory(const char *dir, PtrackFork fork)
+static bool
+mark_directory(const char *dir, PtrackFork fork, int elevel)
 {
 	RelFileList list = {0};
-	XLogRecPtr	now;
+	bool		complete = relfile_list(dir, &list, elevel);
+	XLogRecPtr	now = ptrack_now();
 
-	(void) relfile_list(dir, &list);
-	now = ptrack_now();
 	for (size_t i = 0; i < list.nfiles; i++)
 	{
 		const RelFile *file = &list.files[i];
@@ -214,6 +214,49 @@ mark_directory(const char *dir, PtrackFork fork)
 	}
 	if (list.files != NULL)
 		pfree(list.files);
+	return complete;
+}
+
+/* Of a database that is about to be removed: what is marked, and how. */
+typedef struct Removed
+{
+	int			elevel;			/* of what cannot be read */
+	bool		complete;		/* all of it could */
+} Removed;
+
+static void
+mark_removed(const char *path, Oid spc, Oid db, void *arg)
+{
+	Removed    *removed = arg;
+	PtrackFork	fork = {spc, db, InvalidOid, MAIN_FORKNUM};
+
+	if (!mark_directory(path, fork, removed->elevel))
+		removed->complete = false;
+}
+
+/*
+ * The same for all that is about to be removed of a database: its directory
+ * in a tablespace that it moves out of, or in each if spc is invalid; and the
+ * copy in copy_spc, if that is valid, which will have what there is here and
+ * may be there in part yet.
+ */
+static bool
+mark_leaving(Oid spc, Oid db, Oid copy_spc, int elevel)
+{
+	Removed		removed = {elevel, true};
+
+	if (OidIsValid(spc))
+	{
+		char	   *path = GetDatabasePath(db, spc);
+
+		mark_removed(path, spc, db, &removed);
+		if (OidIsValid(copy_spc))
+			mark_removed(path, copy_spc, db, &removed);
+		pfree(path);
+	}
+	else
+		relfile_each_of_database(db, mark_removed, &removed);
+	return removed.complete;
 }
 
 /*
@@ -232,7 +275,7 @@ copydir_changed(const char *fromdir, const char *todir, bool done)
 		return;
 	if (done)
 	{
-		mark_directory(todir, to);
+		(void) mark_directory(todir, to, ERROR);
 		ptrack_unpublish();
 		return;
 	}
@@ -247,19 +290,10 @@ copydir_changed(const char *fromdir, const char *todir, bool done)
 	if (relfile_parse_dir(fromdir, &from.spc, &from.db) && from.db == to.db)
 	{
 		ptrack_set_leaving(from.spc, from.db, to.spc);
-		mark_directory(fromdir, from);
+		(void) mark_leaving(from.spc, from.db, InvalidOid, ERROR);
 	}
-	mark_directory(fromdir, to);
+	(void) mark_directory(fromdir, to, ERROR);
 	ptrack_file_write_through();
-}
-
-static void
-mark_dropped(const char *path, Oid spc, Oid db, void *arg)
-{
-	PtrackFork	fork = {spc, db, InvalidOid, MAIN_FORKNUM};
-
-	if (db == *(Oid *) arg)
-		mark_directory(path, fork);
 }
 
 /*
@@ -276,7 +310,7 @@ object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, 
 	{
 		begin_life();
 		ptrack_set_leaving(InvalidOid, object_id, InvalidOid);
-		relfile_each_database(mark_dropped, &object_id);
+		(void) mark_leaving(InvalidOid, object_id, InvalidOid, ERROR);
 		ptrack_file_write_through();
 	}
 }
@@ -313,46 +347,38 @@ xact_end(XactEvent event, void *arg pg_attribute_unused())
 
 /*
  * Mark what is in directories that are about to be removed.  The backup that
- * starts with this flush holds it, and their marks are older.
+ * starts with this flush holds it, and their marks are older.  False if not
+ * all could be marked: no reason for the checkpoint to fail.
  */
-static void
-mark_leaving(void)
+static bool
+mark_all_leaving(void)
 {
+	bool		complete = true;
+
 	for (int i = 0; i < ptrack_shared->nprocs; i++)
 	{
-		PtrackFork	fork = {InvalidOid, InvalidOid, InvalidOid, MAIN_FORKNUM};
+		Oid			spc;
+		Oid			db;
 		Oid			copy_spc;
 
-		if (!ptrack_leaving(i, &fork.spc, &fork.db, &copy_spc))
-			continue;
-		if (OidIsValid(fork.spc))
-		{
-			char	   *path = GetDatabasePath(fork.db, fork.spc);
-
-			mark_directory(path, fork);
-
-			/* the copy will have what there is here, and may be in part yet */
-			if (OidIsValid(copy_spc))
-			{
-				fork.spc = copy_spc;
-				mark_directory(path, fork);
-			}
-			pfree(path);
-		}
-		else
-			relfile_each_database(mark_dropped, &fork.db);
+		if (ptrack_leaving(i, &spc, &db, &copy_spc) &&
+			!mark_leaving(spc, db, copy_spc, WARNING))
+			complete = false;
 	}
+	return complete;
 }
 
 static void
 checkpoint_guts(XLogRecPtr redo, int flags)
 {
+	bool		complete;
+
 	if (prev_checkpoint_guts_hook)
 		prev_checkpoint_guts_hook(redo, flags);
 
 	pg_memory_barrier();
-	mark_leaving();
-	ptrack_file_flush(redo, (flags & CHECKPOINT_END_OF_RECOVERY) != 0,
+	complete = mark_all_leaving();
+	ptrack_file_flush(redo, complete, (flags & CHECKPOINT_END_OF_RECOVERY) != 0,
 					  (flags & CHECKPOINT_IS_SHUTDOWN) != 0);
 }
 

@@ -389,9 +389,11 @@ end_of_wal_before(XLogRecPtr redo)
 
 /*
  * The checkpoint with this redo point has written its buffers and files.
+ * Unless complete, a backup that starts with it may hold what should have been
+ * marked for it, and could not be: the map does not serve it.
  */
 void
-ptrack_file_flush(XLogRecPtr redo, bool end_of_recovery, bool shutdown)
+ptrack_file_flush(XLogRecPtr redo, bool complete, bool end_of_recovery, bool shutdown)
 {
 	PtrackShared *shared = ptrack_shared;
 	bool		in_recovery = RecoveryInProgress();
@@ -425,6 +427,13 @@ ptrack_file_flush(XLogRecPtr redo, bool end_of_recovery, bool shutdown)
 	init_lsn = pg_atomic_read_u64(&shared->init_lsn);
 	if (shared->fresh && (init_lsn == 0 || redo < init_lsn))
 		pg_atomic_write_u64(&shared->init_lsn, redo);
+	if (!complete)
+	{
+		pg_atomic_write_u64(&shared->init_lsn, Max(ptrack_now(), redo + 8));
+		ereport(WARNING,
+				(errmsg("ptrack checkpoint: files that are about to be removed could not be marked"),
+				 errhint("The next backup must be a full one.")));
+	}
 
 	if (pg_atomic_read_u32(&shared->replayed) != 0)
 	{

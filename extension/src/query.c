@@ -189,7 +189,8 @@ scan_database(const char *path, Oid spc, Oid db, void *arg)
 	Oid		   *unlogged = NULL;
 	size_t		nunlogged = 0;
 
-	if (!relfile_list(path, &list) || list.nfiles == 0)
+	(void) relfile_list(path, &list, ERROR);
+	if (list.nfiles == 0)
 		return;
 
 	/* a relation with an init fork is unlogged */

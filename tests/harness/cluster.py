@@ -198,6 +198,11 @@ class Cluster:
         return self._constant("Database block size")
 
     @property
+    def wide(self) -> int:
+        """Bytes of a text of which, stored plain, a page takes one and not two."""
+        return self.block_size // 2 + 4
+
+    @property
     def segment_blocks(self) -> int:
         """Blocks of a segment file."""
         return self._constant("Blocks per segment of large relation")
@@ -309,11 +314,15 @@ class Cluster:
             while any(system.alive(pid) for pid in pids) and time.monotonic() < deadline:
                 time.sleep(_POLL_SECONDS)
 
-    def kill_postmaster(self) -> None:
-        """kill -9 the postmaster alone, and wait until its children noticed."""
+    def kill_postmaster(self, meanwhile: Callable[[], object] = lambda: None) -> None:
+        """kill -9 the postmaster alone, and wait until its children noticed.
+
+        meanwhile: what lets those go on that could not notice.
+        """
         pids = system.children(self.pid)
         system.send(self.pid, signal.SIGKILL)
         self._wait_end()
+        meanwhile()
         deadline = time.monotonic() + _STOP_SECONDS
         while any(system.alive(pid) for pid in pids):
             assert time.monotonic() < deadline, f"{self.name}: children of a dead postmaster"
@@ -332,12 +341,7 @@ class Cluster:
             backend_type: as pg_stat_activity has it; ``client backend`` makes one to kill.
         """
         before = self.log_size()
-        if backend_type == "client backend":
-            with contextlib.suppress(psycopg.Error), self.connect() as connection:
-                system.send(connection.info.backend_pid, signal.SIGKILL)
-                connection.execute("SELECT pg_sleep(60)")
-        else:
-            system.send(self.process(backend_type), signal.SIGKILL)
+        self.kill_process(backend_type)
 
         def back() -> bool:
             text = self.log_text(before)
@@ -345,6 +349,17 @@ class Cluster:
             return bool(crashed) and "database system is ready to accept" in after
 
         self.wait_for(back, "the restart after a crash")
+
+    def kill_process(self, backend_type: str) -> None:
+        """kill -9 one process, as soon as there is one, and wait for nothing."""
+        if backend_type == "client backend":
+            with contextlib.suppress(psycopg.Error), self.connect() as connection:
+                system.send(connection.info.backend_pid, signal.SIGKILL)
+                connection.execute("SELECT pg_sleep(60)")
+            return
+        query = "SELECT FROM pg_stat_activity WHERE backend_type = %s"
+        self.wait_for(lambda: bool(self.sql(query, backend_type)), f"a {backend_type}")
+        system.send(self.process(backend_type), signal.SIGKILL)
 
     def process(self, backend_type: str) -> int:
         """Process id of a server process, by its type in pg_stat_activity."""

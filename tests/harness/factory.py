@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from tests.harness.install import Install
 
 EXTENSIONS = ("pg_prewarm", "pageinspect", "amcheck", "bloom", "pg_buffercache", "pg_visibility")
-FILLER_BLOCKS = 300
+#: More than twice the buffer pool of a cluster.
+FILLER_BYTES = 300 * 8192
 
 
 class Factory:
@@ -64,14 +65,14 @@ class Factory:
             names = [name for name in EXTENSIONS if self.install.has_extension(name)]
             if self.install.has_ptrack:
                 names.append("ptrack")
-            rows = f"generate_series(1, {FILLER_BLOCKS})"
+            rows = f"generate_series(1, {FILLER_BYTES // cluster.block_size})"
             cluster.script(
                 [
                     *(f"CREATE EXTENSION {name}" for name in names),
                     # one row a page
                     "CREATE TABLE filler (x text)",
                     "ALTER TABLE filler ALTER x SET STORAGE PLAIN",
-                    f"INSERT INTO filler SELECT repeat('x', 5000) FROM {rows}",
+                    f"INSERT INTO filler SELECT repeat('x', {cluster.wide}) FROM {rows}",
                     "VACUUM (FREEZE) filler",
                 ]
             )

@@ -43,7 +43,7 @@ struct Control
 	atomic_int	onwards;		/* all calls after it, too */
 	atomic_int	count;			/* calls so far */
 	atomic_int	stopped;		/* process that waits to be let go, or 0 */
-	char		text[224];		/* a part of the path */
+	char		text[224];		/* a part of the path; "|" between others */
 };
 
 static struct Control *control;
@@ -81,6 +81,24 @@ stop(void)
 		usleep(1000);
 }
 
+/* Does the path contain one of the texts? */
+static int
+concerns(const char *path)
+{
+	const char *text = control->text;
+
+	for (;;)
+	{
+		size_t		n = strcspn(text, "|");
+
+		if (memmem(path, strlen(path), text, n) != NULL)
+			return 1;
+		if (text[n] == '\0')
+			return 0;
+		text += n + 1;
+	}
+}
+
 /* What to do with this call; COUNT is to let it be. */
 static enum Action
 judge(enum Kind kind, const char *path)
@@ -88,7 +106,7 @@ judge(enum Kind kind, const char *path)
 	int			n;
 
 	if (control == NULL || !atomic_load(&control->armed) ||
-		(atomic_load(&control->kinds) & kind) == 0 || strstr(path, control->text) == NULL)
+		(atomic_load(&control->kinds) & kind) == 0 || !concerns(path))
 		return COUNT;
 	n = atomic_fetch_add(&control->count, 1) + 1;
 	if (n == control->number || (control->onwards && n > control->number))

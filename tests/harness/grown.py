@@ -13,13 +13,21 @@ if TYPE_CHECKING:
     from tests.harness.cluster import Cluster
 
 
-def pages(cluster: Cluster, name: str = "t", pages: int = 40, database: str = "postgres") -> None:
-    """A table with a row a page, all hint bits set."""
+def pages(
+    cluster: Cluster,
+    name: str = "t",
+    pages: int = 40,
+    database: str = "postgres",
+    *,
+    first: int = 1,
+) -> None:
+    """A table with a row a page, numbered from first on, all hint bits set."""
+    rows = f"generate_series({first}, {first + pages - 1})"
     cluster.script(
         [
             f"CREATE TABLE {name} (i int, x text)",
             f"ALTER TABLE {name} ALTER x SET STORAGE PLAIN",
-            f"INSERT INTO {name} SELECT i, repeat('x', 4100) FROM generate_series(1, {pages}) i",
+            f"INSERT INTO {name} SELECT i, repeat('x', {cluster.wide}) FROM {rows} i",
             f"VACUUM FREEZE {name}",
         ],
         database=database,
@@ -47,12 +55,18 @@ def lost(
 
 
 def grow_and_lose(
-    cluster: Cluster, table: str, rows: int, *, database: str = "postgres", width: int = 4100
+    cluster: Cluster,
+    table: str,
+    rows: int,
+    *,
+    database: str = "postgres",
+    width: int | None = None,
 ) -> None:
     """Let a file grow by blocks of zeros, one a row of so many bytes, whose WAL is lost."""
     with lost(cluster, f"SELECT count(*) FROM {table}", database=database) as connection:
         connection.execute(
-            f"INSERT INTO {table} SELECT i, repeat('x', {width}) FROM generate_series(1, {rows}) i"
+            f"INSERT INTO {table} SELECT i, repeat('x', {width or cluster.wide}) "
+            f"FROM generate_series(1, {rows}) i".encode()
         )
     on_disk = cluster.relation_bytes(table, database=database)
     assert len(on_disk) >= rows * cluster.block_size, "the file did not grow"

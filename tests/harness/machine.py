@@ -16,15 +16,20 @@ standby is none of the standby's: replay makes pages that are equal in content, 
 
 **Draws know nothing of the server.** Rules and arguments come from what was drawn before, never
 from what a server answered, so that an example replays and shrinks. Hence the SQL works in any
-state: tables are slots that are always there, indexes are dropped if they exist. Where the time
-of a kill is drawn, what it hits differs from run to run; what must hold does not.
+state: tables are slots that are always there, indexes are dropped if they exist.
+
+**Nothing is placed by the clock.** What a crash or a backup finds a writer at is drawn as a count:
+the fifth call that changes a relation's file, say (:data:`PLACES`, :mod:`tests.harness.fault`). The
+process that comes to it stands still there, or the work is over before anybody does. So the same
+draws come to the same state, but for what the server does on its own now and then.
 
 The simplest example costs nothing: the cluster starts with the first step that needs it.
 """
 
 from __future__ import annotations
 
-import contextlib
+import concurrent.futures
+import errno
 import fcntl
 import functools
 import os
@@ -35,13 +40,13 @@ import time
 import traceback
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, ParamSpec, TypeVar
 
 import hypothesis
 import psycopg
 from hypothesis import strategies as st
-from hypothesis.internal.conjecture import engine
+from hypothesis.internal.conjecture import engine, providers
+from hypothesis.internal.constants_ast import Constants
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
@@ -52,9 +57,11 @@ from hypothesis.stateful import (
 
 from tests.harness import client, files, lsn, oracle, system, verify
 from tests.harness.cluster import PTRACK
+from tests.harness.fault import Action, Fault, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from hypothesis.strategies import SearchStrategy
 
@@ -64,6 +71,7 @@ if TYPE_CHECKING:
     from tests.harness.oracle import Snapshot
 
 _Given = ParamSpec("_Given")
+_Result = TypeVar("_Result")
 
 #: Steps of an example.
 STEPS = 16
@@ -143,6 +151,16 @@ VACUUM: Mapping[str, Sequence[str]] = {
     "catalog": ("VACUUM pg_catalog.pg_class", "VACUUM pg_catalog.pg_attribute"),
 }
 
+
+def _in_transaction(*statements: str, rows: int, end: str = "COMMIT") -> Sequence[str]:
+    return ("BEGIN", *statements, _INSERT.format(t="{t}", first="1", last=rows), end)
+
+
+def _anew(kind: str, fill: int) -> Sequence[str]:
+    made = (one.format(kind=kind, t="{t}", fill=fill) for one in _CREATE)
+    return _in_transaction("DROP TABLE {t}", *made, rows=250)
+
+
 #: What gives a table a new file or another kind.
 REWRITE: Mapping[str, Sequence[str]] = {
     "vacuum full": ("VACUUM FULL {t}",),
@@ -156,32 +174,10 @@ REWRITE: Mapping[str, Sequence[str]] = {
     "to in_place": ("ALTER TABLE {t} SET TABLESPACE in_place",),
     "to pg_default": ("ALTER TABLE {t} SET TABLESPACE pg_default",),
     "truncate": ("TRUNCATE {t}",),
-    "truncate and fill": (
-        "BEGIN",
-        "TRUNCATE {t}",
-        _INSERT.format(t="{t}", first="1", last="200"),
-        "COMMIT",
-    ),
-    "truncate, aborted": (
-        "BEGIN",
-        "TRUNCATE {t}",
-        _INSERT.format(t="{t}", first="1", last="200"),
-        "ROLLBACK",
-    ),
-    "anew": (
-        "BEGIN",
-        "DROP TABLE {t}",
-        *(one.format(kind="", t="{t}", fill=100) for one in _CREATE),
-        _INSERT.format(t="{t}", first="1", last="250"),
-        "COMMIT",
-    ),
-    "anew, unlogged": (
-        "BEGIN",
-        "DROP TABLE {t}",
-        *(one.format(kind="UNLOGGED", t="{t}", fill=60) for one in _CREATE),
-        _INSERT.format(t="{t}", first="1", last="250"),
-        "COMMIT",
-    ),
+    "truncate and fill": _in_transaction("TRUNCATE {t}", rows=200),
+    "truncate, aborted": _in_transaction("TRUNCATE {t}", rows=200, end="ROLLBACK"),
+    "anew": _anew("", 100),
+    "anew, unlogged": _anew("UNLOGGED", 60),
 }
 
 METHODS: Mapping[str, str] = {
@@ -314,13 +310,24 @@ INTERRUPTED: Sequence[tuple[str, str]] = (
     ("writes", "evict"),
 )  # fmt: skip
 
-#: How far into a statement something happens to it.
-_MILLISECONDS = (0, 1, 2, 3, 5, 8, 12, 20, 50)
-#: A backup may wait for a lock of the writer that is held.
-_HOLD_SECONDS = 0.3
+#: Where a process can be stopped: on files with which texts in their paths, at which calls.
+PLACES: Mapping[str, tuple[str, Kind]] = {
+    "relation": ("base/|/PG_", Kind.WRITE | Kind.TRUNCATE | Kind.UNLINK),
+    "global": ("global/", Kind.changes()),  # the map, pg_control, shared catalogs
+    "WAL": ("pg_wal/", Kind.WRITE),
+}
+#: At which of them. Most work is over before the last ones.
+NUMBERS = (1, 2, 3, 4, 6, 9, 14, 25)
+#: Before which change of a file a start is killed, and at which read of the map its reader.
+STARTS = (1, 2, 3, 4, 6, 9, 14, 22)
+READS = (1, 2, 3, 4, 5)
+#: Which write of the map fails first.
+FAILS = (1, 2, 3, 5)
 
-#: A crash restart has begun by then.
-_CRASH_SECONDS = 0.1
+#: A backup may wait for a lock of the writer that is held.
+_HOLD_SECONDS = 1.0
+_POLL_SECONDS = 0.002
+
 _LOG_TAIL = 6000
 
 _SETTINGS: Mapping[str, Value] = {
@@ -328,6 +335,8 @@ _SETTINGS: Mapping[str, Value] = {
     "lock_timeout": "20s",
     "statement_timeout": "60s",
     "wal_retrieve_retry_interval": "50ms",
+    "wal_writer_delay": "10s",  # these two act by the clock
+    "bgwriter_delay": "10s",
     "client_min_messages": "error",
 }
 
@@ -416,17 +425,21 @@ class Parent:
 
 
 class Node:
-    """A running cluster and its backups.
+    """A cluster, not started yet or running, and its backups.
 
     Attributes:
         parents: oldest first.
         hintable: hint bits are written without WAL.
+        orders: who is to be stopped where.
     """
 
-    def __init__(self, cluster: Cluster, parents: Sequence[Parent], *, hintable: bool) -> None:
+    def __init__(
+        self, cluster: Cluster, shared: Path, parents: Sequence[Parent] = (), *, hintable: bool
+    ) -> None:
         self.cluster = cluster
         self.parents = list(parents)
         self.hintable = hintable
+        self.orders = Fault(cluster, shared)
         self._reader = files.Reader()
 
     def snapshot(self) -> Snapshot:
@@ -469,23 +482,36 @@ class Node:
         TALLY.counts["hint bits only"] += found.hints
 
     def start(self, killed: Sequence[int] = ()) -> None:
-        """Start, after starts that are killed so many milliseconds into it.
+        """Start, after starts that are killed before the change of a file with such a number.
 
         Those may have come to nothing but a new postmaster.opts, as a life without ptrack does.
         """
         before = self.cluster.log_size()
-        for milliseconds in killed:
-            self.cluster.start_and_kill(milliseconds / 1000)
-            TALLY.counts["crashes"] += 1
+        for number in killed:
+            self.orders.order(
+                "base/|/PG_|global/", Kind.changes(), Action.STOP_BEFORE, number=number
+            )
+            self.cluster.start(wait=False)
+            self.cluster.wait_for(
+                lambda: self.orders.stopped > 0 or self.cluster.ready(), "a start to kill"
+            )
+            self.cluster.kill_all()
+            self.orders.clear()
+            TALLY.counts["starts killed"] += 1
             self.forget_hints()
         self.cluster.start()
         if killed and "Another server process has been started here" in self.cluster.log_text(
             before
         ):
             TALLY.counts["resets after a killed start"] += 1
-            init = self.cluster.init_lsn()
-            for parent in self.parents:
-                assert init > parent.snapshot.lsn, "a map that begins anew serves a parent"
+            self.forgive()
+
+    def forgive(self) -> None:
+        """The map may have begun anew; if so, what it serves no longer is known to its clients."""
+        init = self.cluster.init_lsn()
+        for parent in self.parents:
+            if parent.served and init > parent.snapshot.lsn:
+                TALLY.counts["parents lost with a map"] += 1
                 parent.served = False
 
     def refused(self, when: str) -> None:
@@ -520,7 +546,8 @@ class Node:
             case "kill all":
                 self.cluster.kill_all()
             case _:
-                self.cluster.kill_postmaster()
+                self.cluster.kill_postmaster(meanwhile=self.orders.clear)
+        self.orders.clear()
         if how != "clean":
             self.crashed()
 
@@ -530,36 +557,83 @@ class Node:
         self.forget_hints()
         if self.parents:
             snapshot = self.parents[-1].snapshot
-            found = oracle.compare(
-                snapshot,
-                self._reader.read_all(self.cluster.data),
-                [],
-                block_size=self.cluster.block_size,
-            )
+            found = oracle.compare(snapshot, self._reader.read_all(self.cluster.data), [])
             TALLY.counts["blocks changed on disk at a crash"] += found.changed
 
     def kill(self, process: str) -> None:
         """kill -9 one process, and see that the server is back."""
+        before = self.cluster.log_size()
+        self.cluster.kill_process(process)
+        self._back(before, process)
+
+    def start_and_kill_reader(self, number: int) -> None:
+        """Start, and kill -9 who reads the map for the number-th time.
+
+        It is the postmaster first, then recovery or a flush, if there is one, and the loader.
+        """
         cluster = self.cluster
+        if not cluster.map.exists():  # after a reset and a crash
+            cluster.start()
+            return
         before = cluster.log_size()
-        if process == "client backend":
-            with contextlib.suppress(psycopg.Error), cluster.connect() as connection:
-                system.send(connection.info.backend_pid, signal.SIGKILL)
-                connection.execute("SELECT pg_sleep(60)")
-        else:
-            query = "SELECT pid FROM pg_stat_activity WHERE backend_type = %s"
-            cluster.wait_for(lambda: bool(cluster.sql(query, process)), f"a {process}")
-            system.send(cluster.process(process), signal.SIGKILL)
+        self.orders.order("global/ptrack.map", Kind.READ, Action.STOP_BEFORE, number=number)
+        cluster.start(wait=False)
+        pid = self.orders.wait()
+        TALLY.counts["readers killed"] += 1
+        system.send(pid, signal.SIGKILL)
+        self.orders.clear()
+        self._back(before, "who reads the map")
+
+    def _back(self, before: int, killed: str) -> None:
+        """Wait until the server is back from a crash, or start it if it has ended."""
+        cluster = self.cluster
 
         def over() -> bool:
             _, crashed, after = cluster.log_text(before).partition("all server processes term")
             return not cluster.running or ("ready to accept" in after if crashed else False)
 
-        cluster.wait_for(over, f"the end of {process}")
+        cluster.wait_for(over, f"the end of {killed}")
         TALLY.counts["crashes"] += 1
         self.forget_hints()
         if not cluster.running:
             cluster.start()
+
+    # ---- while somebody is stopped
+
+    def held(self, work: Work, at: Held) -> None:
+        """Start the work, and wait until one of our processes is stopped, or the work is over."""
+        text, kinds = PLACES[at.place]
+        action = Action.STOP_AFTER if at.after else Action.STOP_BEFORE
+        self.orders.order(text, kinds, action, number=at.number)
+        work.start()
+        while work.is_alive() and not self.orders.stopped:
+            work.join(_POLL_SECONDS)
+
+    def checkpoint_beside(self) -> None:
+        """A checkpoint; if it waits for who is stopped, that one goes on."""
+        (checkpointer,) = (
+            pid for pid in system.children(self.cluster.pid) if b"checkpointer" in system.title(pid)
+        )
+
+        def waits() -> bool:
+            return self.orders.stopped == checkpointer or system.sleeps(checkpointer)
+
+        self._beside(self.cluster.checkpoint, waits)
+
+    def snapshot_beside(self) -> Snapshot:
+        """As :meth:`snapshot`, in the same way."""
+        return self._beside(self.snapshot, lambda: False)
+
+    def _beside(self, function: Callable[[], _Result], waits: Callable[[], bool]) -> _Result:
+        deadline = time.monotonic() + _HOLD_SECONDS
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            future = pool.submit(function)
+            while self.orders.stopped and not future.done():
+                concurrent.futures.wait([future], _POLL_SECONDS)
+                if not future.done() and (waits() or time.monotonic() > deadline):
+                    TALLY.counts["writers waited for"] += 1
+                    self.orders.clear()
+            return future.result()
 
 
 # ---- the cluster an example starts with
@@ -649,6 +723,24 @@ def fresh(factory: Factory, *, checksums: bool) -> Cluster:
     return cluster
 
 
+class Held(NamedTuple):
+    """What somebody is to be stopped in the middle of, and where.
+
+    Attributes:
+        what: one of :data:`INTERRUPTED`.
+        place: one of :data:`PLACES`.
+        number: of the call there.
+        after: after the call, not before it.
+    """
+
+    what: tuple[str, str]
+    slot: str
+    method: str
+    place: str
+    number: int
+    after: bool
+
+
 class Work(threading.Thread):
     """Statements that run in a thread, in connections of their own; or right here, by run().
 
@@ -657,13 +749,10 @@ class Work(threading.Thread):
     """
 
     def __init__(self, cluster: Cluster, statements: Sequence[str]) -> None:
-        super().__init__()
+        super().__init__(daemon=True)
         self.cluster = cluster
         self.statements = statements
-        self._reached = [threading.Event() for _ in statements]
         self.error: psycopg.Error | None = None
-        self._pid: int | None = None
-        self._timer: threading.Timer | None = None
 
     def run(self) -> None:
         """Run them; ``\\c`` connects anew.
@@ -674,9 +763,7 @@ class Work(threading.Thread):
         connection: psycopg.Connection[Row] | None = None
         try:
             connection = self.cluster.connect()
-            for reached, statement in zip(self._reached, self.statements, strict=True):
-                self._pid = connection.info.backend_pid
-                reached.set()
+            for statement in self.statements:
                 if statement.startswith("\\c"):
                     connection.close()
                     connection = self.cluster.connect(statement[2:].strip())
@@ -691,35 +778,12 @@ class Work(threading.Thread):
                 raise
             self.error = error
         finally:
-            self._pid = None
-            for reached in self._reached:
-                reached.set()
             if connection is not None:
                 connection.close()
 
-    def proceed(self, number: int, milliseconds: int) -> None:
-        """Start, and wait until some time into one of the statements, or until it is over."""
-        self.start()
-        self._reached[number % len(self._reached)].wait()
-        time.sleep(milliseconds / 1000)
-
-    def pause(self) -> None:
-        """Have its backend stand still: until go_on(), or until what waits has waited enough."""
-        pid = self._pid
-        if pid is not None:
-            TALLY.counts["writers held"] += 1
-            system.send(pid, signal.SIGSTOP)
-            self._timer = threading.Timer(_HOLD_SECONDS, system.send, (pid, signal.SIGCONT))
-            self._timer.start()
-
-    def go_on(self) -> None:
-        """End a pause."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer.function(*self._timer.args)
-
     def succeeded(self) -> None:
         """Raises: psycopg.Error, if it did not."""
+        self.join()
         if self.error is not None:
             raise self.error
 
@@ -728,6 +792,16 @@ class Work(threading.Thread):
 
 
 _slot = st.sampled_from(SLOTS)
+_held = st.builds(
+    Held,
+    what=st.sampled_from(INTERRUPTED),
+    slot=_slot,
+    method=st.sampled_from(sorted(METHODS)),
+    place=st.sampled_from(tuple(PLACES)),
+    number=st.sampled_from(NUMBERS),
+    after=st.booleans(),
+)
+_killed = st.lists(st.sampled_from(STARTS), max_size=2)
 
 
 def _some(*parts: SearchStrategy[Any]) -> SearchStrategy[list[tuple[Any, ...]]]:
@@ -802,8 +876,8 @@ class Machine(RuleBasedStateMachine):
         if self._lead is None:
             cluster = fresh(self.factory, checksums=self.checksums)
             cluster.configure(self.settings)
+            self._lead = self._node(cluster, [], hintable=self._hintable)
             cluster.start()
-            self._lead = Node(cluster, [], hintable=self._hintable)
             cluster.checkpoint()
             cluster.checkpoint()
             self._lead.keep(Parent(snapshot=self._lead.snapshot()))
@@ -820,6 +894,9 @@ class Machine(RuleBasedStateMachine):
         self.factory.destroy(
             since=self._made, keep=self.failed and bool(os.environ.get("PTRACK_KEEP"))
         )
+
+    def _node(self, cluster: Cluster, parents: Sequence[Parent], *, hintable: bool) -> Node:
+        return Node(cluster, self.factory.shared, parents, hintable=hintable)
 
     def _drop(self, node: Node) -> None:
         self.factory.destroy_one(node.cluster)
@@ -1036,6 +1113,7 @@ class Machine(RuleBasedStateMachine):
         snapshot = oracle.Snapshot(
             lsn=backup.start,
             content={name: client.image(backup, name) for name in backup.relations},
+            block_size=backup.block_size,
         )
         lead.keep(
             Parent(
@@ -1070,12 +1148,12 @@ class Machine(RuleBasedStateMachine):
         client.restore(parent.backup, cluster)
         if map_size is not None:
             cluster.configure(ptrack__map_size=map_size)
-        cluster.start()
         # A page that was written with nothing but hint bits after the backup began is as after
         # a crash; what a chain of increments has of such pages is older still.
         upto = old.parents.index(parent) + 1
         kept = [one.inherited(mask=old.hintable) for one in old.parents[:upto]]
-        node = Node(cluster, kept, hintable=old.hintable)
+        node = self._node(cluster, kept, hintable=old.hintable)
+        cluster.start()
         node.look("restored")
         found = verify.content(cluster)
         assert found == parent.content, "a restored backup has other rows"
@@ -1096,11 +1174,11 @@ class Machine(RuleBasedStateMachine):
         how=st.sampled_from(ENDS),
         evict=st.booleans(),
         map_size=st.sampled_from((None, None, *SIZES)),
-        killed=st.lists(st.sampled_from((10, 25, 50, 100)), max_size=2),
+        killed=_killed,
     )
     @_step
     def restart(self, how: str, *, evict: bool, map_size: int | None, killed: list[int]) -> None:
-        """End and start again, with a map of another size, killed some milliseconds into it."""
+        """End and start again, with a map of another size, after starts that are killed."""
         lead = self.lead
         if evict:
             lead.cluster.evict()
@@ -1123,48 +1201,33 @@ class Machine(RuleBasedStateMachine):
         self.lead.kill(process)
         self._leave()
 
-    @rule(how=st.sampled_from(ENDS), map_size=st.sampled_from((None, *SIZES)))
+    @rule(
+        how=st.sampled_from(ENDS),
+        map_size=st.sampled_from((None, *SIZES)),
+        number=st.sampled_from(READS),
+    )
     @_step
-    def kill_loader(self, how: str, map_size: int | None) -> None:
-        """kill -9 the worker that loads the map, if a start shows it for long enough."""
+    def kill_reader(self, how: str, map_size: int | None, number: int) -> None:
+        """kill -9 who reads the map as the server starts."""
         lead = self.lead
         lead.end(how)
         self._leave()
         if map_size is not None:
             lead.cluster.configure(ptrack__map_size=map_size)
-        TALLY.counts["loaders killed"] += _start_and_kill_loader(lead.cluster)
-        lead.forget_hints()
+        lead.start_and_kill_reader(number)
 
-    @rule(
-        what=st.sampled_from(INTERRUPTED),
-        slot=_slot,
-        method=st.sampled_from(sorted(METHODS)),
-        number=st.integers(0, 4),
-        milliseconds=st.sampled_from(_MILLISECONDS),
-        how=st.sampled_from(CRASHES),
-        standby=st.booleans(),
-    )
+    @rule(held=_held, how=st.sampled_from(CRASHES), standby=st.booleans())
     @_step
-    def interrupt(
-        self,
-        what: tuple[str, str],
-        slot: str,
-        method: str,
-        number: int,
-        milliseconds: int,
-        how: str,
-        *,
-        standby: bool,
-    ) -> None:
+    def interrupt(self, held: Held, how: str, *, standby: bool) -> None:
         """Crash in the middle of something, the primary or the standby."""
-        self._free()
         node = self.standby if standby and self.standby is not None else self.lead
-        work = self._work(*what, slot, method)
-        work.proceed(number, milliseconds)
+        work = self._begin(node, held)
         node.end(how)
-        work.join()
         if node is self.lead:
+            work.join()
             self._leave()
+        else:
+            work.succeeded()
         node.cluster.start()
         self._tidy()
 
@@ -1172,42 +1235,79 @@ class Machine(RuleBasedStateMachine):
         what=st.sampled_from(INTERRUPTED),
         slot=_slot,
         method=st.sampled_from(sorted(METHODS)),
-        number=st.integers(0, 4),
-        milliseconds=st.sampled_from(_MILLISECONDS),
-        still=st.booleans(),
-        crash=st.booleans(),
+        number=st.sampled_from(FAILS),
+        onwards=st.booleans(),
+        how=st.sampled_from(("", *CRASHES)),
     )
     @_step
-    def backup_beside(
+    def fail(
         self,
         what: tuple[str, str],
         slot: str,
         method: str,
         number: int,
-        milliseconds: int,
         *,
-        still: bool,
-        crash: bool,
+        onwards: bool,
+        how: str,
     ) -> None:
-        """A backup begins in the middle of something that goes on, or stands still meanwhile."""
+        """The map cannot be written while something happens; a good flush follows, or a crash."""
         self._free()
         lead = self.lead
         work = self._work(*what, slot, method)
-        work.proceed(number, milliseconds)
-        if still:
-            work.pause()
+        kinds = Kind.changes() & ~Kind.UNLINK  # without which it would be an error
+        lead.orders.order(
+            "global/ptrack.map", kinds, Action.FAIL, number=number, error=errno.EIO, onwards=onwards
+        )
+        work.run()
         lead.cluster.checkpoint()
-        lead.keep(Parent(snapshot=lead.snapshot()))
+        TALLY.counts["writes of the map failed"] += max(0, lead.orders.count - number + 1)
+        lead.orders.clear()
+        if not how:
+            lead.cluster.checkpoint()
+            return
+        lead.end(how)
+        self._leave()
+        lead.cluster.start()
+        lead.forgive()
+
+    @rule(held=_held, still=st.booleans(), crash=st.booleans())
+    @_step
+    def backup_beside(self, held: Held, *, still: bool, crash: bool) -> None:
+        """A backup begins in the middle of something that goes on, or stands still meanwhile."""
+        lead = self.lead
+        work = self._begin(lead, held)
+        lead.checkpoint_beside()
+        if not still:
+            lead.orders.clear()
+        if not lead.orders.stopped:
+            work.join()
+        lead.keep(Parent(snapshot=lead.snapshot_beside()))
         if crash:
             lead.end("kill all")
-        work.go_on()
-        work.join()
-        if crash:
+            work.join()
             self._leave()
             lead.cluster.start()
             self._tidy()
         else:
+            lead.orders.clear()
             work.succeeded()
+
+    def _begin(self, node: Node, held: Held) -> Work:
+        """Work on the primary, until one of the node's processes is stopped or all is over."""
+        self._free()
+        work = self._work(*held.what, held.slot, held.method)
+        node.held(work, held)
+        if node is not self.lead and not node.orders.stopped:
+            target = self.lead.cluster.flush_wal()
+            node.cluster.wait_for(
+                lambda: node.orders.stopped > 0 or node.cluster.position() >= target, "replay"
+            )
+        if node.orders.stopped:
+            TALLY.counts["writers held"] += 1
+        else:
+            TALLY.counts["writers not held"] += 1
+            node.orders.clear()  # nor is anybody later
+        return work
 
     def _tidy(self) -> None:
         """A drop that was killed leaves a database that nobody can connect to."""
@@ -1226,9 +1326,9 @@ class Machine(RuleBasedStateMachine):
         cluster = self.factory.base_backup(lead.cluster, "standby", "-R")
         if map_size is not None:
             cluster.configure(ptrack__map_size=map_size)
-        cluster.start()
         kept = [one.inherited(mask=lead.hintable) for one in lead.parents]
-        self.standby = Node(cluster, kept, hintable=lead.hintable)
+        self.standby = self._node(cluster, kept, hintable=lead.hintable)
+        cluster.start()
         TALLY.counts["standbys"] += 1
 
     @precondition(lambda self: self.standby is not None)
@@ -1246,7 +1346,7 @@ class Machine(RuleBasedStateMachine):
         how=st.sampled_from(ENDS),
         evict=st.booleans(),
         map_size=st.sampled_from((None, None, *SIZES)),
-        killed=st.lists(st.sampled_from((10, 25, 50, 100)), max_size=2),
+        killed=_killed,
     )
     @_step
     def restart_standby(
@@ -1291,10 +1391,23 @@ class Machine(RuleBasedStateMachine):
 
     # ---- without ptrack for a while
 
-    @rule(what=st.sampled_from(sorted(AWAY)), crash_before=st.booleans(), crash_after=st.booleans())
+    @rule(
+        what=st.sampled_from((*sorted(AWAY), "checksums", "resetwal")),
+        crash_before=st.booleans(),
+        crash_after=st.booleans(),
+    )
     @_step
     def lapse(self, what: str, *, crash_before: bool, crash_after: bool) -> None:
-        """A life that the map does not know of."""
+        """A life that the map does not know of, or a program that goes past it."""
+        if what == "checksums":
+            self._switch_checksums()
+            return
+        if what == "resetwal":
+            cluster = self._alone(crash=False)
+            cluster.run("pg_resetwal", "-D", cluster.data)
+            cluster.start()
+            self._refused("pg_resetwal")
+            return
         away, back = AWAY[what]
         cluster = self._alone(crash=crash_before)
         cluster.configure(away)
@@ -1306,9 +1419,7 @@ class Machine(RuleBasedStateMachine):
         cluster.start()
         self._refused(what, crash=crash_after)
 
-    @rule()
-    @_step
-    def checksums_switched(self) -> None:
+    def _switch_checksums(self) -> None:
         """pg_checksums: switching them on writes pages, off does not."""
         cluster = self._alone(crash=False)
         self.checksums = not self.checksums
@@ -1318,15 +1429,6 @@ class Machine(RuleBasedStateMachine):
         self.lead.hintable = self._hintable
         if self.checksums:
             self._refused("checksums enabled")
-
-    @rule()
-    @_step
-    def resetwal(self) -> None:
-        """pg_resetwal after a clean stop."""
-        cluster = self._alone(crash=False)
-        cluster.run("pg_resetwal", "-D", cluster.data)
-        cluster.start()
-        self._refused("pg_resetwal")
 
     @rule(what=st.sampled_from(DAMAGES), crash=st.booleans())
     @_step
@@ -1391,34 +1493,6 @@ def _damaged(content: bytes, how: str) -> bytes:
     return b"".join(pages)
 
 
-def _start_and_kill_loader(cluster: Cluster) -> int:
-    """Start; whether the loader was there to be killed. The server runs in either case."""
-    before = cluster.log_size()
-    cluster.start(wait=False)
-    listed = Path(f"/proc/{cluster.pid}/task/{cluster.pid}/children")
-
-    def ready() -> bool:
-        _, crashed, after = cluster.log_text(before).partition("all server processes term")
-        return "ready to accept" in (after if crashed else cluster.log_text(before))
-
-    killed = 0
-    late = False
-    while not killed and cluster.running and not late:
-        late = ready()  # one more look after that: it may begin where the start ends
-        with contextlib.suppress(OSError):
-            for child in listed.read_text().split():
-                if b"ptrack loader" in Path(f"/proc/{child}/cmdline").read_bytes():
-                    system.send(int(child), signal.SIGKILL)
-                    killed = 1
-    if killed:
-        cluster.wait_for(lambda: ready() or not cluster.running, "a start")
-        time.sleep(_CRASH_SECONDS)  # "ready" may be of the start that the crash ends
-    cluster.wait_for(lambda: ready() or not cluster.running, "a start")
-    if not cluster.running:
-        cluster.start()
-    return killed
-
-
 # ---- runs
 
 
@@ -1446,6 +1520,8 @@ def run(
         encoded = text.rstrip("')").encode()
         made = hypothesis.reproduce_failure(hypothesis.__version__, encoded)(made)
     engine.MAX_SHRINKING_SECONDS = shrink_seconds
+    # What is drawn would depend on the numbers in those modules of ours that happen to be loaded.
+    providers._get_local_constants = Constants
     settings = hypothesis.settings(
         max_examples=examples,
         stateful_step_count=steps,

@@ -84,11 +84,13 @@ class Snapshot:
         lsn: the redo point.
         content: path relative to the data directory to the bytes of that file.
         names: path to the name of the relation, as far as known.
+        block_size: bytes of a block.
     """
 
     lsn: int
     content: Mapping[str, bytes] = field(repr=False)
     names: Mapping[str, str] = field(default_factory=dict, repr=False)
+    block_size: int = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +194,6 @@ def compare(
     current: Mapping[str, bytes],
     reported: Iterable[PageMap],
     *,
-    block_size: int = 8192,
     mask_hints: bool = False,
 ) -> Comparison:
     """Build what a client would have, and hold it against what there is.
@@ -208,6 +209,7 @@ def compare(
         assert numbers, f"{row.path}: a row without a block"
         maps[row.path] = set(numbers)
 
+    block_size = snapshot.block_size
     lost: list[Lost] = []
     blocks = changed = hit = masked = 0
     for path, now in current.items():
@@ -274,7 +276,7 @@ def take(
     if usable:
         init = cluster.init_lsn()
         assert 0 < init <= at, f"init LSN {lsn.show(init)}, redo {lsn.show(at)}: unusable"
-    return Snapshot(lsn=at, content=read(cluster.data))
+    return Snapshot(lsn=at, content=read(cluster.data), block_size=cluster.block_size)
 
 
 def look(
@@ -297,9 +299,7 @@ def look(
     if current is None:
         current = files.read_all(cluster.data)
     reported = (provider or cluster.pagemapset)(snapshot.lsn)
-    comparison = compare(
-        snapshot, current, reported, block_size=cluster.block_size, mask_hints=mask_hints
-    )
+    comparison = compare(snapshot, current, reported, mask_hints=mask_hints)
     TALLY.add(comparison)
     if comparison.lost:
         named = cluster.relation_names()

@@ -14,6 +14,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -22,6 +23,9 @@ from ptrack_build.host import server_user
 if TYPE_CHECKING:
     import signal
     from collections.abc import Iterator, Mapping, Sequence
+
+_NAPS = 10
+_NAP_SECONDS = 0.01
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -172,6 +176,34 @@ def alive(pid: int) -> bool:
     except OSError:
         return False
     return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def title(pid: int) -> bytes:
+    """What a process of the server says it is; nothing if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def sleeps(pid: int) -> bool:
+    """Whether a process waits for another one, longer than for what is only slow."""
+    before = _switches(pid)
+    for _ in range(_NAPS):
+        time.sleep(_NAP_SECONDS)
+        if _switches(pid) != before or before[0] != "S":
+            return False
+    return True
+
+
+def _switches(pid: int) -> tuple[str, ...]:
+    """State of a process, and how often it has gone to sleep."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return ("gone",)
+    fields = dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
+    return fields["State"][:1], fields["voluntary_ctxt_switches"]
 
 
 def send(pid: int, sig: signal.Signals) -> None:
