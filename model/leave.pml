@@ -100,8 +100,8 @@ end:
 #ifdef NO_BEFORE_FLUSH
 			file_slot = slot;
 #endif
-			/* RULE MARK_LEAVING checkpoint_guts (hooks.c): mark_leaving is not called */
-			/* RULE BEFORE_FLUSH checkpoint_guts (hooks.c): mark_leaving is called after ptrack_file_flush */
+			/* RULE MARK_LEAVING checkpoint_guts (hooks.c): mark_all_leaving is not called */
+			/* RULE BEFORE_FLUSH checkpoint_guts (hooks.c): mark_all_leaving is called after ptrack_file_flush */
 #ifndef NO_MARK_LEAVING
 			seen = leaving;
 			if
