@@ -238,8 +238,9 @@ def major_sessions(major: Major) -> None:
         options = Options(session)
         options.add_argument("--locked", action="store_true", help="what matrix.lock records")
         options.add_argument("--no-jit", action="store_true", help="without LLVM")
+        options.add_argument("--image", default="", help="in a container of it: fedora:43")
         given = options.read()
-        rpm.one(major, locked=given.locked, jit=not given.no_jit)
+        rpm.one(major, locked=given.locked, jit=not given.no_jit, image=given.image)
 
     build.__doc__ = f"{label}{eol} with ptrack: fetch, patch, compile, install; prints where"
     test.__doc__ = f"{label}{eol}: the shared suite on a build with assertions and tiny segments"
@@ -312,8 +313,9 @@ def rpm_all(session: nox.Session) -> None:
     options = Options(session)
     options.add_argument("--locked", action="store_true", help="what matrix.lock records")
     options.add_argument("--no-jit", action="store_true", help="without LLVM")
+    options.add_argument("--image", default="", help="in a container of it: fedora:43")
     given = options.read()
-    rpm.every(MATRIX.majors, locked=given.locked, jit=not given.no_jit)
+    rpm.every(MATRIX.majors, locked=given.locked, jit=not given.no_jit, image=given.image)
 
 
 @session("verify-packages", "package")

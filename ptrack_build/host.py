@@ -83,6 +83,9 @@ NEEDS: dict[str, Need] = {
     "container engine": Need(programs=("dockerd",), apt=("docker.io",), dnf=("moby-engine",)),
     "mmdebstrap": Need(programs=("mmdebstrap",), apt=("mmdebstrap",), dnf=("mmdebstrap",)),
     "spin": Need(programs=("spin",), apt=("spin",), dnf=("spin",)),
+    "nspawn": Need(
+        programs=("systemd-nspawn",), apt=("systemd-container",), dnf=("systemd-container",)
+    ),
     "useradd": Need(programs=("useradd",), apt=("passwd",), dnf=("shadow-utils",)),
 }  # fmt: skip
 
@@ -176,14 +179,19 @@ def packages(names: Iterable[str]) -> list[str]:
 
 
 def paste(names: Iterable[str]) -> str:
-    """One line that installs what is missing, to be pasted into a shell."""
-    listed = " ".join(packages(names))
+    """One line that installs what meets these needs, to be pasted into a shell."""
+    return paste_packages(packages(names))
+
+
+def paste_packages(names: Iterable[str]) -> str:
+    """One line that installs packages of this machine's manager, to be pasted into a shell."""
+    sudo = "" if os.geteuid() == 0 else "sudo "
+    listed = shlex.join(names)
     match manager():
         case "apt":
-            sudo = "" if os.geteuid() == 0 else "sudo "
             return f"{sudo}apt-get update && {sudo}apt-get install -y {listed}"
         case "dnf":
-            return f"{'' if os.geteuid() == 0 else 'sudo '}dnf install -y {listed}"
+            return f"{sudo}dnf install -y {listed}"
         case _:
             return f"install these (Debian's names): {listed}"
 

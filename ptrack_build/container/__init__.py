@@ -30,10 +30,10 @@ def place(image: str, slot: str, *, kept: str) -> Iterator[Place]:
     they are kept. Without an engine, an image of this very system is done without, which is said.
     Raises ContainerError for another one, and UsageError for what names no image.
     """
-    from ptrack_build.package.place import NATIVE
+    from ptrack_build.package.place import HERE
 
     if not image:
-        yield NATIVE
+        yield HERE
         return
     from ptrack_build.container import engine, workshop
     from ptrack_build.progress import say
@@ -43,9 +43,9 @@ def place(image: str, slot: str, *, kept: str) -> Iterator[Place]:
         try:
             client = stack.enter_context(engine.running())
         except NoEngine as error:
-            if not reference.is_of(NATIVE.os_release()):
+            if not reference.is_of(HERE.os_release()):
                 raise
             say(f"{error.what}: {image} is this system, so it is built here, without a container")
-            yield NATIVE
+            yield HERE
             return
         yield stack.enter_context(workshop.opened(client, reference, slot, kept=kept))

@@ -12,37 +12,25 @@ for the compiler cache's sake. No path of it gets into a package.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import shutil
 import textwrap
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any, Final
 
 from ptrack_build import REPO, __version__, cache, host
 from ptrack_build.errors import CommandFailed, HostError
-from ptrack_build.package import (
-    Package,
-    PackageError,
-    Release,
-    System,
-    described,
-    making,
-    publish,
-    room,
-    table,
-)
-from ptrack_build.package.place import NATIVE
+from ptrack_build.package import PackageError, Release, System, described, making
+from ptrack_build.package.place import HERE
 from ptrack_build.patch import edits
-from ptrack_build.progress import say, step
 from ptrack_build.run import call
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from ptrack_build.matrix import Major
@@ -55,7 +43,6 @@ DEVELOPMENT: Final = ("client", "dev")  # whose packages the extension is compil
 DOCS: Final = ("docs/operating.md", "docs/contract.md")
 FLAVOUR: Final = "pt"  # two characters: what postgresql-common expects of a flavour
 FORMAT: Final = "deb 1"  # of what is kept below the cache; part of the keys
-FREE_MB: Final = 3000
 
 #: What belongs to the client's package; a major has those that it has.
 CLIENT_PROGRAMS: Final = (
@@ -179,32 +166,26 @@ def facts(tree: PatchedTree, system: System, *, llvm: int) -> Facts:
     """The facts of a patched tree on a system. Raises PackageError where the tree lacks one."""
     source = tree.source
     snapshot = making.snapshot(source, making.epoch(tree))
-    upstream = debian_version(source.version) + (f"+git{snapshot}" if snapshot else "")
+    upstream = making.sortable(source.version) + (f"+git{snapshot}" if snapshot else "")
     catalog = making.defined(tree, "src/include/catalog/catversion.h", "CATALOG_VERSION_NO")
     control = making.defined(tree, "src/include/catalog/pg_control.h", "PG_CONTROL_VERSION")
     return Facts(
         major=source.major.number,
         upstream=upstream,
-        minor=debian_version(source.version),
+        minor=making.sortable(source.version),
         version=f"{upstream}-1+ptrack{__version__}+{system.tag}",
         extension_version=f"{__version__}+pg{upstream}-1+{system.tag}",
         project=__version__,
-        abi=int(making.defined(tree, "src/include/storage/changetrack.h", "CHANGETRACK_ABI")),
+        abi=making.abi(tree),
         catversion=catalog if control in BARE_CATVERSIONS else f"{catalog}-{control}",
         llvm=llvm,
         cflags=source.major.cflags,
         vendor=system.distribution.capitalize(),
-        maintainer=os.environ.get("PTRACK_MAINTAINER") or making.MAINTAINER,
+        maintainer=making.maintainer(),
         epoch=making.epoch(tree),
         postgresql_license=license_text((tree.path / "COPYRIGHT").read_text(encoding="utf-8")),
         ptrack_license=license_text((REPO / "LICENSE").read_text(encoding="utf-8")),
     )
-
-
-def debian_version(version: str) -> str:
-    """PostgreSQL's version so that dpkg sorts it: 17.2; 19~beta1; 20~~devel."""
-    major, minor, devel, early = making.version_parts(version)
-    return f"{major}.{minor}" if minor else f"{major}~~{devel}" if devel else f"{major}~{early}"
 
 
 def license_text(text: str) -> str:
@@ -238,24 +219,23 @@ def render(folder: str, known: Facts, templates: Path | None = None) -> dict[str
 # ---- the machine
 
 
-def this_system(place: Place = NATIVE) -> System:
+def this_system(where: Place = HERE) -> System:
     """The system that packages are made for there. Raises HostError where it has no dpkg."""
-    if not place.which("dpkg") or place.manager() != "apt":
-        what = f"Debian packages are made on Debian or Ubuntu, which {place.name} is not"
+    if not where.which("dpkg") or where.manager() != "apt":
+        what = f"Debian packages are made on Debian or Ubuntu, which {where.name} is not"
         raise HostError(what, hint="give it an image of those: -- --image debian:bookworm")
-    about = place.os_release()
+    about = where.os_release()
     identity = about.get("ID", "debian")
     release = about.get("VERSION_ID", "")
     codename = about.get("VERSION_CODENAME", "")
-    short = "deb" if identity == "debian" else identity
     argv = ["dpkg", "--print-architecture"]
-    architecture = place.call(argv, capture=True, quiet=True).stdout.strip()
+    architecture = where.call(argv, capture=True, quiet=True).stdout.strip()
     return System(
         distribution=identity,
         release=release,
         codename=codename,
         architecture=architecture,
-        tag=re.sub(r"[^a-z0-9.]", "", f"{short}{release or codename}".lower()),
+        tag=re.sub(r"[^a-z0-9.]", "", f"{making.short(identity)}{release or codename}".lower()),
     )
 
 
@@ -266,35 +246,35 @@ def needed(control: str) -> list[str]:
     return [name for each in listed if (name := re.sub(r"\s*\(.*", "", each).strip())]
 
 
-def _ensure(control: str, slot: str, place: Place) -> None:
+def _ensure(control: str, slot: str, where: Place) -> None:
     """See to it that what a control file builds with is there.
 
     Where it may be installed it is. Otherwise HostError has the line to paste.
     """
-    place.ensure(["dpkg-dev", "cc", "make"])
-    lacking = _unmet(control, slot, place)
+    where.ensure(["dpkg-dev", "cc", "make"])
+    lacking = _unmet(control, slot, where)
     if not lacking:
         return
-    if place.may_install():
+    if where.may_install():
         try:
-            place.install(lacking)
+            where.install(lacking)
         except CommandFailed as error:
             what = f"could not install what the packages are built with: {error.what}"
-            raise HostError(what, hint=_paste(lacking), log=error.log) from error
-        lacking = _unmet(control, slot, place)
+            raise HostError(what, hint=host.paste_packages(lacking), log=error.log) from error
+        lacking = _unmet(control, slot, where)
     if lacking:
-        what = f"{place.name} lacks {', '.join(lacking)}, which the packages are built with"
-        raise HostError(what, hint=_paste(lacking))
+        what = f"{where.name} lacks {', '.join(lacking)}, which the packages are built with"
+        raise HostError(what, hint=host.paste_packages(lacking))
 
 
-def _unmet(control: str, slot: str, place: Place) -> list[str]:
+def _unmet(control: str, slot: str, where: Place) -> list[str]:
     """Names from dpkg-checkbuilddeps; debhelper-compat is debhelper."""
     said: list[str] = []
     file = cache.directory("build", slot) / f".control.{os.getpid()}"
     file.write_text(control)
     try:
         argv = ["dpkg-checkbuilddeps", str(file)]
-        done = place.call(argv, check=False, quiet=True, on_line=said.append, env={"LC_ALL": "C"})
+        done = where.call(argv, check=False, quiet=True, on_line=said.append, env={"LC_ALL": "C"})
     finally:
         file.unlink()
     if done.returncode == 0:
@@ -307,57 +287,32 @@ def _unmet(control: str, slot: str, place: Place) -> list[str]:
     return sorted({"debhelper" if name == "debhelper-compat" else name for name in names})
 
 
-def _paste(names: Iterable[str]) -> str:
-    sudo = "" if os.geteuid() == 0 else "sudo "
-    return f"{sudo}apt-get update && {sudo}apt-get install -y {' '.join(names)}"
-
-
-def _llvm(place: Place) -> int:
+def _llvm(where: Place) -> int:
     """The major of the distribution's LLVM."""
-    said = place.call(["llvm-config", "--version"], capture=True, quiet=True).stdout
+    said = where.call(["llvm-config", "--version"], capture=True, quiet=True).stdout
     major = int(said.split(".")[0])
     for program in (f"clang-{major}", f"llvm-config-{major}"):
-        if not place.which(program):
+        if not where.which(program):
             what = f"llvm-config is of LLVM {major}, but there is no {program}"
-            raise HostError(what, hint=_paste([f"clang-{major}", f"llvm-{major}-dev"]))
+            raise HostError(what, hint=host.paste_packages([f"clang-{major}", f"llvm-{major}-dev"]))
     return major
-
-
-def _installed(names: Iterable[str], place: Place) -> dict[str, str]:
-    """Versions of those packages that are installed under their own names."""
-    listed = place.call(
-        ["dpkg-query", "-W", "-f", "${Package} ${Version} ${db:Status-Status}\n", *names],
-        capture=True, quiet=True, check=False,
-    ).stdout  # fmt: skip
-    rows = [line.split() for line in listed.splitlines()]
-    return {row[0]: row[1] for row in sorted(rows) if len(row) == 3 and row[2] == "installed"}
 
 
 # ---- building
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Job:
-    """One source package about to be built, or found done."""
+class _Job(making.Job):
+    """A debian/, and how dpkg-buildpackage is called on it. llvm: its major, 0 for none."""
 
-    name: str
-    version: str
-    key: str
-    place: Path
-    log: Path
     llvm: int
-    where: Place
     debian: dict[str, tuple[str, bool]]
     options: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
 
-    @property
-    def final(self) -> Path:
-        return cache.directory("deb") / self.key[:32]
-
 
 def build(
-    tree: PatchedTree, *, jit: bool = True, extension: Path = EXTENSION, where: Place = NATIVE
+    tree: PatchedTree, *, jit: bool = True, extension: Path = EXTENSION, where: Place = HERE
 ) -> Release:
     """The packages of a patched tree and of the extension, for the system of a place.
 
@@ -369,56 +324,26 @@ def build(
     system = this_system(where)
     draft = facts(tree, system, llvm=1 if jit else 0)
     controls = render("server", draft)["control"][0]
-    slot = slot_of(tree.source.major)
+    slot = making.slot("deb", tree.source.major)
     _ensure(controls, slot, where)
     known = facts(tree, system, llvm=_llvm(where) if jit else 0)
-    builders = _installed(
+    builders = making.installed_debs(
         [*needed(controls), "gcc", "g++", "binutils", "libc6-dev", "dpkg-dev", "make", "debhelper"],
         where,
     )
     with cache.lock(f"packages {slot}"):
         server = _server_job(tree, known, slot, builders, where)
-        if not _finished(server.final):
+        if not server.finished:
             _make_server(tree, known, server)
         module = _extension_job(known, slot, server, extension)
-        if not _finished(module.final):
+        if not module.finished:
             _make_extension(known, server, module, extension)
         making.prune("deb", {server.final, module.final})
-    files = sorted(
-        [*server.final.glob("*.*deb"), *module.final.glob("*.*deb")], key=lambda file: file.name
-    )
-    return Release(
-        kind="deb",
-        system=system,
-        major=tree.source.major.name,
-        made_of=_made_of(tree, known, builders),
-        packages=tuple(sorted((*_read(server.final), *_read(module.final)), key=lambda p: p.file)),
-        files=tuple(files),
-    )
-
-
-def slot_of(major: Major) -> str:
-    """The directory below <cache>/build where a major's packages are made."""
-    return f"deb-{major.name}"
+    return making.release(system, tree, (server, module), _made_of(tree, known, builders))
 
 
 def _made_of(tree: PatchedTree, known: Facts, builders: Mapping[str, str]) -> dict[str, Any]:
-    source = tree.source
-    return {
-        "postgresql": {
-            "version": source.version,
-            "provider": source.provider,
-            "commit": source.commit,
-            "tree": source.digest,
-            "sha256": source.sha256,
-        },
-        "patch": {"digest": tree.patch_digest, "how": tree.how, "abi": known.abi},
-        "ptrack": known.project,
-        "llvm": known.llvm,
-        "catalog_version": known.catversion,
-        "source_date_epoch": known.epoch,
-        "built_with": dict(builders),
-    }
+    return making.made_of(tree, builders, llvm=known.llvm, catalog_version=known.catversion)
 
 
 def _server_job(
@@ -432,36 +357,33 @@ def _server_job(
         _build_flags(where),
     )  # fmt: skip
     return _Job(
+        kind="deb",
         name=known.server,
         version=known.version,
         key=key,
         place=cache.directory("build", slot) / "server",
         log=cache.directory("log") / f"{slot}.log",
-        llvm=known.llvm,
         where=where,
+        llvm=known.llvm,
         debian=debian,
     )
 
 
 def _extension_job(known: Facts, slot: str, server: _Job, extension: Path) -> _Job:
     debian = render("extension", known)
-    parts: list[str | Path] = []
-    for path in making.extension_files(extension):
-        parts += [path.relative_to(extension).as_posix(), path]
-    docs = [REPO / name for name in DOCS]
-    key = cache.digest(
-        FORMAT, "extension", server.key, json.dumps(debian, sort_keys=True), *parts, *docs
-    )
+    parts = making.extension_parts(extension, [REPO / name for name in DOCS])
+    key = cache.digest(FORMAT, "extension", server.key, json.dumps(debian, sort_keys=True), *parts)
     place = cache.directory("build", slot) / "extension"
     pg_config = place / "root" / "usr/lib/postgresql" / str(known.major) / "bin" / "pg_config"
     return _Job(
+        kind="deb",
         name=known.extension,
         version=known.extension_version,
         key=key,
         place=place,
         log=cache.directory("log") / f"{slot}-extension.log",
-        llvm=known.llvm,
         where=server.where,
+        llvm=known.llvm,
         debian=debian,
         options=("-d",),  # what it builds with is unpacked beside it, not installed
         env=(("PG_CONFIG", str(pg_config)),),
@@ -471,21 +393,18 @@ def _extension_job(known: Facts, slot: str, server: _Job, extension: Path) -> _J
 def _build_flags(where: Place) -> str:
     """What the distribution and its configuration hand to compilers, without paths."""
     options = "hardening=+all reproducible=-fixfilepath,-fixdebugpath"
-    env = {**_NO_FLAGS, "DEB_BUILD_MAINT_OPTIONS": options}
+    env = {**_emptied(), "DEB_BUILD_MAINT_OPTIONS": options}
     return where.call(["dpkg-buildflags"], capture=True, quiet=True, env=env).stdout
 
 
-#: Left to themselves, these would change what is compiled.
-_NO_FLAGS: Final = {
-    name: ""
-    for name in (
-        "CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS", "COPT", "PROFILE", "LIBS", "MAKEFLAGS",
-        "DEB_BUILD_PROFILES", "DEB_BUILD_MAINT_OPTIONS", "DEB_CFLAGS_APPEND", "DEB_CFLAGS_SET",
-        "DEB_CPPFLAGS_APPEND", "DEB_CPPFLAGS_SET", "DEB_CXXFLAGS_APPEND", "DEB_CXXFLAGS_SET",
-        "DEB_LDFLAGS_APPEND", "DEB_LDFLAGS_SET", "DEB_CFLAGS_MAINT_APPEND", "LD_RUN_PATH",
-    )
-    if name in os.environ
-}  # fmt: skip
+def _emptied() -> dict[str, str]:
+    """Left to themselves, these would change what is compiled."""
+    flags = ("CFLAGS", "CPPFLAGS", "CXXFLAGS", "LDFLAGS")
+    more = [f"DEB_{name}_{how}" for name in flags for how in ("APPEND", "SET")]
+    return making.emptied(
+        "MAKEFLAGS", "DEB_BUILD_PROFILES", "DEB_BUILD_MAINT_OPTIONS", "DEB_CFLAGS_MAINT_APPEND",
+        *more,
+    )  # fmt: skip
 
 
 def _make_server(tree: PatchedTree, known: Facts, job: _Job) -> None:
@@ -519,49 +438,18 @@ def _make_extension(known: Facts, server: _Job, job: _Job, extension: Path) -> N
 
 def _make(job: _Job, unpack: Callable[[Path], None]) -> None:
     """Build one source package as the unprivileged user, and keep its packages under its key."""
-    room(cache.root(), FREE_MB, "building packages")
-    user = host.server_user()
-    host.check_reachable(cache.root(), user)
-    job.log.unlink(missing_ok=True)
-    memo = making.Memo(job.place)
-    began = time.monotonic()
-    making.clear(job.place)
-    work = job.place / job.name
-    work.mkdir(parents=True)
-    if user is not None:
-        os.chown(job.place, user.uid, user.gid)
-    title = f"packages of {job.name} {job.version}"
-    compiled = 0
-    try:
-        with step(title, estimate=memo.seconds) as shown, cache.building(job.final) as scratch:
-
-            def count(line: str) -> None:
-                nonlocal compiled
-                if " -c -o " in line:
-                    compiled += 1
-                    if compiled % 16 == 0:
-                        done = 0.9 * min(1.0, compiled / max(memo.compiled, compiled))
-                        shown.update(done, f"{compiled} files compiled")
-
-            unpack(work)
-            _write_debian(work / "debian", job)
-            env = _environment(job, user)
-            if user is not None:
-                call(["chown", "-R", f"{user.uid}:{user.gid}", str(job.place)], quiet=True)
-            job.where.call(
-                ["dpkg-buildpackage", "-b", "-us", "-uc", *job.options],
-                cwd=work, env=env, log=job.log, quiet=True, user=user, on_line=count,
-            )  # fmt: skip
-            _keep(job, scratch)
-            shown.update(1.0, f"{compiled} files compiled")
-    except CommandFailed as error:
-        raise _explained(title, error, job) from error
-    except OSError as error:
-        what = f"{title} could not be built: {error}"
-        raise PackageError(what, log=job.log, hint=_hint(str(error), job)) from error
-    finally:
-        cache.remove(job.place)
-    memo.save(time.monotonic() - began, compiled)
+    with making.building(job, llvm=f"LLVM {job.llvm}" if job.llvm else "") as bench:
+        work = job.place / job.name
+        work.mkdir()
+        unpack(work)
+        _write_debian(work / "debian", job)
+        bench.give()
+        job.where.call(
+            ["dpkg-buildpackage", "-b", "-us", "-uc", *job.options],
+            cwd=work, env=_environment(job, bench.user), log=job.log, quiet=True, user=bench.user,
+            on_line=bench.count,
+        )  # fmt: skip
+        bench.keep(job.place.glob("*.*deb"), lambda file: described(file, fields(file, job.where)))
 
 
 def _write_debian(folder: Path, job: _Job) -> None:
@@ -573,21 +461,9 @@ def _write_debian(folder: Path, job: _Job) -> None:
         file.chmod(0o755 if executable else 0o644)
 
 
-def _keep(job: _Job, scratch: Path) -> None:
-    """Move the packages to where their key says, each described."""
-    found = []
-    for file in sorted(job.place.glob("*.*deb")):
-        shutil.copyfile(file, scratch / file.name)
-        found.append(described(scratch / file.name, fields(file, job.where)))
-    if not found:
-        what = f"{job.name}: dpkg-buildpackage made no package"
-        raise PackageError(what, log=job.log, hint="read the log")
-    (scratch / "packages.json").write_text(json.dumps([asdict(each) for each in found], indent=1))
-
-
-def fields(package: Path, place: Place = NATIVE) -> dict[str, str]:
+def fields(package: Path, where: Place = HERE) -> dict[str, str]:
     """A package file's control fields, continued lines joined."""
-    text = place.call(["dpkg-deb", "-f", str(package)], capture=True, quiet=True).stdout
+    text = where.call(["dpkg-deb", "-f", str(package)], capture=True, quiet=True).stdout
     rows = re.sub(r"\n[ \t]+", " ", text).splitlines()
     return {name: value.strip() for name, _, value in (row.partition(":") for row in rows)}
 
@@ -598,44 +474,15 @@ def _environment(job: _Job, user: host.ServerUser | None) -> dict[str, str]:
     Objects are the unprivileged user's, hence a compiler cache of their own. (None of build-NN's
     would do: a distribution hardens, and its configure knows more libraries.)
     """
-    masks = ["gcc", "g++", *([f"clang-{job.llvm}"] if job.llvm else [])]
+    compilers = ["gcc", "g++", *([f"clang-{job.llvm}"] if job.llvm else [])]
     return {
-        **_NO_FLAGS,
+        **_emptied(),
         **dict(job.env),
-        "LC_ALL": "C.UTF-8",
-        "TZ": "UTC",
-        "HOME": str(job.place),
-        "MAKEFLAGS": "",
-        "DEB_BUILD_OPTIONS": f"parallel={host.jobs()}",
-        "DEB_BUILD_PROFILES": "",
-        **making.compiler_cache(user, masks, job.where),
-    }
-
-
-# ---- what is kept
-
-
-def _finished(final: Path) -> bool:
-    return (final / "packages.json").is_file()
-
-
-def _read(final: Path) -> list[Package]:
-    with contextlib.suppress(OSError):
-        os.utime(final)
-    return [Package(**each) for each in json.loads((final / "packages.json").read_text())]
-
-
-# ---- failures
-
-
-def _explained(title: str, error: CommandFailed, job: _Job) -> PackageError:
-    return making.explained(title, error, job.log, lambda text: _hint(text, job))
-
-
-def _hint(text: str, job: _Job) -> str:
-    if "llvm" in text and job.llvm and not making.no_room(text):
-        return f"this minor may not know LLVM {job.llvm}: try it with -- --no-jit"
-    return making.hint(text)
+        **making.environment(
+            job, user, compilers,
+            DEB_BUILD_OPTIONS=f"parallel={host.jobs()}", DEB_BUILD_PROFILES="",
+        ),
+    }  # fmt: skip
 
 
 # ---- sessions
@@ -646,17 +493,11 @@ def one(major: Major, *, locked: bool = False, jit: bool = True, image: str = ""
 
     image: of the container that they are made in and for; on and for this machine where it is "".
     """
-    from ptrack_build import container, patch, source
 
-    host.ensure(["git"])
-    tree = patch.apply(source.fetch(major, locked=locked))
-    with container.place(image, slot_of(major), kept="deb") as where:
-        made = build(tree, jit=jit, where=where)
-    with cache.lock(f"dist {made.system.name} {made.major}"):
-        place = publish(made)
-    say(table(made.packages))
-    say(str(place))
-    return place
+    def made(tree: PatchedTree, where: Place) -> Release:
+        return build(tree, jit=jit, where=where)
+
+    return making.one("deb", major, made, locked=locked, image=image)
 
 
 def every(

@@ -1,6 +1,11 @@
 """What making packages of any kind takes: a source's facts, places, compilers, what went wrong.
 
-Used by deb and rpm, which differ in what they hand to which tool.
+Used by deb and rpm, which differ in what they hand to which tool. Of both the frame is:
+
+    facts of a tree ── Job ── building ── Bench.keep ── release
+
+A Job is one source package with a key over all that goes into it; building() is where it is made,
+and what Bench.keep() took is found under the key from then on.
 """
 
 from __future__ import annotations
@@ -10,18 +15,21 @@ import json
 import os
 import re
 import shlex
+import shutil
 import time
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from ptrack_build import cache, report
+from ptrack_build import __version__, cache, host, report
 from ptrack_build.errors import CommandFailed, PtrackError, SourceError
-from ptrack_build.package import PackageError
-from ptrack_build.package.place import NATIVE
-from ptrack_build.progress import say
+from ptrack_build.package import Package, PackageError, Release, System, publish, room, table
+from ptrack_build.package.place import HERE
+from ptrack_build.progress import Step, say, step
+from ptrack_build.run import call
 from ptrack_build.suite import results
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from ptrack_build.host import ServerUser
@@ -30,7 +38,9 @@ if TYPE_CHECKING:
     from ptrack_build.patch import PatchedTree
     from ptrack_build.source import SourceTree
 
+FREE_MB: Final = 3000
 KEEP_SECONDS: Final = 14 * 24 * 3600
+_KEPT: Final = "packages.json"
 MAINTAINER: Final = "The ptrack developers <maintainers@ptrack.example>"
 
 # ---- facts of a source
@@ -52,8 +62,18 @@ def defined(tree: PatchedTree, header: str, name: str) -> str:
     raise PackageError(what, hint="see where this major has it, and adapt ptrack_build/package")
 
 
-def version_parts(version: str) -> tuple[str, str, str, str]:
-    """PostgreSQL's version as major, minor, "devel" and "beta1"; of the last three one is there.
+def abi(tree: PatchedTree) -> int:
+    """The number of the core's hooks. Raises PackageError where the tree has none."""
+    return int(defined(tree, "src/include/storage/changetrack.h", "CHANGETRACK_ABI"))
+
+
+def maintainer() -> str:
+    """Whom a package names: PTRACK_MAINTAINER where set."""
+    return os.environ.get("PTRACK_MAINTAINER") or MAINTAINER
+
+
+def sortable(version: str) -> str:
+    """PostgreSQL's version so that dpkg and rpm sort it: 17.2; 19~beta1; 20~~devel.
 
     Raises PackageError for what is no version.
     """
@@ -61,8 +81,8 @@ def version_parts(version: str) -> tuple[str, str, str, str]:
     if found is None:
         what = f"PostgreSQL says that its version is {version!r}, which no package can be called"
         raise PackageError(what, hint="see configure's PACKAGE_VERSION in the source")
-    major, minor, devel, early = (part or "" for part in found.groups())
-    return major, minor, devel, early
+    major, minor, devel, early = found.groups()
+    return f"{major}.{minor}" if minor else f"{major}~~{devel}" if devel else f"{major}~{early}"
 
 
 def snapshot(source: SourceTree, when: int) -> str:
@@ -77,6 +97,35 @@ def extension_files(extension: Path) -> list[Path]:
     found = [extension / "Makefile", extension / "ptrack.control"]
     found += [path for kind in ("sql", "src") for path in (extension / kind).glob("*.*")]
     return sorted(path for path in found if path.suffix in {"", ".c", ".h", ".sql", ".control"})
+
+
+def extension_parts(extension: Path, docs: Iterable[Path]) -> list[str | Path]:
+    """What the key of the extension's packages has of it: names and contents."""
+    parts: list[str | Path] = []
+    for path in extension_files(extension):
+        parts += [path.relative_to(extension).as_posix(), path]
+    return [*parts, *docs]
+
+
+def made_of(
+    tree: PatchedTree, built_with: Mapping[str, str], **particular: object
+) -> dict[str, Any]:
+    """What a release's manifest says of where it comes from."""
+    source = tree.source
+    return {
+        "postgresql": {
+            "version": source.version,
+            "provider": source.provider,
+            "commit": source.commit,
+            "tree": source.digest,
+            "sha256": source.sha256,
+        },
+        "patch": {"digest": tree.patch_digest, "how": tree.how, "abi": abi(tree)},
+        "ptrack": __version__,
+        "source_date_epoch": epoch(tree),
+        "built_with": dict(built_with),
+        **particular,
+    }
 
 
 def rendered(template: Path, context: Mapping[str, Any], names: str) -> str:
@@ -105,7 +154,171 @@ def rendered(template: Path, context: Mapping[str, Any], names: str) -> str:
         raise PackageError(what, hint=f"the names are those of {names}") from error
 
 
+# ---- the machine
+
+
+def installed_debs(names: Iterable[str], where: Place = HERE) -> dict[str, str]:
+    """Versions of those of Debian's packages that are installed under their own names."""
+    listed = where.call(
+        ["dpkg-query", "-W", "-f", "${Package} ${Version} ${db:Status-Status}\n", *names],
+        capture=True, quiet=True, check=False,
+    ).stdout  # fmt: skip
+    rows = [line.split() for line in listed.splitlines()]
+    return {row[0]: row[1] for row in sorted(rows) if len(row) == 3 and row[2] == "installed"}
+
+
+def short(identity: str) -> str:
+    """deb, ubuntu: how a system of apt's is called in the version of a package."""
+    return "deb" if identity == "debian" else identity
+
+
+def emptied(*more: str) -> dict[str, str]:
+    """Of the caller's environment, what would change what is compiled: set to nothing."""
+    flags = ("CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS", "COPT", "PROFILE", "LIBS", "LD_RUN_PATH")
+    return {name: "" for name in (*flags, *more) if name in os.environ}
+
+
+def environment(
+    job: Job, user: ServerUser | None, compilers: Iterable[str], **more: str
+) -> dict[str, str]:
+    """For the tool that builds a job: nothing of the caller's, and ccache."""
+    return {
+        "LC_ALL": "C.UTF-8",
+        "TZ": "UTC",
+        "HOME": str(job.place),
+        "MAKEFLAGS": "",
+        **more,
+        **compiler_cache(user, compilers, job.where),
+    }
+
+
 # ---- places
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One source package about to be built, or found done.
+
+    key: over all that goes into it; place: the directory it is built in, the same each time, for
+    the compiler cache's sake; where: this machine or a container.
+    """
+
+    kind: Literal["deb", "rpm"]
+    name: str
+    version: str
+    key: str
+    place: Path
+    log: Path
+    where: Place
+
+    @property
+    def final(self) -> Path:
+        """Where its packages are kept."""
+        return cache.directory(self.kind) / self.key[:32]
+
+    @property
+    def finished(self) -> bool:
+        """Whether they are there."""
+        return (self.final / _KEPT).is_file()
+
+    def packages(self) -> list[Package]:
+        """Those of a finished one, which counts as a use."""
+        with contextlib.suppress(OSError):
+            os.utime(self.final)
+        return [Package(**each) for each in json.loads((self.final / _KEPT).read_text())]
+
+
+class Bench:
+    """Where a job is under way. user: who builds."""
+
+    def __init__(
+        self, job: Job, user: ServerUser | None, *, scratch: Path, shown: Step, before: int
+    ) -> None:
+        self.job = job
+        self.user = user
+        self.compiled = 0
+        self._scratch = scratch
+        self._shown = shown
+        self._before = before
+
+    def give(self) -> None:
+        """Make all that is there the builder's."""
+        if self.user is not None:
+            owner = f"{self.user.uid}:{self.user.gid}"
+            call(["chown", "-R", owner, str(self.job.place)], quiet=True)
+
+    def count(self, line: str) -> None:
+        """Look at a line of the tool's output for how far it is."""
+        if " -c -o " in line:
+            self.compiled += 1
+            if self.compiled % 16 == 0:
+                done = 0.9 * min(1.0, self.compiled / max(self._before, self.compiled))
+                self._shown.update(done, f"{self.compiled} files compiled")
+
+    def keep(self, files: Iterable[Path], describe: Callable[[Path], Package]) -> None:
+        """Put the packages to where the key says, each described.
+
+        Raises PackageError where there are none.
+        """
+        found = []
+        for file in sorted(files):
+            shutil.copyfile(file, self._scratch / file.name)
+            found.append(describe(file))
+        if not found:
+            what = f"{self.job.name}: no package was made"
+            raise PackageError(what, log=self.job.log, hint="read the log")
+        (self._scratch / _KEPT).write_text(json.dumps([asdict(each) for each in found], indent=1))
+
+
+@contextlib.contextmanager
+def building(job: Job, *, llvm: str = "") -> Iterator[Bench]:
+    """Build one source package in job.place, which ends empty; what was kept is then under its key.
+
+    llvm: which one is compiled with, for the message. Raises HostError where there is no room, and
+    PackageError, with the log and its telling lines, where a command in the block fails.
+    """
+    room(cache.root(), FREE_MB, "building packages")
+    user = host.server_user()
+    host.check_reachable(cache.root(), user)
+    job.log.unlink(missing_ok=True)
+    memo = Memo(job.place)
+    began = time.monotonic()
+    clear(job.place)
+    job.place.mkdir(parents=True)
+    if user is not None:
+        os.chown(job.place, user.uid, user.gid)
+    title = f"packages of {job.name} {job.version}"
+    try:
+        with step(title, estimate=memo.seconds) as shown, cache.building(job.final) as scratch:
+            bench = Bench(job, user, scratch=scratch, shown=shown, before=memo.compiled)
+            yield bench
+            shown.update(1.0, f"{bench.compiled} files compiled")
+    except CommandFailed as error:
+        raise explained(title, error, job.log, llvm) from error
+    except OSError as error:
+        what = f"{title} could not be built: {error}"
+        raise PackageError(what, log=job.log, hint=hint(str(error), llvm)) from error
+    finally:
+        cache.remove(job.place)
+    memo.save(time.monotonic() - began, bench.compiled)
+
+
+def release(
+    system: System, tree: PatchedTree, jobs: Sequence[Job], made_of: dict[str, Any]
+) -> Release:
+    """What finished jobs have made."""
+    found = sorted(
+        ((each, job.final / each.file) for job in jobs for each in job.packages()),
+        key=lambda pair: pair[0].file,
+    )
+    return Release(
+        kind=jobs[0].kind,
+        system=system,
+        major=tree.source.major.name,
+        made_of=made_of,
+        packages=tuple(package for package, _ in found),
+        files=tuple(file for _, file in found),
+    )
 
 
 def clear(place: Path) -> None:
@@ -133,7 +346,7 @@ def compiler_store(user: ServerUser | None) -> Path:
 
 
 def compiler_cache(
-    user: ServerUser | None, names: Iterable[str], where: Place = NATIVE
+    user: ServerUser | None, names: Iterable[str], where: Place = HERE
 ) -> dict[str, str]:
     """The environment that puts ccache in front of the compilers of those names, if it is there."""
     ccache = where.which("ccache")
@@ -189,9 +402,7 @@ _TELLING: Final = re.compile(
 )
 
 
-def explained(
-    title: str, error: CommandFailed, log: Path, hint_of: Callable[[str], str]
-) -> PackageError:
+def explained(title: str, error: CommandFailed, log: Path, llvm: str) -> PackageError:
     """The lines of the log that tell why, then its end."""
     lines: list[str] = []
     with contextlib.suppress(OSError):
@@ -200,24 +411,53 @@ def explained(
     last = [line for line in lines[-8:] if line not in telling]
     shown = "\n".join(f"    {line}" for line in (*telling, *(["..."] if telling else []), *last))
     what = f"{title} could not be built: `{shlex.join(error.argv)}` failed:\n{shown}"
-    return PackageError(what, log=log, hint=hint_of("\n".join([*telling, *last, error.tail])))
+    return PackageError(what, log=log, hint=hint("\n".join([*telling, *last, error.tail]), llvm))
 
 
-def no_room(text: str) -> bool:
-    """Whether a message speaks of a full disk."""
-    return "No space left" in text or "Disk quota" in text
-
-
-def hint(text: str) -> str:
-    """What to do next after that message."""
-    if no_room(text):
+def hint(text: str, llvm: str = "") -> str:
+    """What to do next after that message. llvm: which one was compiled with, if any."""
+    if "No space left" in text or "Disk quota" in text:
         return f"free some space below {cache.root()}, or set PTRACK_CACHE to where there is more"
+    if llvm and "llvm" in text.lower():
+        return f"this minor may not know {llvm}: try it with -- --no-jit"
     if "Killed" in text or "out of memory" in text:
         return "there was not enough memory: try PTRACK_JOBS=1"
     return "read the log; what was compiled so far is kept by ccache, so trying again is quick"
 
 
 # ---- sessions
+
+
+def slot(kind: str, major: Major) -> str:
+    """The directory below <cache>/build where a major's packages are made."""
+    return f"{kind}-{major.name}"
+
+
+def one(
+    kind: str,
+    major: Major,
+    build: Callable[[PatchedTree, Place], Release],
+    *,
+    locked: bool = False,
+    image: str = "",
+) -> Path:
+    """Fetch, patch, package and publish a major; prints the packages and where they are.
+
+    image: of the container that they are made in; on this machine where it is "".
+    """
+    from ptrack_build import container, patch, source
+
+    host.ensure(["git"])
+    tree = patch.apply(source.fetch(major, locked=locked))
+    with container.place(image, slot(kind, major), kept=kind) as where:
+        made = build(tree, where)
+    with cache.lock(f"dist {made.system.name} {made.major}"):
+        place = publish(made)
+    say(table(made.packages))
+    if native := made.made_of.get("native"):
+        say(native)
+    say(str(place))
+    return place
 
 
 def every(kind: str, majors: Sequence[Major], one: Callable[[Major], Path]) -> None:

@@ -118,4 +118,4 @@ class Native:
         host.ensure(needs)
 
 
-NATIVE: Final = Native()
+HERE: Final = Native()

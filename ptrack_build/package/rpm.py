@@ -14,7 +14,6 @@ trying; the source packages are the same and can be rebuilt anywhere.
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import io
 import json
@@ -24,7 +23,7 @@ import shutil
 import subprocess
 import tarfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ptrack_build import REPO, __version__, cache, host, source
@@ -35,15 +34,11 @@ from ptrack_build.package import (
     Release,
     System,
     making,
-    os_release,
-    publish,
-    room,
     sha256,
-    table,
 )
+from ptrack_build.package.place import HERE
 from ptrack_build.patch import edits
-from ptrack_build.progress import say, step
-from ptrack_build.run import call
+from ptrack_build.progress import say
 from ptrack_build.source.mirror import environment as git_environment
 from ptrack_build.source.mirror import git_program
 
@@ -52,6 +47,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ptrack_build.matrix import Major
+    from ptrack_build.package.place import Place
     from ptrack_build.patch import PatchedTree
 
 TEMPLATES: Final = REPO / "packaging" / "rpm"
@@ -62,7 +58,6 @@ DEVELOPMENT: Final = (
 )  # of the server's packages: the extension is compiled with these
 DOCS: Final = ("docs/operating.md", "docs/contract.md", "LICENSE")
 FORMAT: Final = "rpm 1"  # of what is kept below the cache; part of the keys
-FREE_MB: Final = 3000
 
 #: What belongs to the client's package; a major has those that it has.
 CLIENT_PROGRAMS: Final = (
@@ -209,7 +204,7 @@ def facts(tree: PatchedTree, builder: str) -> Facts:
     """The facts of a patched tree. Raises PackageError where the tree lacks one."""
     origin = tree.source
     epoch = making.epoch(tree)
-    plain = rpm_version(origin.version)
+    plain = making.sortable(origin.version)
     snapshot = making.snapshot(origin, epoch)
     return Facts(
         major=origin.major.number,
@@ -219,18 +214,12 @@ def facts(tree: PatchedTree, builder: str) -> Facts:
         release=f"1ptrack{__version__}",
         extension_release=f"1.pg{plain}",
         project=__version__,
-        abi=int(making.defined(tree, "src/include/storage/changetrack.h", "CHANGETRACK_ABI")),
+        abi=making.abi(tree),
         cflags=origin.major.cflags,
         builder=builder,
-        maintainer=os.environ.get("PTRACK_MAINTAINER") or making.MAINTAINER,
+        maintainer=making.maintainer(),
         epoch=epoch,
     )
-
-
-def rpm_version(version: str) -> str:
-    """PostgreSQL's version so that rpm sorts it: 17.2; 19~beta1; 20~~devel."""
-    major, minor, devel, early = making.version_parts(version)
-    return f"{major}.{minor}" if minor else f"{major}~~{devel}" if devel else f"{major}~{early}"
 
 
 def render(folder: str, known: Facts, templates: Path | None = None) -> dict[str, str]:
@@ -265,20 +254,19 @@ class _Machine:
     macros: str
 
 
-def this_system() -> System:
+def this_system(where: Place = HERE) -> System:
     """The system that packages are made for. Raises HostError where rpmbuild cannot be had."""
-    kind = host.manager()
+    kind = where.manager()
     if kind is None:
-        what = "rpms are made where there is dnf, or apt (for trying), and here is neither"
-        raise HostError(what, hint="run the session there, or in a container of it")
-    host.ensure(["rpm-build"])
-    about = os_release()
+        what = f"rpms are made where there is dnf, or apt (for trying); {where.name} has neither"
+        raise HostError(what, hint="run the session there, or give it an image: -- --image")
+    where.ensure(["rpm-build"])
+    about = where.os_release()
     identity = about.get("ID", "linux")
     release = about.get("VERSION_ID", "")
-    architecture, dist = _evaluated("%{_target_cpu}\n%{?dist}")
+    architecture, dist = _evaluated("%{_target_cpu}\n%{?dist}", where)
     if kind == "apt":
-        short = "deb" if identity == "debian" else identity
-        dist = f"{short}{release or about.get('VERSION_CODENAME', '')}"
+        dist = f"{making.short(identity)}{release or about.get('VERSION_CODENAME', '')}"
     return System(
         distribution=identity,
         release=release,
@@ -288,50 +276,48 @@ def this_system() -> System:
     )
 
 
-def _evaluated(text: str) -> list[str]:
-    return (
-        call(["rpm", "--eval", text], capture=True, quiet=True)
-        .stdout.removesuffix("\n")
-        .split("\n")
-    )
+def _evaluated(text: str, where: Place) -> list[str]:
+    said = where.call(["rpm", "--eval", text], capture=True, quiet=True).stdout
+    return said.removesuffix("\n").split("\n")
 
 
-def _machine(major: Major, *, jit: bool) -> _Machine:
-    """Look at, and where root may, complete what the packages are built with.
+def _machine(major: Major, *, jit: bool, where: Place = HERE) -> _Machine:
+    """Look at, and where that may be done, complete what the packages are built with.
 
     A missing optional package costs its feature, which is said; HostError names the required ones.
     """
-    system = this_system()
-    native = host.manager() == "apt"
-    host.ensure(["cc", "make"])
+    system = this_system(where)
+    native = where.manager() == "apt"
+    where.ensure(["cc", "make"])
     wanted = [each for each in FEATURES if each.since <= major.number]
     if not jit:
         wanted = [each for each in wanted if each.name != "llvmjit"]
     required = REQUIRED_APT if native else REQUIRED_RPM
     names = [*required, *(name for each in wanted for name in (each.apt if native else each.rpm))]
-    have = _installed(names, native=native)
+    have = _installed(names, native=native, where=where)
     lacking = [name for name in names if name not in have]
-    if lacking and os.geteuid() == 0 and not os.environ.get("PTRACK_NO_INSTALL"):
+    if lacking and where.may_install():
         try:
-            with cache.lock("system packages"):
-                host.install(lacking)
+            where.install(lacking)
         except CommandFailed as error:
             say(f"could not install {' '.join(lacking)}: see {error.log}")
-        have = _installed(names, native=native)
+        have = _installed(names, native=native, where=where)
     lacking = [name for name in required if name not in have]
     if lacking:
-        what = f"this machine lacks {', '.join(lacking)}, which the packages are built with"
-        raise HostError(what, hint=_paste(lacking))
+        what = f"{where.name} lacks {', '.join(lacking)}, which the packages are built with"
+        raise HostError(what, hint=host.paste_packages(lacking))
     absent = {
         each.name: [name for name in (each.apt if native else each.rpm) if name not in have]
         for each in wanted
     }
     absent = {name: packages for name, packages in absent.items() if packages}
     if absent:
-        line = _paste([package for packages in absent.values() for package in packages])
+        line = host.paste_packages(
+            [package for packages in absent.values() for package in packages]
+        )
         say(f"going on without {', '.join(absent)}; to have them: {line}")
     without = [*absent, *([] if jit else ["llvmjit"])]
-    about = os_release()
+    about = where.os_release()
     builder = about.get("PRETTY_NAME") or system.name
     return _Machine(
         system=system,
@@ -339,59 +325,36 @@ def _machine(major: Major, *, jit: bool) -> _Machine:
         builder=builder,
         without=tuple(sorted(without)),
         builders={name: have[name] for name in sorted(have)},
-        macros="\n".join(_evaluated("%{optflags}\n%{?build_ldflags}\n%{?dist}")),
+        macros="\n".join(_evaluated("%{optflags}\n%{?build_ldflags}\n%{?dist}", where)),
     )
 
 
-def _installed(names: Iterable[str], *, native: bool) -> dict[str, str]:
+def _installed(names: Iterable[str], *, native: bool, where: Place) -> dict[str, str]:
     """Versions of what is installed, by the names asked for (which may be capabilities of rpms)."""
-    found = {}
     if native:
-        listed = call(
-            ["dpkg-query", "-W", "-f", "${Package} ${Version} ${db:Status-Status}\n", *names],
-            capture=True, quiet=True, check=False,
-        ).stdout  # fmt: skip
-        rows = [line.split() for line in listed.splitlines()]
-        found = {row[0]: row[1] for row in rows if len(row) == 3 and row[2] == "installed"}
-    else:
-        for name in names:
-            argv = ["rpm", "-q", "--whatprovides", "--qf", "%{NAME} %{EVR}\n", name]
-            done = call(argv, capture=True, quiet=True, check=False)
-            if done.returncode == 0:
-                found[name] = done.stdout.splitlines()[0]
+        return making.installed_debs(names, where)
+    found = {}
+    for name in names:
+        argv = ["rpm", "-q", "--whatprovides", "--qf", "%{NAME} %{EVR}\n", name]
+        done = where.call(argv, capture=True, quiet=True, check=False)
+        if done.returncode == 0:
+            found[name] = done.stdout.splitlines()[0]
     return found
-
-
-def _paste(names: Iterable[str]) -> str:
-    sudo = "" if os.geteuid() == 0 else "sudo "
-    listed = " ".join(f"'{name}'" if "(" in name else name for name in names)
-    if host.manager() == "dnf":
-        return f"{sudo}dnf install -y {listed}"
-    return f"{sudo}apt-get update && {sudo}apt-get install -y {listed}"
 
 
 # ---- building
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Job:
-    """One source package about to be built, or found done.
+class _Job(making.Job):
+    """A spec with its sources.
 
     options: of rpmbuild; neutral: those of them that hold on any system.
     """
 
-    name: str
-    version: str
-    key: str
-    place: Path
-    log: Path
     files: dict[str, str]
     options: tuple[str, ...]
     neutral: tuple[str, ...]
-
-    @property
-    def final(self) -> Path:
-        return cache.directory("rpm") / self.key[:32]
 
     @property
     def spec(self) -> str:
@@ -399,55 +362,35 @@ class _Job:
         return name
 
 
-def build(tree: PatchedTree, *, jit: bool = True, extension: Path = EXTENSION) -> Release:
-    """The packages of a patched tree and of the extension, for this machine's system.
+def build(
+    tree: PatchedTree, *, jit: bool = True, extension: Path = EXTENSION, where: Place = HERE
+) -> Release:
+    """The packages of a patched tree and of the extension, for the system of a place.
 
-    Made where that has not been done before. Installs or names missing build dependencies. jit:
-    whether the server gets LLVM's just-in-time compilation. Raises HostError for what the machine
+    Made if that has not been done before. Installs or names missing build dependencies. jit:
+    whether the server gets LLVM's just-in-time compilation. Raises HostError for what the place
     lacks and PackageError, with the log and its telling lines, for what does not build.
     """
     os.umask(0o022)
     major = tree.source.major
-    making.defined(tree, "src/include/storage/changetrack.h", "CHANGETRACK_ABI")
-    machine = _machine(major, jit=jit)
+    making.abi(tree)
+    machine = _machine(major, jit=jit, where=where)
     known = facts(tree, machine.builder)
-    slot = f"rpm-{major.name}"
+    slot = making.slot("rpm", major)
     with cache.lock(f"packages {slot}"):
-        server = _server_job(tree, known, slot, machine)
-        if not _finished(server.final):
+        server = _server_job(tree, known, slot, machine, where)
+        if not server.finished:
             _make(server, known, lambda place: _server_sources(tree, known, place))
         module = _extension_job(known, slot, server, machine, extension)
-        if not _finished(module.final):
+        if not module.finished:
             _make(module, known, lambda place: _extension_sources(known, server, place, extension))
         making.prune("rpm", {server.final, module.final})
-    files = sorted([*server.final.glob("*.rpm"), *module.final.glob("*.rpm")], key=lambda f: f.name)
-    return Release(
-        kind="rpm",
-        system=machine.system,
-        major=major.name,
-        made_of=_made_of(tree, known, machine),
-        packages=tuple(sorted((*_read(server.final), *_read(module.final)), key=lambda p: p.file)),
-        files=tuple(files),
-    )
+    return making.release(machine.system, tree, (server, module), _made_of(tree, machine))
 
 
-def _made_of(tree: PatchedTree, known: Facts, machine: _Machine) -> dict[str, Any]:
-    origin = tree.source
-    return {
-        "postgresql": {
-            "version": origin.version,
-            "provider": origin.provider,
-            "commit": origin.commit,
-            "tree": origin.digest,
-            "sha256": origin.sha256,
-        },
-        "patch": {"digest": tree.patch_digest, "how": tree.how, "abi": known.abi},
-        "ptrack": known.project,
-        "native": NATIVE.format(machine.builder) if machine.native else "",
-        "without": list(machine.without),
-        "source_date_epoch": known.epoch,
-        "built_with": machine.builders,
-    }
+def _made_of(tree: PatchedTree, machine: _Machine) -> dict[str, Any]:
+    native = NATIVE.format(machine.builder) if machine.native else ""
+    return making.made_of(tree, machine.builders, native=native, without=list(machine.without))
 
 
 def _neutral(machine: _Machine) -> tuple[str, ...]:
@@ -479,7 +422,9 @@ def _options(machine: _Machine) -> tuple[str, ...]:
     return (*options, *_neutral(machine))
 
 
-def _server_job(tree: PatchedTree, known: Facts, slot: str, machine: _Machine) -> _Job:
+def _server_job(
+    tree: PatchedTree, known: Facts, slot: str, machine: _Machine, where: Place
+) -> _Job:
     files = render("server", known)
     plans = edits.load(TEMPLATES / "core", tree.source.major)
     options = _options(machine)
@@ -489,11 +434,13 @@ def _server_job(tree: PatchedTree, known: Facts, slot: str, machine: _Machine) -
         repr(options), machine.macros, str(known.epoch),
     )  # fmt: skip
     return _Job(
+        kind="rpm",
         name=known.server,
         version=f"{known.rpm_version}-{known.release}.{machine.system.tag}",
         key=key,
         place=cache.directory("build", slot) / "server",
         log=cache.directory("log") / f"{slot}.log",
+        where=where,
         files=files,
         options=options,
         neutral=_neutral(machine),
@@ -504,21 +451,18 @@ def _extension_job(
     known: Facts, slot: str, server: _Job, machine: _Machine, extension: Path
 ) -> _Job:
     files = render("extension", known)
-    parts: list[str | Path] = []
-    for path in making.extension_files(extension):
-        parts += [path.relative_to(extension).as_posix(), path]
-    docs = [REPO / name for name in DOCS]
-    key = cache.digest(
-        FORMAT, "extension", server.key, json.dumps(files, sort_keys=True), *parts, *docs
-    )
+    parts = making.extension_parts(extension, [REPO / name for name in DOCS])
+    key = cache.digest(FORMAT, "extension", server.key, json.dumps(files, sort_keys=True), *parts)
     place = cache.directory("build", slot) / "extension"
     root = place / "root"
     return _Job(
+        kind="rpm",
         name=known.extension,
         version=f"{known.project}-{known.extension_release}.{machine.system.tag}",
         key=key,
         place=place,
         log=cache.directory("log") / f"{slot}-extension.log",
+        where=server.where,
         files=files,
         options=(*_options(machine), "--define", f"unpacked {root}"),
         neutral=_neutral(machine),
@@ -619,92 +563,56 @@ def _extension_sources(known: Facts, server: _Job, place: Path, extension: Path)
     cache.remove(work)
     root = place / "root"
     root.mkdir()
+    if (user := host.server_user()) is not None:
+        os.chown(root, user.uid, user.gid)
     for suffix in DEVELOPMENT:
         wanted = f"{known.server}{suffix}"
         (file,) = (
             server.final / each.file
-            for each in _read(server.final)
+            for each in server.packages()
             if each.name == wanted and each.architecture != "src"
         )
-        _unpack(file, root)
+        unpack(file, root, server.where, user)
 
 
-def _unpack(package: Path, root: Path) -> None:
-    with subprocess.Popen(["rpm2cpio", str(package)], stdout=subprocess.PIPE) as stream:
-        argv = ["cpio", "-idmu", "--quiet", "--no-absolute-filenames"]
-        done = subprocess.run(argv, cwd=root, stdin=stream.stdout, capture_output=True, check=False)
-    for command, status in ((argv, done.returncode), (["rpm2cpio"], stream.returncode)):
-        if status != 0:
-            raise CommandFailed(command, status, tail=done.stderr.decode(errors="replace"))
+def unpack(
+    package: Path, root: Path, where: Place = HERE, user: host.ServerUser | None = None
+) -> None:
+    """Put the files of a package below root. Raises CommandFailed where that cannot be."""
+    script = 'rpm2cpio "$1" > .cpio && cpio -idmu --quiet --no-absolute-filenames < .cpio'
+    argv = ["sh", "-c", f"{script} && rm .cpio", "sh", str(package)]
+    # with a listener, what it says is in the message where it fails
+    where.call(argv, cwd=root, quiet=True, user=user, on_line=lambda _line: None)
 
 
 def _make(job: _Job, known: Facts, provide: Callable[[Path], None]) -> None:
     """Build one source package as the unprivileged user, and keep its packages under its key."""
-    room(cache.root(), FREE_MB, "building packages")
-    user = host.server_user()
-    host.check_reachable(cache.root(), user)
-    job.log.unlink(missing_ok=True)
-    memo = making.Memo(job.place)
-    began = time.monotonic()
-    making.clear(job.place)
-    for name in ("SOURCES", "SPECS", "BUILD", "BUILDROOT", "RPMS", "SRPMS", "tmp"):
-        (job.place / name).mkdir(parents=True)
-    title = f"packages of {job.name} {job.version}"
-    compiled = 0
-    try:
-        with step(title, estimate=memo.seconds) as shown, cache.building(job.final) as scratch:
-
-            def count(line: str) -> None:
-                nonlocal compiled
-                if " -c -o " in line:
-                    compiled += 1
-                    if compiled % 16 == 0:
-                        done = 0.9 * min(1.0, compiled / max(memo.compiled, compiled))
-                        shown.update(done, f"{compiled} files compiled")
-
-            provide(job.place)
-            for name, text in job.files.items():
-                file = job.place / ("SPECS" if name == job.spec else "SOURCES") / name
-                file.write_text(text, encoding="utf-8")
-                os.utime(file, (known.epoch, known.epoch))
-            for file in (job.place / "SOURCES").iterdir():
-                os.utime(file, (known.epoch, known.epoch))
-            if user is not None:
-                call(["chown", "-R", f"{user.uid}:{user.gid}", str(job.place)], quiet=True)
-            env = _environment(job, known, user)
-            topdir = ["--define", f"_topdir {job.place}", "--define", f"_tmppath {job.place}/tmp"]
-            call(
-                ["rpmbuild", "-bb", *topdir, *job.options, f"SPECS/{job.spec}"],
-                cwd=job.place, env=env, log=job.log, quiet=True, user=user, on_line=count,
-            )  # fmt: skip
-            # The source package holds the expanded spec: no path, and nothing of this system.
-            topdir = ["--define", "_topdir .", "--define", f"_tmppath {job.place}/tmp"]
-            call(
-                ["rpmbuild", "-bs", "--nodeps", *topdir, *job.neutral, f"SPECS/{job.spec}"],
-                cwd=job.place, env=env, log=job.log, quiet=True, user=user,
-            )  # fmt: skip
-            _keep(job, scratch)
-            shown.update(1.0, f"{compiled} files compiled")
-    except CommandFailed as error:
-        raise making.explained(title, error, job.log, lambda text: _hint(text, job)) from error
-    except OSError as error:
-        what = f"{title} could not be built: {error}"
-        raise PackageError(what, log=job.log, hint=_hint(str(error), job)) from error
-    finally:
-        cache.remove(job.place)
-    memo.save(time.monotonic() - began, compiled)
-
-
-def _keep(job: _Job, scratch: Path) -> None:
-    """Move the packages to where their key says, each described."""
-    found = []
-    for file in sorted([*job.place.glob("RPMS/*/*.rpm"), *job.place.glob("SRPMS/*.rpm")]):
-        shutil.copyfile(file, scratch / file.name)
-        found.append(described(scratch / file.name))
-    if not found:
-        what = f"{job.name}: rpmbuild made no package"
-        raise PackageError(what, log=job.log, hint="read the log")
-    (scratch / "packages.json").write_text(json.dumps([asdict(each) for each in found], indent=1))
+    jit = "--without=llvmjit" not in job.options
+    with making.building(job, llvm="the system's LLVM" if jit else "") as bench:
+        for name in ("SOURCES", "SPECS", "BUILD", "BUILDROOT", "RPMS", "SRPMS", "tmp"):
+            (job.place / name).mkdir()
+        provide(job.place)
+        for name, text in job.files.items():
+            file = job.place / ("SPECS" if name == job.spec else "SOURCES") / name
+            file.write_text(text, encoding="utf-8")
+            os.utime(file, (known.epoch, known.epoch))
+        for file in (job.place / "SOURCES").iterdir():
+            os.utime(file, (known.epoch, known.epoch))
+        bench.give()
+        env = _environment(job, known, bench.user)
+        topdir = ["--define", f"_topdir {job.place}", "--define", f"_tmppath {job.place}/tmp"]
+        job.where.call(
+            ["rpmbuild", "-bb", *topdir, *job.options, f"SPECS/{job.spec}"],
+            cwd=job.place, env=env, log=job.log, quiet=True, user=bench.user, on_line=bench.count,
+        )  # fmt: skip
+        # The source package holds the expanded spec: no path, and nothing of this system.
+        topdir = ["--define", "_topdir .", "--define", f"_tmppath {job.place}/tmp"]
+        job.where.call(
+            ["rpmbuild", "-bs", "--nodeps", *topdir, *job.neutral, f"SPECS/{job.spec}"],
+            cwd=job.place, env=env, log=job.log, quiet=True, user=bench.user,
+        )  # fmt: skip
+        made = [*job.place.glob("RPMS/*/*.rpm"), *job.place.glob("SRPMS/*.rpm")]
+        bench.keep(made, lambda file: described(file, job.where))
 
 
 _QUERY: Final = (
@@ -713,10 +621,10 @@ _QUERY: Final = (
 )
 
 
-def described(file: Path) -> Package:
+def described(file: Path, where: Place = HERE) -> Package:
     """A package as its header has it; what rpm needs of itself is left out."""
     argv = ["rpm", "-qp", "--nosignature", "--qf", _QUERY, str(file)]
-    rows = call(argv, capture=True, quiet=True).stdout.split("\n")
+    rows = where.call(argv, capture=True, quiet=True).stdout.split("\n")
     name, version, architecture, size, kind, requires, provides, conflicts = rows[:8]
 
     def listed(text: str) -> str:
@@ -739,62 +647,37 @@ def described(file: Path) -> Package:
 
 def _environment(job: _Job, known: Facts, user: host.ServerUser | None) -> dict[str, str]:
     """For rpmbuild: nothing of the caller's that would change the result, and ccache."""
-    unwanted = ("CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS", "COPT", "PROFILE", "LIBS", "CC")
-    masks = ["gcc", "g++", *(["clang"] if shutil.which("clang") else [])]
+    compilers = ["gcc", "g++", *(["clang"] if job.where.which("clang") else [])]
     return {
-        **{name: "" for name in (*unwanted, "LD_RUN_PATH") if name in os.environ},
-        "LC_ALL": "C.UTF-8",
-        "TZ": "UTC",
-        "HOME": str(job.place),
-        "TMPDIR": str(job.place / "tmp"),
-        "MAKEFLAGS": "",
-        "RPM_BUILD_NCPUS": str(host.jobs()),
-        "SOURCE_DATE_EPOCH": str(known.epoch),
-        **making.compiler_cache(user, masks),
-    }
-
-
-# ---- what is kept
-
-
-def _finished(final: Path) -> bool:
-    return (final / "packages.json").is_file()
-
-
-def _read(final: Path) -> list[Package]:
-    with contextlib.suppress(OSError):
-        os.utime(final)
-    return [Package(**each) for each in json.loads((final / "packages.json").read_text())]
-
-
-def _hint(text: str, job: _Job) -> str:
-    jit = "--without=llvmjit" not in job.options
-    if jit and "llvm" in text.lower() and not making.no_room(text):
-        return "this minor may not know the system's LLVM: try it with -- --no-jit"
-    return making.hint(text)
+        **making.emptied("CC"),
+        **making.environment(
+            job, user, compilers,
+            TMPDIR=str(job.place / "tmp"), RPM_BUILD_NCPUS=str(host.jobs()),
+            SOURCE_DATE_EPOCH=str(known.epoch),
+        ),
+    }  # fmt: skip
 
 
 # ---- sessions
 
 
-def one(major: Major, *, locked: bool = False, jit: bool = True) -> Path:
-    """Fetch, patch, package and publish a major; prints the packages and where they are."""
-    from ptrack_build import patch
+def one(major: Major, *, locked: bool = False, jit: bool = True, image: str = "") -> Path:
+    """Fetch, patch, package and publish a major; prints the packages and where they are.
 
-    host.ensure(["git"])
-    made = build(patch.apply(source.fetch(major, locked=locked)), jit=jit)
-    with cache.lock(f"dist {made.system.name} {made.major}"):
-        place = publish(made)
-    say(table(made.packages))
-    if native := made.made_of["native"]:
-        say(native)
-    say(str(place))
-    return place
+    image: of the container that they are made in and for; on and for this machine where it is "".
+    """
+
+    def made(tree: PatchedTree, where: Place) -> Release:
+        return build(tree, jit=jit, where=where)
+
+    return making.one("rpm", major, made, locked=locked, image=image)
 
 
-def every(majors: Sequence[Major], *, locked: bool = False, jit: bool = True) -> None:
+def every(
+    majors: Sequence[Major], *, locked: bool = False, jit: bool = True, image: str = ""
+) -> None:
     """Package all majors whose source can be had; ends with a table that says which could not.
 
     Raises PackageError if any failed, and SourceError when no source could be had at all.
     """
-    making.every("rpm", majors, lambda major: one(major, locked=locked, jit=jit))
+    making.every("rpm", majors, lambda major: one(major, locked=locked, jit=jit, image=image))

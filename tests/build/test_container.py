@@ -20,7 +20,7 @@ from ptrack_build.container import box, engine
 from ptrack_build.container import image as images
 from ptrack_build.container.base import ContainerError, NoEngine, Reference
 from ptrack_build.errors import CommandFailed, SourceError, UsageError
-from ptrack_build.package.place import NATIVE
+from ptrack_build.package.place import HERE
 from ptrack_build.run import Completed
 from ptrack_build.source import distro
 from tests.build._engine import FakeEngine, FakeImage, digest
@@ -80,9 +80,9 @@ def test_without_an_engine_only_this_very_system_is_built_for(
         raise NoEngine(what, hint="install one")
 
     monkeypatch.setattr(engine, "running", none)
-    monkeypatch.setattr(type(NATIVE), "os_release", lambda _self: BOOKWORM)
+    monkeypatch.setattr(type(HERE), "os_release", lambda _self: BOOKWORM)
     with container.place("debian:bookworm", "deb-17", kept="deb") as where:
-        assert where is NATIVE
+        assert where is HERE
     said = capsys.readouterr().out
     assert "there is no container engine: debian:bookworm is this system" in said
     with (
@@ -96,7 +96,7 @@ def test_without_an_engine_only_this_very_system_is_built_for(
 def test_no_image_means_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "running", lambda: pytest.fail("nobody asked for an engine"))
     with container.place("", "deb-17", kept="deb") as where:
-        assert where is NATIVE
+        assert where is HERE
 
 
 @pytest.mark.parametrize(
@@ -418,7 +418,10 @@ def test_however_it_ends_the_container_is_removed(end: type[BaseException]) -> N
 def test_a_container_that_vanishes_is_no_success(tmp_path: Path) -> None:
     fake = FakeEngine()
     fake.on_exec = lambda _argv: (None, "half a line")
-    with opened(fake) as made, pytest.raises(ContainerError, match="ended while make ran") as caught:
+    with (
+        opened(fake) as made,
+        pytest.raises(ContainerError, match="ended while make ran") as caught,
+    ):
         made.call(["make"], log=tmp_path / "log")
     assert caught.value.log == tmp_path / "log"
 

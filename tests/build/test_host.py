@@ -179,3 +179,9 @@ def test_jobs_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert host.cpus() == 7
     monkeypatch.setenv("PTRACK_JOBS", "many")
     assert host.cpus() >= 1
+
+
+def test_a_line_to_paste_survives_the_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "manager", lambda: "dnf")
+    line = host.paste_packages(["gcc-c++", "perl(IPC::Run)"])
+    assert line.endswith("dnf install -y gcc-c++ 'perl(IPC::Run)'")

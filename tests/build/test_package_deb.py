@@ -1,4 +1,4 @@
-"""Debian packages: what the templates give for each major, keys, and that a build is whole or not.
+"""Debian packages: what the templates give for each major, and what a machine lacks.
 
 What needs a real build (installing, clusters, purging) is verified on the packages themselves.
 """
@@ -8,31 +8,26 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import os
 import re
-import shutil
 import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
-from ptrack_build import cache, host, matrix, run
+from ptrack_build import matrix
 from ptrack_build.errors import HostError, PatchError
-from ptrack_build.package import PackageError, Release, System, deb, publish
-from ptrack_build.package.place import NATIVE
-from ptrack_build.patch import PatchedTree, edits
-from ptrack_build.source import SourceTree
+from ptrack_build.package import PackageError, Release, deb, making, publish
+from ptrack_build.package.place import HERE
+from ptrack_build.patch import edits
+from tests.build import _packages
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ptrack_build.patch import PatchedTree
+
 MAJORS = matrix.load().majors
-BOOKWORM = System(
-    distribution="debian", release="12", codename="bookworm", architecture="amd64", tag="deb12"
-)
-debian_only = pytest.mark.skipif(
-    not (shutil.which("dpkg-buildpackage") and shutil.which("gcc")), reason="needs dpkg-dev"
-)
+BOOKWORM = _packages.system("amd64")
 
 
 def facts_of(major: matrix.Major, *, llvm: int = 14) -> deb.Facts:
@@ -77,28 +72,11 @@ def words(field: str) -> set[str]:
 # ---- versions
 
 
-@pytest.mark.parametrize(
-    ("version", "expected"),
-    [
-        ("12.3", "12.3"), ("17.11", "17.11"), ("19beta1", "19~beta1"), ("18rc1", "18~rc1"),
-        ("20devel", "20~~devel"),
-    ],
-)  # fmt: skip
-def test_versions_of_postgresql_as_debian_writes_them(version: str, expected: str) -> None:
-    assert deb.debian_version(version) == expected
-
-
-@debian_only
+@_packages.with_dpkg
 def test_versions_sort_as_they_come_out() -> None:
-    rising = ["20devel", "20alpha1", "20beta1", "20beta2", "20rc1", "20.0", "20.1", "20.10"]
-    for older, newer in itertools.pairwise(map(deb.debian_version, rising)):
+    for older, newer in itertools.pairwise(map(making.sortable, _packages.RISING)):
         compared = subprocess.run(["dpkg", "--compare-versions", older, "lt", newer], check=False)
         assert compared.returncode == 0, f"{older} is not older than {newer}"
-
-
-def test_a_version_that_is_none_is_refused() -> None:
-    with pytest.raises(PackageError, match="'17'"):
-        deb.debian_version("17")
 
 
 # ---- templates
@@ -149,13 +127,6 @@ def test_scripts_are_shell_and_name_no_other_major(major: matrix.Major, tmp_path
         assert named <= {str(major.number)}, name
     assert made["rules"][1]
     assert made["take"][1]
-
-
-def test_a_template_that_names_the_unknown_says_which(tmp_path: Path) -> None:
-    (tmp_path / "server").mkdir()
-    (tmp_path / "server" / "control.j2").write_text("Source: {{ sauce }}\n")
-    with pytest.raises(PackageError, match=r"server/control\.j2: 'sauce' is undefined"):
-        deb.render("server", facts_of(MAJORS[0]), tmp_path)
 
 
 def test_what_is_needed_is_read_off_the_control_file() -> None:
@@ -211,80 +182,13 @@ def test_take_moves_what_matches_once(tmp_path: Path) -> None:
     )
 
 
-# ---- a build, of a package that takes no time
-
-
-RULES = r"""#!/usr/bin/make -f
-%:
-	@true
-build:
-	$(FAKE_BUILD)
-	pwd > place
-binary: build
-	mkdir -p debian/p/DEBIAN debian/p/usr/share/p
-	cp {{ "hello.h" if role == "server" else "Makefile" }} debian/p/usr/share/p/
-	dpkg-gencontrol -p{{ role }} -Pdebian/p
-	dpkg-deb --root-owner-group -b debian/p ..
-"""
-
-CONTROL = """Source: {{ role }}
-Maintainer: {{ maintainer }}
-Section: misc
-Priority: optional
-Rules-Requires-Root: no
-Build-Depends: dpkg-dev
-
-Package: {{ role }}
-Architecture: any
-Description: test
- test
-"""
-
-CHANGELOG = """{{ role }} ({{ version }}) unstable; urgency=medium
-
-  * Test.
-
- -- {{ maintainer }}  {{ date }}
-"""
+# ---- facts
 
 
 @pytest.fixture
-def templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A debian/ of two packages, which the build takes for ours."""
-    root = tmp_path / "templates"
-    for role in ("server", "extension"):
-        (root / role).mkdir(parents=True)
-        for name, text in (("rules", RULES), ("control", CONTROL), ("changelog", CHANGELOG)):
-            head = f'{{% set role = "{role}" %}}\n'
-            (root / role / f"{name}.j2").write_text(head + text)
-    (root / "core").mkdir()
-    (root / "core" / "hello.h.j2").write_text("after hello\ninsert\nthere\nend\n")
-    monkeypatch.setattr(deb, "TEMPLATES", root)
-    return root
-
-
-@pytest.fixture
-def tree(tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> PatchedTree:
-    """A patched tree that has just what the facts are read from."""
-    del own_cache
-    monkeypatch.setattr(host, "server_user", lambda: None)
-    path = tmp_path / "tree"
-    for name, text in (
-        ("configure", "#!/bin/sh\n"),
-        ("hello.h", "hello\n"),
-        ("COPYRIGHT", "May be used.\n\nNo warranty.\n"),
-        ("src/include/catalog/catversion.h", "#define CATALOG_VERSION_NO\t202406281\n"),
-        ("src/include/catalog/pg_control.h", "#define PG_CONTROL_VERSION\t1700\n"),
-        ("src/include/storage/changetrack.h", "#define CHANGETRACK_ABI 3\n"),
-    ):
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_text(text)
-    os.utime(path / "configure", (1_700_000_000, 1_700_000_000))
-    source = SourceTree(
-        major=matrix.load().major("17"), version="17.4", commit="c" * 40, digest="d" * 40,
-        mirror=tmp_path, provider="distro", origin="a test",
-    )  # fmt: skip
-    return PatchedTree(source=source, path=path, key="k", patch_digest="p", how="applied")
+def tree(tmp_path: Path) -> PatchedTree:
+    """A patched tree of a few files."""
+    return _packages.patched(tmp_path)
 
 
 def test_facts_are_read_off_the_tree(tree: PatchedTree) -> None:
@@ -299,104 +203,10 @@ def test_facts_are_read_off_the_tree(tree: PatchedTree) -> None:
     )
 
 
-def test_a_tree_without_hooks_is_refused(tree: PatchedTree) -> None:
-    (tree.path / "src/include/storage/changetrack.h").write_text("")
-    with pytest.raises(PackageError, match="does not define CHANGETRACK_ABI"):
-        deb.facts(tree, BOOKWORM, llvm=0)
+# ---- the machine
 
 
-def built(tree: PatchedTree, folder: Path) -> Release:
-    """Both packages, with an extension of one file."""
-    extension = folder / "ext"
-    extension.mkdir(exist_ok=True)
-    for name in ("Makefile", "ptrack.control"):
-        if not (extension / name).exists():
-            (extension / name).write_text("x\n")
-    return deb.build(tree, jit=False, extension=extension)
-
-
-@pytest.fixture
-def _no_unpacking(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The extension of the test is compiled with nothing of the server's."""
-    monkeypatch.setattr(deb, "DEVELOPMENT", ())
-
-
-@debian_only
-@pytest.mark.usefixtures("templates", "_no_unpacking")
-def test_a_build_is_kept_and_edits_make_only_what_they_touch(
-    tree: PatchedTree, tmp_path: Path
-) -> None:
-    first = built(tree, tmp_path)
-    assert {package.name for package in first.packages} == {"server", "extension"}
-    server = next(file for file in first.files if file.name.startswith("server"))
-    shown = subprocess.run(
-        ["dpkg-deb", "--fsys-tarfile", str(server)], check=True, capture_output=True
-    ).stdout
-    assert b"hello\nthere\n" in shown
-    assert (tree.path / "hello.h").read_text() == "hello\n"
-    os.environ["FAKE_BUILD"] = "false"  # whatever is built from here on fails
-    try:
-        assert built(tree, tmp_path) == first
-        (tmp_path / "ext" / "Makefile").write_text("y\n")
-        with pytest.raises(PackageError, match="packages of postgresql-17-ptrack") as caught:
-            built(tree, tmp_path)
-        assert caught.value.log is not None
-        assert caught.value.log.is_file()
-    finally:
-        del os.environ["FAKE_BUILD"]
-    second = built(tree, tmp_path)
-    same = {p.name: p.sha256 for p in first.packages}
-    assert {p.name for p in second.packages if p.sha256 != same[p.name]} == {"extension"}
-
-
-@debian_only
-@pytest.mark.usefixtures("templates", "_no_unpacking")
-def test_two_builds_are_the_same_bytes(
-    tree: PatchedTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = built(tree, tmp_path)
-    monkeypatch.setenv("PTRACK_CACHE", str(tmp_path / "another"))
-    second = built(tree, tmp_path)
-    assert second.manifest() == first.manifest()
-    assert second.files != first.files
-
-
-@debian_only
-@pytest.mark.usefixtures("templates", "_no_unpacking")
-def test_a_failure_leaves_nothing_and_tells_why(
-    tree: PatchedTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FAKE_BUILD", "echo 'x.c:1: error: No space left on device'; false")
-    with pytest.raises(PackageError) as caught:
-        built(tree, tmp_path)
-    assert "No space left" in caught.value.what
-    assert "free some space" in (caught.value.hint or "")
-    assert list(cache.directory("deb").iterdir()) == []
-    assert list(cache.directory("build", "deb-17").iterdir()) == []
-
-
-@debian_only
-@pytest.mark.usefixtures("templates", "_no_unpacking")
-def test_an_interruption_leaves_nothing(
-    tree: PatchedTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    command = run.call
-
-    def interrupted(argv: list[str], **options: object) -> object:
-        if argv[0] != "dpkg-buildpackage":
-            return command(argv, **options)  # type: ignore[arg-type]
-        place = cache.root() / "build" / "deb-17" / "server"
-        (place / "server_1_all.deb").write_text("half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(run, "call", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        built(tree, tmp_path)
-    assert list(cache.directory("deb").iterdir()) == []
-    assert list(cache.directory("build", "deb-17").iterdir()) == []
-
-
-@debian_only
+@_packages.with_dpkg
 def test_missing_build_dependencies_are_named_in_a_line(
     own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -406,15 +216,15 @@ def test_missing_build_dependencies_are_named_in_a_line(
     control += "Build-Depends: no-such-thing, dpkg-dev, nor-this (>= 3)\n\nPackage: a\n"
     control += "Architecture: any\nDescription: a\n a\n"
     with pytest.raises(HostError) as caught:
-        deb._ensure(control, "deb-17", NATIVE)
+        deb._ensure(control, "deb-17", HERE)
     assert (caught.value.hint or "").endswith("apt-get install -y no-such-thing nor-this")
 
 
-@debian_only
+@_packages.with_dpkg
 def test_a_control_file_that_cannot_be_read_is_not_taken_for_satisfied(own_cache: Path) -> None:
     del own_cache
     with pytest.raises(PackageError, match="cannot read the rendered control file"):
-        deb._unmet("Source: a\nSource: b\n", "deb-17", NATIVE)
+        deb._unmet("Source: a\nSource: b\n", "deb-17", HERE)
 
 
 def test_publishing_tells_what_it_was_made_of(tree: PatchedTree, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Debian packages made in a container: the same code, with an engine that runs commands here."""
+"""Packages made in a container: the same code, with an engine that runs commands here."""
 
 from __future__ import annotations
 
@@ -12,19 +12,38 @@ import pytest
 from ptrack_build import cache, container, host
 from ptrack_build.container import engine
 from ptrack_build.errors import HostError
-from ptrack_build.package import PackageError, Release, deb
+from ptrack_build.package import PackageError, Release, deb, rpm
+from tests.build import _packages
 from tests.build._engine import FakeEngine, FakeImage
-from tests.build.test_package_deb import debian_only, templates, tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from ptrack_build.patch import PatchedTree
+    from tests.build._packages import Line
 
-__all__ = ["templates", "tree"]  # fixtures of these tests, too
+#: The tool that makes packages of a kind.
+TOOLS = {"deb": "dpkg-buildpackage", "rpm": "rpmbuild"}
+either = pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("deb", marks=_packages.with_dpkg),
+        pytest.param("rpm", marks=_packages.with_rpmbuild),
+    ],
+)
 
-pytestmark = pytest.mark.usefixtures("templates")
+
+@pytest.fixture
+def kind() -> str:
+    """Where a test does not say."""
+    return "deb"
+
+
+@pytest.fixture
+def line(kind: str, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Line:
+    """The build line of a kind."""
+    del own_cache
+    return _packages.line(kind, tmp_path, monkeypatch)
 
 
 @pytest.fixture
@@ -40,25 +59,19 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
 
     monkeypatch.setattr(engine, "running", running)
     monkeypatch.setattr(host, "install", lambda _names: pytest.fail("installed on this machine"))
-    monkeypatch.setattr(deb, "DEVELOPMENT", ())
     return made
 
 
-def built(tree: PatchedTree, folder: Path) -> Release:
+def built(line: Line) -> Release:
     """Both packages, in the container."""
-    extension = folder / "ext"
-    extension.mkdir(exist_ok=True)
-    for name in ("Makefile", "ptrack.control"):
-        (extension / name).write_text("x\n")
-    with container.place("debian:sid", deb.slot_of(tree.source.major), kept="deb") as where:
-        return deb.build(tree, jit=False, extension=extension, where=where)
+    build = {"deb": deb.build, "rpm": rpm.build}[line.kind]
+    with container.place("debian:sid", f"{line.kind}-17", kept=line.kind) as where:
+        return build(line.tree, jit=False, extension=line.extension, where=where)
 
 
-@debian_only
-def test_packages_of_a_container_are_of_its_system(
-    tree: PatchedTree, tmp_path: Path, fake: FakeEngine
-) -> None:
-    made = built(tree, tmp_path)
+@_packages.with_dpkg
+def test_packages_of_a_container_are_of_its_system(line: Line, fake: FakeEngine) -> None:
+    made = built(line)
     assert (made.system.codename, made.system.tag) == ("sid", "debsid")
     assert made.system.name.startswith("debian-sid-")
     assert {package.name for package in made.packages} == {"server", "extension"}
@@ -78,55 +91,49 @@ def test_packages_of_a_container_are_of_its_system(
     assert writable == {str(cache.root() / "build" / "deb-17"), str(cache.root() / "ccache")}
 
 
-@debian_only
-def test_an_interrupted_container_leaves_nothing(
-    tree: PatchedTree, tmp_path: Path, fake: FakeEngine
-) -> None:
+@either
+def test_an_interrupted_container_leaves_nothing(line: Line, fake: FakeEngine) -> None:
     def interrupt(argv: list[str]) -> None:
-        if argv[0] == "dpkg-buildpackage":
-            (cache.root() / "build/deb-17/server/server_1_all.deb").write_text("half")
+        if argv[0] == TOOLS[line.kind]:
+            place = cache.root() / "build" / f"{line.kind}-17" / "server"
+            (place / f"server_1_all.{line.kind}").write_text("half")
             raise KeyboardInterrupt
 
     fake.on_exec = interrupt
     with pytest.raises(KeyboardInterrupt):
-        built(tree, tmp_path)
+        built(line)
     assert not fake.there
-    assert list(cache.directory("deb").iterdir()) == []
-    assert list(cache.directory("build", "deb-17").iterdir()) == []
+    assert line.left() == []
 
 
-@debian_only
-def test_a_failure_in_a_container_tells_why(
-    tree: PatchedTree, tmp_path: Path, fake: FakeEngine
-) -> None:
-    fake.answers["dpkg-buildpackage"] = (2, "x.c:1: error: No space left on device\n")
+@either
+def test_a_failure_in_a_container_tells_why(line: Line, fake: FakeEngine) -> None:
+    fake.answers[TOOLS[line.kind]] = (2, "x.c:1: error: No space left on device\n")
     with pytest.raises(PackageError, match="No space left") as caught:
-        built(tree, tmp_path)
+        built(line)
     assert "free some space" in (caught.value.hint or "")
     assert caught.value.log is not None
     assert "No space left" in caught.value.log.read_text()
-    assert list(cache.directory("deb").iterdir()) == []
+    assert line.left() == []
     assert not fake.there
 
 
-def test_an_image_without_dpkg_makes_no_debian_packages(
-    tree: PatchedTree, tmp_path: Path, fake: FakeEngine
-) -> None:
+def test_an_image_without_dpkg_makes_no_debian_packages(line: Line, fake: FakeEngine) -> None:
     fake.answers["sh"] = (1, "")  # `command -v` finds nothing
     with pytest.raises(HostError, match="which debian:sid is not"):
-        built(tree, tmp_path)
+        built(line)
     assert not fake.there
 
 
-@debian_only
+@_packages.with_dpkg
 def test_build_dependencies_that_the_image_cannot_have_are_named(
-    tree: PatchedTree, tmp_path: Path, fake: FakeEngine
+    line: Line, fake: FakeEngine
 ) -> None:
     fake.answers["dpkg-checkbuilddeps"] = (
         1, "dpkg-checkbuilddeps: error: Unmet build dependencies: no-such-thing (>= 3)\n",
     )  # fmt: skip
     with pytest.raises(HostError, match="debian:sid lacks no-such-thing"):
-        built(tree, tmp_path)
+        built(line)
     installed = [argv[4:] for argv in fake.commands if argv[:2] == ["apt-get", "install"]]
     assert ["no-such-thing"] in installed
     assert shutil.which("no-such-thing") is None

@@ -1,4 +1,4 @@
-"""RPM packages: what the templates give for each major, keys, and that a build is whole or not.
+"""RPM packages: what the templates give for each major, the scripts, and what a machine lacks.
 
 What needs a real build (installing, initdb, upgrades, erasing) is verified on the packages
 themselves.
@@ -17,26 +17,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ptrack_build import cache, host, matrix
+from ptrack_build import host, matrix
 from ptrack_build.errors import HostError
-from ptrack_build.package import PackageError, Release, System, publish, rpm
-from ptrack_build.patch import PatchedTree, edits
-from ptrack_build.source import SourceTree
+from ptrack_build.package import PackageError, Release, making, publish, rpm
+from ptrack_build.patch import edits
+from tests.build import _packages
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 MAJORS = matrix.load().majors
-BOOKWORM = System(
-    distribution="debian", release="12", codename="bookworm", architecture="x86_64", tag="deb12"
-)
-NATIVE = rpm._Machine(
-    system=BOOKWORM, native=True, builder="Debian GNU/Linux 12 (bookworm)", without=(),
-    builders={"gcc": "12"}, macros="",
-)  # fmt: skip
-with_rpmbuild = pytest.mark.skipif(
-    not all(map(shutil.which, ("rpmbuild", "cpio"))), reason="needs rpmbuild and cpio"
-)
+BOOKWORM = _packages.system("x86_64")
 
 
 def facts_of(major: matrix.Major) -> rpm.Facts:
@@ -78,21 +69,9 @@ def query(spec: Path, form: str, *options: str) -> list[str]:
 # ---- versions
 
 
-@pytest.mark.parametrize(
-    ("version", "expected"),
-    [
-        ("12.3", "12.3"), ("17.11", "17.11"), ("19beta1", "19~beta1"), ("18rc1", "18~rc1"),
-        ("20devel", "20~~devel"),
-    ],
-)  # fmt: skip
-def test_versions_of_postgresql_as_rpm_writes_them(version: str, expected: str) -> None:
-    assert rpm.rpm_version(version) == expected
-
-
-@with_rpmbuild
+@_packages.with_rpmbuild
 def test_versions_sort_as_they_come_out() -> None:
-    rising = ["20devel", "20alpha1", "20beta1", "20beta2", "20rc1", "20.0", "20.1", "20.10"]
-    shown = [rpm.rpm_version(version) for version in rising]
+    shown = [making.sortable(version) for version in _packages.RISING]
     shown += [f"{shown[-1]}^git20240131.abcdef0", f"{shown[-1]}^git20240201.0123456"]
     for older, newer in itertools.pairwise(shown):
         asked = f"%{{lua: print(rpm.vercmp('{older}', '{newer}'))}}"
@@ -105,7 +84,7 @@ def test_versions_sort_as_they_come_out() -> None:
 # ---- templates
 
 
-@with_rpmbuild
+@_packages.with_rpmbuild
 @pytest.mark.parametrize("major", MAJORS, ids=lambda major: major.name)
 @pytest.mark.parametrize("native", [False, True], ids=["distribution", "native"])
 def test_packages_stand_in_for_pgdg_s(major: matrix.Major, native: bool, tmp_path: Path) -> None:
@@ -136,7 +115,7 @@ def test_packages_stand_in_for_pgdg_s(major: matrix.Major, native: bool, tmp_pat
     assert {f"{ours}{suffix}" for suffix in (*wanted, "-llvmjit", "")} <= set(found)
 
 
-@with_rpmbuild
+@_packages.with_rpmbuild
 @pytest.mark.parametrize("major", MAJORS, ids=lambda major: major.name)
 def test_the_extension_needs_the_hooks_it_was_compiled_with(
     major: matrix.Major, tmp_path: Path
@@ -155,7 +134,7 @@ def test_the_extension_needs_the_hooks_it_was_compiled_with(
     assert "abi" not in "".join(query(spec, "[%{REQUIRENEVRS},]", "--srpm", *unpacked))
 
 
-@with_rpmbuild
+@_packages.with_rpmbuild
 def test_what_is_left_out_is_in_neither_configure_nor_packages(tmp_path: Path) -> None:
     spec = written("server", MAJORS[5], tmp_path)
     options = [f"--without={name}" for name in ("pltcl", "llvmjit", "ldap")]
@@ -195,13 +174,6 @@ def test_scripts_are_shell_and_name_no_other_major(major: matrix.Major, tmp_path
     for name, text in made.items():
         named = set(re.findall(r"(?:postgresql-?|pgsql[-/])(\d+)", text + name))
         assert named <= {str(number)}, name
-
-
-def test_a_template_that_names_the_unknown_says_which(tmp_path: Path) -> None:
-    (tmp_path / "server").mkdir()
-    (tmp_path / "server" / "a.spec.j2").write_text("Name: {{ nome }}\n")
-    with pytest.raises(PackageError, match=r"rpm/server/a\.spec\.j2: 'nome' is undefined"):
-        rpm.render("server", facts_of(MAJORS[0]), tmp_path)
 
 
 PRISTINE = {
@@ -289,93 +261,16 @@ def test_claim_lists_what_matches_once_and_the_directories(
 
 # ---- a build, of packages that take no time
 
-SPEC = """
-%bcond_with native
-%bcond_without selftest
-{% set plain = "plain" if role == "server" else "extra" %}
-Name:     {{ role }}
-Version:  {{ rpm_version if role == "server" else project }}
-Release:  1%{?dist}
-Summary:  Test
-License:  PostgreSQL
-Source0:  {{ "postgresql-" + version if role == "server" else "ptrack-" + project }}.tar.gz
-{% if role == "server" %}
-Patch0:   ptrack-core.patch
-Patch1:   ptrack-packaging.patch
-{% endif %}
-BuildArch: noarch
-Provides: {{ plain }} = %{version}-%{release}
-Conflicts: {{ plain }}
-
-%description
-A test.
-
-%prep
-%autosetup -n {{ "postgresql-" + version + " -p1" if role == "server" else "ptrack-" + project }}
-
-%build
-$FAKE_BUILD
-
-%install
-mkdir -p %{buildroot}/usr/share/{{ role }}
-date > %{buildroot}/usr/share/{{ role }}/date.gz
-cp {{ "hello.h core.h" if role == "server" else "Makefile" }} %{buildroot}/usr/share/{{ role }}/
-truncate -s 0 %{buildroot}/usr/share/{{ role }}/date.gz
-
-%files
-/usr/share/{{ role }}
-"""
-
 
 @pytest.fixture
-def tree(tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> PatchedTree:
-    """A patched tree of a few files, with specs for it that the build takes for ours."""
+def line(tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> _packages.Line:
+    """The build line, with a tree and specs of a few lines."""
     del own_cache
-    templates = tmp_path / "templates"
-    for role in ("server", "extension"):
-        (templates / role).mkdir(parents=True)
-        text = f'{{% set role = "{role}" %}}' + SPEC
-        (templates / role / f"{role}.spec.j2").write_text(text)
-    (templates / "core").mkdir()
-    (templates / "core" / "hello.h.j2").write_text("after hello\ninsert\nthere\nend\n")
-    pristine = {"configure": "#!/bin/sh\n", "hello.h": "hello\n", "core.h": "core\n"}
-    changed = {
-        "core.h": "core\nhooks\n", "src/include/storage/changetrack.h": "#define CHANGETRACK_ABI 3"
-    }  # fmt: skip
-
-    def export(_tree: SourceTree, dest: Path) -> None:
-        for name, text in pristine.items():
-            (dest / name).parent.mkdir(parents=True, exist_ok=True)
-            (dest / name).write_text(text)
-
-    path = tmp_path / "tree"
-    for name, text in (pristine | changed).items():
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_text(text + ("" if text.endswith("\n") else "\n"))
-    os.utime(path / "configure", (1_700_000_000, 1_700_000_000))
-    monkeypatch.setattr(rpm, "TEMPLATES", templates)
-    monkeypatch.setattr(rpm, "DEVELOPMENT", ())
-    monkeypatch.setattr(rpm, "_machine", lambda _major, **_: NATIVE)
-    monkeypatch.setattr("ptrack_build.source.export", export)
-    monkeypatch.setattr(host, "server_user", lambda: None)
-    source = SourceTree(
-        major=matrix.load().major("17"), version="17.4", commit="c" * 40, digest="d" * 40,
-        mirror=tmp_path, provider="distro", origin="a test",
-    )  # fmt: skip
-    return PatchedTree(source=source, path=path, key="k", patch_digest="p", how="applied")
+    return _packages.line("rpm", tmp_path, monkeypatch)
 
 
-def built(tree: PatchedTree, folder: Path) -> Release:
-    """Both packages, with an extension of one file."""
-    extension = folder / "ext"
-    extension.mkdir(exist_ok=True)
-    for name in ("Makefile", "ptrack.control"):
-        if not (extension / name).exists():
-            (extension / name).write_text("x\n")
-    return rpm.build(tree, extension=extension)
-
-
-def test_facts_are_read_off_the_tree(tree: PatchedTree) -> None:
+def test_facts_are_read_off_the_tree(line: _packages.Line) -> None:
+    tree = line.tree
     known = rpm.facts(tree, "Debian")
     assert (known.abi, known.rpm_version, known.minor) == (3, "17.4", "17.4")
     tip = dataclasses.replace(tree.source, provider="git")
@@ -387,49 +282,11 @@ def test_facts_are_read_off_the_tree(tree: PatchedTree) -> None:
         rpm.build(tree)
 
 
-@with_rpmbuild
-def test_a_build_is_kept_and_edits_make_only_what_they_touch(
-    tree: PatchedTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = built(tree, tmp_path)
-    names = {(package.name, package.architecture) for package in first.packages}
-    both = ("server", "extension")
-    assert names == {(name, kind) for name in both for kind in ("noarch", "src")}
-    (server,) = (file for file in first.files if file.name.startswith("server-17.4-1.deb12.noarch"))
-    root = tmp_path / "unpacked"
-    root.mkdir()
-    rpm._unpack(server, root)
-    assert (root / "usr/share/server/hello.h").read_text() == "hello\nthere\n"
-    assert (root / "usr/share/server/core.h").read_text() == "core\nhooks\n"
-    monkeypatch.setenv("FAKE_BUILD", "false")  # whatever is built from here on fails
-    assert built(tree, tmp_path) == first
-    (tmp_path / "ext" / "Makefile").write_text("y\n")
-    with pytest.raises(PackageError, match="packages of ptrack_17") as caught:
-        built(tree, tmp_path)
-    assert caught.value.log is not None
-    assert caught.value.log.is_file()
-    monkeypatch.delenv("FAKE_BUILD")
-    second = built(tree, tmp_path)
-    same = {p.file: p.sha256 for p in first.packages}
-    assert {p.name for p in second.packages if p.sha256 != same[p.file]} == {"extension"}
-
-
-@with_rpmbuild
-def test_two_builds_are_the_same_bytes(
-    tree: PatchedTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = built(tree, tmp_path)
-    monkeypatch.setenv("PTRACK_CACHE", str(tmp_path / "another"))
-    second = built(tree, tmp_path)
-    assert second.files != first.files
-    assert second.manifest() == first.manifest()
-
-
-@with_rpmbuild
+@_packages.with_rpmbuild
 def test_a_package_does_not_conflict_with_itself_but_with_the_plain_one(
-    tree: PatchedTree, tmp_path: Path
+    line: _packages.Line, tmp_path: Path
 ) -> None:
-    made = built(tree, tmp_path)
+    made = line.built()
     files = {package.name: package.file for package in made.packages if package.name == "server"}
     (ours,) = (
         file for file in made.files if file.name == files["server"].replace(".src.", ".noarch.")
@@ -451,33 +308,6 @@ def test_a_package_does_not_conflict_with_itself_but_with_the_plain_one(
     assert b"conflicts with" in both.stderr
 
 
-@with_rpmbuild
-def test_a_failure_leaves_nothing_and_tells_why(
-    tree: PatchedTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FAKE_BUILD", "cat /proc/self/mounts/x.c:1: error: No space left")
-    with pytest.raises(PackageError) as caught:
-        built(tree, tmp_path)
-    assert "No space left" in caught.value.what
-    assert "free some space" in (caught.value.hint or "")
-    assert list(cache.directory("rpm").iterdir()) == []
-    assert list(cache.directory("build", "rpm-17").iterdir()) == []
-
-
-@with_rpmbuild
-def test_an_interruption_leaves_nothing(
-    tree: PatchedTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    script = tmp_path / "interrupt"
-    script.write_text(f"kill -INT {os.getpid()}\nsleep 60\ntouch {tmp_path}/went-on\n")
-    monkeypatch.setenv("FAKE_BUILD", f"sh {script}")
-    with pytest.raises(KeyboardInterrupt):
-        built(tree, tmp_path)
-    assert not (tmp_path / "went-on").exists()
-    assert list(cache.directory("rpm").iterdir()) == []
-    assert list(cache.directory("build", "rpm-17").iterdir()) == []
-
-
 def test_without_rpmbuild_the_line_to_paste_is_named(
     own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -490,7 +320,7 @@ def test_without_rpmbuild_the_line_to_paste_is_named(
         rpm.this_system()
     assert re.search(r"apt-get install -y rpm\b", caught.value.hint or "")
     (tmp_path / "apt-get").unlink()
-    with pytest.raises(HostError, match="here is neither"):
+    with pytest.raises(HostError, match="this machine has neither"):
         rpm.this_system()
 
 
@@ -499,8 +329,8 @@ def test_what_is_missing_costs_its_feature_or_is_named(
 ) -> None:
     del own_cache
     monkeypatch.setenv("PTRACK_NO_INSTALL", "1")
-    monkeypatch.setattr(rpm, "this_system", lambda: BOOKWORM)
-    monkeypatch.setattr(rpm, "_evaluated", lambda _text: [""])
+    monkeypatch.setattr(rpm, "this_system", lambda _where: BOOKWORM)
+    monkeypatch.setattr(rpm, "_evaluated", lambda *_: [""])
     monkeypatch.setattr(host, "manager", lambda: "apt")
     monkeypatch.setattr(host, "ensure", lambda _names: None)
     absent = {"tcl-dev", "libldap-dev"}
@@ -517,10 +347,10 @@ def test_what_is_missing_costs_its_feature_or_is_named(
     assert (caught.value.hint or "").endswith("apt-get install -y bison")
 
 
-def test_publishing_tells_what_it_was_made_of(tree: PatchedTree, tmp_path: Path) -> None:
+def test_publishing_tells_what_it_was_made_of(tmp_path: Path) -> None:
     release = Release(
         kind="rpm", system=BOOKWORM, major="17", packages=(), files=(),
-        made_of=rpm._made_of(tree, rpm.facts(tree, NATIVE.builder), NATIVE),
+        made_of=rpm._made_of(_packages.patched(tmp_path), _packages.NATIVE),
     )  # fmt: skip
     place = publish(release, tmp_path / "dist")
     manifest = json.loads((place / "manifest.json").read_text())

@@ -13,8 +13,8 @@ import pytest
 
 from ptrack_build import matrix, report
 from ptrack_build.container import engine
-from ptrack_build.errors import UsageError
-from ptrack_build.package import MANIFEST, SUMS, PackageError, deb, making, verify
+from ptrack_build.errors import HostError, UsageError
+from ptrack_build.package import MANIFEST, SUMS, PackageError, deb, making, rpmroot, verify
 from tests.build._engine import FakeEngine, FakeImage
 
 if TYPE_CHECKING:
@@ -186,13 +186,48 @@ def test_a_package_that_cannot_be_installed_fails(
     assert steps(fake) == []
 
 
-def test_rpms_alone_are_no_success(
-    tmp_path: Path, fake: FakeEngine, capsys: pytest.CaptureFixture[str]
+def test_rpms_are_tried_on_a_system_of_their_own(
+    tmp_path: Path, fake: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    folder = put(tmp_path, "17", kind="rpm")
+    tried = rpmroot.Tried(steps=("it starts", "it stops"), changed=1, reported=1)
+    asked: list[Path] = []
+
+    def verified(dist: Path) -> rpmroot.Tried:
+        asked.append(dist)
+        return tried
+
+    monkeypatch.setattr(rpmroot, "verify", verified)
+    (row,) = verify.verify(dist=tmp_path)
+    assert asked == [folder]
+    assert (row.status, row.tests, row.failures) == ("passed", 2, 0)
+    assert not fake.commands
+
+
+@pytest.mark.parametrize(
+    ("error", "says", "row"),
+    [
+        (HostError("only root can"), "nothing could be verified", "not run     only root can"),
+        (PackageError("lost 2 blocks"), "failed: debian-bookworm-amd64 17 rpm", "lost 2 blocks"),
+    ],
+)
+def test_rpms_that_were_not_tried_or_failed_are_no_success(
+    error: Exception,
+    says: str,
+    row: str,
+    tmp_path: Path,
+    fake: FakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fails(_dist: Path) -> None:
+        raise error
+
     put(tmp_path, "17", kind="rpm")
-    with pytest.raises(verify.VerifyFailed, match="nothing could be verified"):
+    monkeypatch.setattr(rpmroot, "verify", fails)
+    with pytest.raises(verify.VerifyFailed, match=says):
         verify.verify(dist=tmp_path)
-    assert "rpms have no clean container here" in capsys.readouterr().out
+    assert row in capsys.readouterr().out
     assert not fake.commands
 
 

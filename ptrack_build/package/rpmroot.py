@@ -1,0 +1,233 @@
+"""Rpms of a native build on a system made for them alone, where the server starts as a service.
+
+    dist/<system>/postgresql-NN ── verify ──▶ Tried
+
+The system is a directory of the same distribution's release, with rpm, systemd and the libraries
+that the packages' files are linked to (natively built ones name none), booted by systemd-nspawn
+with no network. In it packaging/rpm/verify/try.sh installs everything, makes a cluster, starts it
+by its unit, uses it, kills it, and erases everything while it runs. What ptrack said of the changed
+blocks is compared here with the files of before and after.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from ptrack_build import REPO, cache, host
+from ptrack_build.errors import CommandFailed, HostError
+from ptrack_build.package import MANIFEST, PackageError, System, room
+from ptrack_build.package.rpm import this_system, unpack
+from ptrack_build.progress import say, step
+from ptrack_build.run import call
+from ptrack_build.source.distro import entries
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+SCRIPT: Final = REPO / "packaging" / "rpm" / "verify" / "try.sh"
+BLOCK: Final = 8192
+FREE_MB: Final = 2500
+BOOT_SECONDS: Final = 600
+#: What the system has besides the libraries: what of an rpm distribution the packages count on.
+SYSTEM: Final = ("dbus", "rpm", "systemd", "tzdata", "util-linux")
+
+UNIT: Final = """[Unit]
+Description=Packages on trial
+SuccessAction=exit
+FailureAction=exit
+FailureActionExitStatus=1
+SuccessActionExitStatus=0
+
+[Service]
+Type=oneshot
+Environment=HOME=/root
+WorkingDirectory=/verify
+ExecStart=/bin/sh /verify/try.sh {major}
+StandardOutput=append:/verify/log
+StandardError=append:/verify/log
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tried:
+    """What went well: a line each; blocks that changed, and blocks that ptrack named."""
+
+    steps: tuple[str, ...]
+    changed: int
+    reported: int
+
+
+def verify(dist: Path) -> Tried:
+    """Install, use and erase the packages of a directory of dist/ on a fresh system.
+
+    For root. Raises HostError where the machine cannot do that, and PackageError, with the log,
+    for whatever the packages do not do as they should.
+    """
+    system, major, number, files = _published(dist)
+    _check_machine(system)
+    room(cache.root(), FREE_MB, "a system to try packages on")
+    log = cache.directory("log") / f"verify-rpm-{major}.log"
+    log.unlink(missing_ok=True)
+    title = f"rpms of {major} on a fresh {system.codename}"
+    with cache.lock(f"verify rpm {major}"):
+        place = cache.directory("build") / f"verify-rpm-{major}"
+        cache.remove(place)
+        place.mkdir()
+        try:
+            with step(f"making a {system.codename} for the packages", estimate=60.0):
+                _make_root(place, system, libraries(files, place / "unpacked"), log)
+            with step(title, estimate=60.0) as shown:
+                tried = _try(place / "root", number, files, log)
+                shown.note(f"{len(tried.steps)} steps")
+        except CommandFailed as error:
+            what = f"{title}: {error.what}"
+            raise PackageError(what, log=log, hint="read the log") from error
+        finally:
+            cache.remove(place)
+    for line in tried.steps:
+        say(f"    {line}")
+    say(f"    {tried.changed} blocks changed, all among the {tried.reported} reported")
+    return tried
+
+
+def _published(dist: Path) -> tuple[System, str, str, list[Path]]:
+    """The system, the major, its number and the binary packages of a directory of dist/."""
+    try:
+        said = json.loads((dist / MANIFEST).read_text(encoding="utf-8"))
+    except OSError as error:
+        what = f"there are no packages in {dist}: {error.strerror}"
+        raise HostError(what, hint="make them first: ./nox -s rpm-17") from error
+    listed = [dist / each["file"] for each in said["packages"] if each["architecture"] != "src"]
+    number = re.split(r"\D", said["postgresql"]["version"])[0]
+    return System(**said["system"]), said["major"], number, listed
+
+
+def _check_machine(system: System) -> None:
+    if os.geteuid() != 0:
+        what = "only root can boot a system to try rpms on"
+        raise HostError(what, hint="run it as root, or in a container")
+    here = this_system()
+    if host.manager() != "apt" or here.name != system.name:
+        what = f"rpms for {system.name} cannot be tried here, which is {here.name}"
+        raise HostError(what, hint="run the session where they were made")
+    host.ensure(["dpkg-dev", "rpm-build", "mmdebstrap", "nspawn"])
+
+
+# ---- the system
+
+
+def libraries(packages: Iterable[Path], work: Path) -> list[str]:
+    """The Debian packages of the libraries that the files of rpms are linked to, sorted."""
+    root, control = work / "root", work / "debian" / "control"
+    root.mkdir(parents=True)
+    control.parent.mkdir()
+    control.write_text("Source: a\n\nPackage: a\nArchitecture: any\n")
+    for package in packages:
+        if "-debuginfo-" not in package.name:
+            unpack(package, root)
+    linked = [path for path in sorted(root.rglob("*")) if _is_linked(path)]
+    own = [f"-l{folder}" for folder in sorted({path.parent for path in linked})]
+    argv = ["dpkg-shlibdeps", "-O", "--ignore-missing-info", "--warnings=0", *own]
+    said = call([*argv, *map(str, linked)], cwd=work, capture=True, quiet=True).stdout
+    cache.remove(work)
+    found = re.search(r"^shlibs:Depends=(.*)$", said, re.MULTILINE)
+    listed = found[1].split(",") if found else []
+    return sorted({re.split(r"[ (|]", each.strip())[0] for each in listed})
+
+
+def _is_linked(path: Path) -> bool:
+    """Whether a file is a program or a shared library."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        head = stream.read(18)
+    return head[:4] == b"\x7fELF" and head[16:18] in {b"\x02\x00", b"\x03\x00"}
+
+
+def _make_root(place: Path, system: System, needed: Sequence[str], log: Path) -> None:
+    suite = system.codename
+    stanzas = [
+        entry.stanza(here, types="deb")
+        for entry in entries(Path("/etc/apt"))
+        if (here := tuple(s for s in entry.suites if s == suite or s.startswith(f"{suite}-")))
+    ]
+    if not stanzas:
+        what = f"this machine's apt knows no archive of {suite}"
+        raise HostError(what, hint="see /etc/apt/sources.list.d")
+    include = ",".join(sorted({*SYSTEM, *needed}))
+    argv = ["mmdebstrap", "--variant=minbase", f"--include={include}", suite, str(place / "root")]
+    call([*argv, "-"], stdin="\n".join(stanzas), log=log, quiet=True)
+
+
+def _try(root: Path, number: str, files: Iterable[Path], log: Path) -> Tried:
+    """Boot the system with the script for its only task."""
+    work = root / "verify"
+    (work / "packages").mkdir(parents=True)
+    for file in files:
+        shutil.copy(file, work / "packages")
+    shutil.copy(SCRIPT, work / "try.sh")
+    unit = "ptrack-verify.service"
+    (root / "etc/systemd/system" / unit).write_text(UNIT.format(major=number))
+    argv = [
+        "systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit", "--private-network",
+        "--link-journal=no", "--resolv-conf=off", "--timezone=off", "--console=pipe",
+        f"--directory={root}", f"systemd.unit={unit}",
+    ]  # fmt: skip
+    done = call(argv, log=log, quiet=True, check=False, timeout=BOOT_SECONDS)
+    said = (work / "log").read_text(errors="replace") if (work / "log").exists() else ""
+    with log.open("a", encoding="utf-8") as stream:
+        stream.write(said)
+    if done.returncode != 0:
+        last = "\n".join(f"    {line}" for line in said.splitlines()[-8:])
+        what = f"the packages failed on trial:\n{last}"
+        raise PackageError(what, log=log, hint="read the log")
+    changed = reported = 0
+    for after, answer in (("after", "map"), ("crashed", "crashed.map")):
+        lost, differ, named = compare(work / "before", work / after, (work / answer).read_text())
+        if lost:
+            what = f"ptrack lost {len(lost)} changed blocks ({after}): {', '.join(lost[:8])}"
+            raise PackageError(what, log=log, hint=f"./nox -s test-{number} shows where from")
+        changed, reported = changed + differ, reported + named
+    if not changed:
+        what = "nothing changed in the files of the cluster on trial, so nothing was shown"
+        raise PackageError(what, log=log, hint=f"correct {SCRIPT.relative_to(REPO)}")
+    steps = [line.removeprefix("ok: ") for line in said.splitlines() if line.startswith("ok: ")]
+    return Tried(steps=tuple(steps), changed=changed, reported=reported)
+
+
+# ---- the truth
+
+
+def compare(before: Path, after: Path, answer: str) -> tuple[list[str], int, int]:
+    """Blocks that differ and were not reported, and how many differ and how many were reported.
+
+    before, after: copies of base/ and global/; answer: a line "path bits" for each file, the bits
+    as hex with the least significant one first in each byte. A file that was not there was empty,
+    and what was cut off needs no report.
+    """
+    rows = [row.partition(" ") for row in answer.splitlines()]
+    bits = {path: bytes.fromhex(text) for path, _, text in rows}
+    lost: list[str] = []
+    changed = reported = 0
+    for file in sorted(after.rglob("*")):
+        if not file.is_file() or not re.fullmatch(r"\d+(_(fsm|vm|init))?(\.\d+)?", file.name):
+            continue
+        name = file.relative_to(after).as_posix()
+        old = (before / name).read_bytes() if (before / name).exists() else b""
+        new = file.read_bytes()
+        told = bits.get(name, b"")
+        for block in range(-(-len(new) // BLOCK)):
+            page = slice(block * BLOCK, (block + 1) * BLOCK)
+            named = block // 8 < len(told) and bool(told[block // 8] >> block % 8 & 1)
+            reported += named
+            if new[page] != (old[page] or bytes(len(new[page]))):
+                changed += 1
+                if not named:
+                    lost.append(f"{name}:{block}")
+    return lost, changed, reported

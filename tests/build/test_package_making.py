@@ -1,0 +1,148 @@
+"""What packages of any kind have in common: versions, keys, and that a build is whole or not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ptrack_build.package import PackageError, making, rpm
+from tests.build import _packages
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.build._packages import Line
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        ("12.3", "12.3"), ("17.11", "17.11"), ("19beta1", "19~beta1"), ("18rc1", "18~rc1"),
+        ("20devel", "20~~devel"),
+    ],
+)  # fmt: skip
+def test_versions_of_postgresql_as_packages_have_them(version: str, expected: str) -> None:
+    assert making.sortable(version) == expected
+
+
+def test_a_version_that_is_none_is_refused() -> None:
+    with pytest.raises(PackageError, match="'17'"):
+        making.sortable("17")
+
+
+def test_a_template_that_names_the_unknown_says_which(tmp_path: Path) -> None:
+    template = tmp_path / "server" / "control.j2"
+    _packages.write(tmp_path, {"server/control.j2": "Source: {{ sauce }}\n"})
+    with pytest.raises(PackageError, match=r"deb/server/control\.j2: 'sauce' is undefined"):
+        making.rendered(template, {}, "deb.Facts")
+    template.write_text("{% if %}")
+    with pytest.raises(PackageError, match=r"rpm/server/control\.j2:1: Expected an expression"):
+        making.rendered(template, {}, "rpm.Facts")
+
+
+def test_a_message_that_speaks_of_llvm_is_its_only_where_it_is_used() -> None:
+    assert "--no-jit" in making.hint("no such thing: LLVMFoo", "LLVM 19")
+    assert "--no-jit" not in making.hint("no such thing: LLVMFoo")
+    assert "free some space" in making.hint("llvm.o: No space left on device", "LLVM 19")
+
+
+def test_a_tree_without_hooks_is_refused(tmp_path: Path) -> None:
+    tree = _packages.patched(tmp_path)
+    assert making.abi(tree) == 3
+    (tree.path / "src/include/storage/changetrack.h").write_text("")
+    with pytest.raises(PackageError, match="does not define CHANGETRACK_ABI"):
+        making.abi(tree)
+
+
+# ---- a build, of packages that take no time
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("deb", marks=_packages.with_dpkg),
+        pytest.param("rpm", marks=_packages.with_rpmbuild),
+    ]
+)
+def line(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    own_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Line:
+    """The build line of either kind."""
+    del own_cache
+    return _packages.line(request.param, tmp_path, monkeypatch)
+
+
+def unpacked(line: Line, package: Path, root: Path) -> Path:
+    """The files of a package."""
+    root.mkdir()
+    if line.kind == "deb":
+        subprocess.run(["dpkg-deb", "-x", str(package), str(root)], check=True)
+    else:
+        rpm.unpack(package, root)
+    return root
+
+
+def test_a_build_is_kept_and_edits_make_only_what_they_touch(
+    line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = line.built()
+    assert {package.name for package in first.packages} == {"server", "extension"}
+    assert [file.name for file in first.files] == [package.file for package in first.packages]
+    server = next(
+        file for file in first.files if file.name.startswith("server") and ".src." not in file.name
+    )
+    (edited,) = unpacked(line, server, tmp_path / "root").rglob("hello.h")
+    assert edited.read_text() == "hello\nthere\n"
+    assert (line.tree.path / "hello.h").read_text() == "hello\n"
+    monkeypatch.setenv("FAKE_BUILD", "false")  # whatever is built from here on fails
+    assert line.built() == first
+    (line.extension / "Makefile").write_text("y\n")
+    with pytest.raises(PackageError, match=r"packages of \S*ptrack") as caught:
+        line.built()
+    assert caught.value.log is not None
+    assert caught.value.log.is_file()
+    monkeypatch.delenv("FAKE_BUILD")
+    second = line.built()
+    same = {package.file: package.sha256 for package in first.packages}
+    changed = {each.name for each in second.packages if each.sha256 != same.get(each.file)}
+    assert changed == {"extension"}
+
+
+def test_two_builds_are_the_same_bytes(
+    line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = line.built()
+    monkeypatch.setenv("PTRACK_CACHE", str(tmp_path / "another"))
+    second = line.built()
+    assert second.files != first.files
+    assert second.manifest() == first.manifest()
+
+
+def test_a_failure_leaves_nothing_and_tells_why(
+    line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "fail"
+    script.write_text("echo 'x.c:1: error: No space left on device'\nexit 1\n")
+    monkeypatch.setenv("FAKE_BUILD", f"sh {script}")
+    with pytest.raises(PackageError) as caught:
+        line.built()
+    assert "No space left" in caught.value.what
+    assert "free some space" in (caught.value.hint or "")
+    assert line.left() == []
+
+
+def test_an_interruption_leaves_nothing(
+    line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "interrupt"
+    script.write_text(f"kill -INT {os.getpid()}\nsleep 60\ntouch {tmp_path}/went-on\n")
+    monkeypatch.setenv("FAKE_BUILD", f"sh {script}")
+    with pytest.raises(KeyboardInterrupt):
+        line.built()
+    assert not (tmp_path / "went-on").exists()
+    assert line.left() == []

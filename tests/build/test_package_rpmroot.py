@@ -1,0 +1,117 @@
+"""Trying rpms on a fresh system: what is asked of the machine, and how ptrack is judged."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ptrack_build.errors import HostError
+from ptrack_build.package import rpmroot
+from tests.build import _packages
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+BLOCK = rpmroot.BLOCK
+A, B = b"a" * BLOCK, b"b" * BLOCK
+
+
+def files(folder: Path, contents: dict[str, bytes]) -> Path:
+    """Files with these contents."""
+    for name, content in contents.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def test_a_changed_block_that_is_not_reported_is_lost(tmp_path: Path) -> None:
+    before = files(tmp_path / "before", {"base/5/10": A * 12, "global/7_vm": A})
+    after = files(tmp_path / "after", {"base/5/10": A * 3 + B + A * 6 + B + A, "global/7_vm": B})
+    assert rpmroot.compare(before, after, "base/5/10 0804\nglobal/7_vm 01\n") == ([], 3, 3)
+    lost = rpmroot.compare(before, after, "base/5/10 0800\nglobal/7_vm 02\n")
+    assert lost == (["base/5/10:10", "global/7_vm:0"], 3, 1)
+    assert rpmroot.compare(before, after, "base/5/10 ffff\nglobal/7_vm 01\n") == ([], 3, 13)
+
+
+def test_what_is_new_is_reported_unless_it_is_zeros(tmp_path: Path) -> None:
+    zeros = bytes(BLOCK)
+    before = files(tmp_path / "before", {"base/5/10": A})
+    after = files(tmp_path / "after", {"base/5/10": A + zeros + B, "base/5/11": A})
+    lost, changed, _ = rpmroot.compare(before, after, "")
+    assert (lost, changed) == (["base/5/10:2", "base/5/11:0"], 2)
+
+
+def test_what_is_cut_off_and_what_are_no_blocks_need_no_report(tmp_path: Path) -> None:
+    before = files(tmp_path / "before", {"base/5/10": A * 3, "base/5/12": A})
+    after = files(tmp_path / "after", {"base/5/10": A, "base/5/pg_filenode.map": B})
+    files(after, {"base/5/t3_16384": B})
+    assert rpmroot.compare(before, after, "") == ([], 0, 0)
+
+
+@_packages.with_dpkg
+def test_libraries_are_read_off_the_files(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del own_cache
+
+    def unpack(package: Path, root: Path) -> None:
+        assert "debuginfo" not in package.name
+        (root / "bin").mkdir()
+        (root / "lib").mkdir()
+        (root / "a.c").write_text("int a(void) { return 0; }\n")
+        (root / "b.c").write_text("int a(void); int main(void) { return a(); }\n")
+        for words in (
+            ["-shared", "-fPIC", "-Wl,-soname,liba.so.1", "-o", "lib/liba.so.1", "a.c"],
+            ["-o", "bin/b", "b.c", "lib/liba.so.1"],
+        ):
+            subprocess.run(["gcc", *words], cwd=root, check=True)
+
+    monkeypatch.setattr(rpmroot, "unpack", unpack)
+    packages = [tmp_path / "a.x86_64.rpm", tmp_path / "a-debuginfo-1.x86_64.rpm"]
+    assert rpmroot.libraries(packages, tmp_path / "work") == ["libc6"]
+    assert not (tmp_path / "work").exists()
+
+
+def published(folder: Path, system_of: str) -> Path:
+    """A directory of dist/ with nothing but its manifest."""
+    system = asdict(_packages.system("x86_64")) | {"distribution": system_of}
+    said = {
+        "system": system, "major": "devel", "postgresql": {"version": "20devel"}, "packages": []
+    }  # fmt: skip
+    (folder / "manifest.json").write_text(json.dumps(said))
+    return folder
+
+
+def test_where_there_are_no_packages_it_says_how_to_make_them(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match="there are no packages in") as caught:
+        rpmroot.verify(tmp_path)
+    assert "./nox -s rpm-" in (caught.value.hint or "")
+
+
+def test_only_root_can_boot_a_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(HostError, match="only root"):
+        rpmroot.verify(published(tmp_path, "debian"))
+
+
+def test_packages_of_another_system_are_not_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(rpmroot, "this_system", lambda: _packages.system("x86_64"))
+    with pytest.raises(HostError, match="slackware-bookworm-x86_64 cannot be tried here"):
+        rpmroot.verify(published(tmp_path, "slackware"))
+
+
+def test_the_number_of_a_major_is_that_of_its_packages(tmp_path: Path) -> None:
+    _, major, number, listed = rpmroot._published(published(tmp_path, "debian"))
+    assert (major, number, listed) == ("devel", "20", [])
+
+
+def test_the_script_is_shell() -> None:
+    subprocess.run(["sh", "-n", str(rpmroot.SCRIPT)], check=True)
