@@ -100,12 +100,38 @@ class Options(argparse.ArgumentParser):
         return self.parse_known_args(self.session.posargs)
 
 
+def minutes(text: str) -> float:
+    """A length of time as the options take it."""
+    number = float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else 0.0
+    if number <= 0:
+        what = f"{text!r} is no number of minutes above 0"
+        raise argparse.ArgumentTypeError(what)
+    return number
+
+
+#: Settings that may be a path; one that is relative is so to where nox was called from.
+PLACES = ("PTRACK_CACHE", "PTRACK_SOURCE", "PTRACK_PG_GIT", "PTRACK_VENV")
+
+
+def from_where_nox_was_called(session: nox.Session) -> None:
+    """Make relative paths in settings absolute: a session runs in the checkout."""
+    for name in PLACES:
+        value = os.environ.get(name, "")
+        if not value or value.startswith(("/", "~")):
+            continue
+        path = Path(session.invoked_from) / value
+        # the other two may be the name of a provider, or an address
+        if name in {"PTRACK_CACHE", "PTRACK_VENV"} or path.exists():
+            os.environ[name] = str(path)
+
+
 def reported(function: Callable[[nox.Session], None]) -> Callable[[nox.Session], None]:
     """Turn what went wrong into one message; --debug and PTRACK_DEBUG=1 show where."""
 
     @functools.wraps(function)
     def wrapper(session: nox.Session) -> None:
         terminate_politely()
+        from_where_nox_was_called(session)
         debug = "--debug" in session.posargs or os.environ.get("PTRACK_DEBUG", "") not in {"", "0"}
         try:
             function(session)
@@ -164,7 +190,7 @@ def major_sessions(major: Major) -> None:
         options.add_argument("--locked", action="store_true", help="what matrix.lock records")
         options.add_argument("--record", action="store_true", help="in matrix.lock, if green")
         options.add_argument(
-            "--deep", nargs="?", const=120.0, type=float, metavar="MINUTES",
+            "--deep", nargs="?", const=120.0, type=minutes, metavar="MINUTES",
             help="the state machine alone, with new seeds, for 120 minutes or so many",
         )  # fmt: skip
         options.add_argument(
@@ -362,7 +388,7 @@ def patches(session: nox.Session) -> None:
     if given.check:
         cores.check(majors)
     else:
-        cores.write(majors, anew=given.anew)
+        cores.write(majors, anew=given.anew, named=given.majors)
 
 
 @session("drift", "check")

@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     from ptrack_build.source import SourceTree
 
 
+def _require(lacking: dict[str, str], majors: Sequence[Major], named: Sequence[str]) -> None:
+    """Raise SourceError for a major that was asked for by name, or for want of any."""
+    absent = [name for name in named if name in lacking]
+    if absent or len(lacking) == len(majors):
+        which = ", ".join(absent) or "any major"
+        what = f"no source of {which} could be had, so nothing was rendered"
+        raise SourceError(what, hint="set PTRACK_PG_GIT to a PostgreSQL repository")
+
+
 def _reachable(
     majors: Sequence[Major], *, spec: str | None = None, refresh: bool = False
 ) -> tuple[dict[str, SourceTree], dict[str, str]]:
@@ -40,8 +49,12 @@ def check(majors: Sequence[Major]) -> None:
     patch.require(results)
 
 
-def write(majors: Sequence[Major], *, anew: bool) -> None:
-    """Render what does not agree, for every major whose source can be had."""
+def write(majors: Sequence[Major], *, anew: bool, named: Sequence[str] = ()) -> None:
+    """Render what does not agree, for every major whose source can be had.
+
+    Raises PatchError for a template that does not fit, and SourceError where the source of one of
+    the named, or of all, could not be had.
+    """
     found, lacking = _reachable(majors)
     problems = []
     for name, tree in found.items():
@@ -56,6 +69,7 @@ def write(majors: Sequence[Major], *, anew: bool) -> None:
     if problems:
         what = "\n".join(error.what for error in problems)
         raise PatchError(what, hint=problems[0].hint)
+    _require(lacking, majors, named)
 
 
 def drift(majors: Sequence[Major], *, json_file: str | None) -> None:

@@ -41,6 +41,10 @@ class SourceError(PtrackError):
     """No provider could bring the source of a major."""
 
 
+class BadSource(SourceError):
+    """A source came, or was named, and is not what it has to be."""
+
+
 class PatchError(PtrackError):
     """A template or a diff of the core patch does not fit."""
 

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import pwd
+import re
 import shlex
 import shutil
 import stat
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptrack_build import cache
-from ptrack_build.errors import CommandFailed, HostError
+from ptrack_build.errors import CommandFailed, HostError, UsageError
 from ptrack_build.progress import say, step
 from ptrack_build.run import call
 
@@ -354,7 +355,7 @@ def scratch(prefix: str = "ptrack-", *, keep: bool = False) -> Iterator[Path]:
 
 
 def cpus() -> int:
-    """Cores this process may use; PTRACK_JOBS overrides."""
+    """Cores this process may use; PTRACK_JOBS overrides. Raises UsageError where that is none."""
     return _told_jobs() or len(os.sched_getaffinity(0))
 
 
@@ -365,4 +366,11 @@ def jobs() -> int:
 
 def _told_jobs() -> int:
     named = os.environ.get("PTRACK_JOBS", "")
-    return int(named) if named.isdigit() else 0
+    if not named:
+        return 0
+    if not re.fullmatch("[1-9][0-9]{0,3}", named):
+        what = f"PTRACK_JOBS={named} is no number of compilers to run at once"
+        raise UsageError(
+            what, hint="a number from 1, or unset it for one more than there are cores"
+        )
+    return int(named)

@@ -63,6 +63,9 @@ def load(path: Path = REPO / "matrix.toml") -> Matrix:
         raise UsageError(what, hint="git checkout -- matrix.toml") from error
     try:
         matrix = msgspec.toml.decode(text, type=Matrix)
+    except UnicodeDecodeError as error:
+        what = f"{path.name} is not UTF-8 at byte {error.start}"
+        raise UsageError(what, hint="git diff matrix.toml") from error
     except msgspec.DecodeError as error:
         raise _explained(path, text, str(error)) from error
     numbers = [major.number for major in matrix.majors]

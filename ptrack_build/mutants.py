@@ -75,7 +75,7 @@ def load(path: Path = CATALOGUE) -> list[Mutant]:
     """The catalogue, in its order. Raises UsageError for what is not as it should be."""
     try:
         mutants = msgspec.toml.decode(path.read_bytes(), type=_Catalogue).mutant
-    except (msgspec.DecodeError, OSError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, OSError) as error:
         what = f"{path}: {error}"
         raise UsageError(what) from error
     names = [mutant.name for mutant in mutants]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ptrack_build import REPO, cache, host, report
 from ptrack_build import compile as compiling
-from ptrack_build.errors import PtrackError, SourceError, UsageError
+from ptrack_build.errors import BadSource, CommandFailed, PtrackError, SourceError, UsageError
 from ptrack_build.progress import say
 from ptrack_build.run import call
 
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
 LOCK = REPO / "requirements" / "lock.txt"
 #: How long a program may take to stop its servers after ctrl-C, in seconds.
 PATIENCE = 30.0
+
+#: Where the tests of the build line are; all others need a server.
+OWN = "tests/build"
+#: Pytest's status where no test matches.
+NOTHING = 5
 
 
 class SuiteFailed(PtrackError):
@@ -79,10 +85,10 @@ def tools() -> Path:
 
 
 def prefix(major: Major, variant: Variant, *, locked: bool = False) -> Prefix:
-    """Fetch, patch and compile a major."""
+    """Fetch, patch and compile a major. Raises what these do, HostError first of all."""
     from ptrack_build import patch, source
 
-    host.ensure(["git"])
+    host.ensure(host.TOOLS)  # before anything is fetched, which takes long
     return compiling.build(patch.apply(source.fetch(major, locked=locked)), variant)
 
 
@@ -92,18 +98,14 @@ def pytest(
     """Run pytest on some of tests/; its record goes to <name>.xml in results()."""
     junit = results() / f"{name}.xml"
     junit.unlink(missing_ok=True)
-    workers = os.environ.get("PTRACK_TEST_WORKERS", str(min(max(2, host.cpus()), 8)))
-    given = [
-        arg for arg in args if not arg.startswith("-") and (REPO / arg.split("::")[0]).exists()
-    ]
     env = dict(os.environ)
     memory = []
     if not os.access(REPO, os.W_OK):  # what these remember between runs would go there
         memory = ["-o", f"cache_dir={cache.directory('results', 'pytest')}"]
         env["HYPOTHESIS_STORAGE_DIRECTORY"] = str(cache.directory("results", "hypothesis"))
     words = [
-        str(tools()), "-m", "pytest", f"--junitxml={junit}", "-n", workers, "--dist", "worksteal",
-        *memory, *([] if given else paths), *args,
+        str(tools()), "-m", "pytest", f"--junitxml={junit}", "-n", _workers(), "--dist",
+        "worksteal", *memory, *_chosen(paths, args),
     ]  # fmt: skip
     if built is not None:
         host.check_reachable(built.path, host.server_user())
@@ -118,6 +120,63 @@ def pytest(
         failures=failures,
         skipped=skipped,
         seconds=time.monotonic() - began,
+    )
+
+
+def _workers() -> str:
+    """How many tests run at once. Raises UsageError for a setting that is no number."""
+    named = os.environ.get("PTRACK_TEST_WORKERS") or str(min(max(2, host.cpus()), 8))
+    if not named.isdecimal():
+        what = f"PTRACK_TEST_WORKERS={named} is no number of tests to run at once"
+        raise UsageError(what, hint="0 runs them in pytest itself, 2 two at once")
+    return named
+
+
+def _named(args: Sequence[str]) -> list[str]:
+    """The words that are paths of tests; what is not tests/... is the value of an option."""
+    return [arg for arg in args if re.match(r"tests(/|$)", arg)]
+
+
+def _chosen(paths: Sequence[str], args: Sequence[str]) -> list[str]:
+    """Pytest's words: its own paths where none are named."""
+    options = [path for path in paths if path.startswith("-")]
+    return [*(options if _named(args) else paths), *args]
+
+
+def _share(args: Sequence[str], *, own: bool) -> list[str] | None:
+    """The words without the paths of the other part; None where they name only such."""
+    named = _named(args)
+    other = [arg for arg in named if (arg.rstrip("/") + "/").startswith(f"{OWN}/") is not own]
+    if named and len(other) == len(named):
+        return None
+    return [arg for arg in args if arg not in other]
+
+
+def _matched(paths: Sequence[str], args: Sequence[str]) -> bool:
+    """Whether any test is meant by these words. Quick: before anything is built.
+
+    Raises UsageError with what pytest has to say for words that it does not know.
+    """
+    _workers()
+    if not args:
+        return True
+    words = [str(tools()), "-m", "pytest", "-qq", "--collect-only", "-n0", *_chosen(paths, args)]
+    try:
+        call(words, cwd=REPO, quiet=True, capture=True)
+    except CommandFailed as error:
+        if error.returncode == NOTHING:
+            return False
+        lines = [line for line in error.tail.splitlines() if line.strip()]
+        said = "\n".join(f"    {line}" for line in lines[-6:])
+        what = f"pytest cannot make anything of `{shlex.join(args)}`:\n{said}"
+        hint = "what stands after -- is the session's (--help says) or pytest's"
+        raise UsageError(what, hint=hint) from error
+    return True
+
+
+def _nothing(args: Sequence[str]) -> UsageError:
+    return UsageError(
+        f"no test is meant by `{shlex.join(args)}`", hint="./nox -s selftest -- --collect-only -q"
     )
 
 
@@ -171,19 +230,26 @@ def one(
     """Build a variant of a major and run the shared suite on it. Tests that fail do not raise.
 
     record writes the source to matrix.lock when the whole suite has passed on it. deep runs the
-    state machine alone, for so many minutes on each worker.
+    state machine alone, for so many minutes on each worker. Raises UsageError, before anything is
+    built, for words that pytest does not know or no test matches.
     """
+    if record and (args or deep is not None or variant != compiling.TEST.name):
+        what = "--record is for the whole suite on the variant that it is usually run on"
+        raise UsageError(what, hint=f"./nox -s test-{major.name} -- --record")
     if deep is not None:
         args = ["tests/test_machine.py", f"--deep={deep:g}", *args]
     name = f"test-{major.name}" + ("" if variant == compiling.TEST.name else f"-{variant}")
+    paths = ["tests", f"--ignore={OWN}"]
+    if not _matched(paths, args):
+        raise _nothing(args)
     host.check_reachable(cache.root(), host.server_user())  # before it is built, which takes long
     began = time.monotonic()
     built = prefix(major, compiling.VARIANTS[variant], locked=locked)
     seconds = time.monotonic() - began
     say(f"testing {built.path}")
-    ended = pytest(name, ["tests", "--ignore=tests/build"], args, built=built)
+    ended = pytest(name, paths, args, built=built)
     outcome = judged(name, ended, built.version, seconds)
-    if record and outcome.status == "passed" and not args:
+    if record and outcome.status == "passed":
         from ptrack_build import source
 
         source.write_lock([built.tree.source])
@@ -204,7 +270,9 @@ def mutants(major: Major, args: Sequence[str]) -> report.Outcome:
 
 def own(args: Sequence[str]) -> report.Outcome:
     """The build line's own tests, which need no server."""
-    return judged("tests/build", pytest("build-line", ["tests/build"], args), "", 0.0)
+    if not _matched([OWN], args):
+        raise _nothing(args)
+    return judged(OWN, pytest("build-line", [OWN], args), "", 0.0)
 
 
 def every(
@@ -212,33 +280,51 @@ def every(
 ) -> None:
     """The build line's tests, then the suite for all majors whose source can be had.
 
-    Ends with a table that also says which majors could not be had, and why. Raises SuiteFailed if
-    anything that ran failed, and when no major could be had at all.
+    Ends with a table that also says which majors could not be had, and why. Words may choose tests
+    of one part only. Raises SuiteFailed if anything that ran failed, and when no major could be had
+    at all.
     """
+    if record and args:
+        what = "--record is for the whole suite"
+        raise UsageError(what, hint="./nox -s test -- --record")
     outcomes = []
-    if any((REPO / "tests" / "build").glob("test_*.py")):
-        outcomes.append(own(args))
-    for major in majors:
+    mine, theirs = _share(args, own=True), _share(args, own=False)
+    if mine is not None and not _matched([OWN], mine):
+        mine = None
+    if theirs is not None and not _matched(["tests", f"--ignore={OWN}"], theirs):
+        theirs = None
+    if mine is None and theirs is None:
+        raise _nothing(args)
+    if mine is not None and any((REPO / OWN).glob("test_*.py")):
+        outcomes.append(own(mine))
+    for major in majors if theirs is not None else ():
         say(f"\n==== PostgreSQL {major.name} ====")
         name = f"test-{major.name}"
         try:
-            outcomes.append(one(major, args, locked=locked, record=record))
-        except SourceError as error:
-            say(str(error))
-            note = error.what
-            outcomes.append(report.Outcome(session=name, status="unreachable", note=note))
-        except PtrackError as error:
-            say(str(error))
-            outcomes.append(report.Outcome(session=name, status="failed", note=str(error)))
+            outcomes.append(one(major, theirs or (), locked=locked, record=record))
+        except (PtrackError, OSError) as error:
+            outcomes.append(_stopped(name, error))
     report.keep(outcomes, results() / "test.json")
     say("\n" + report.table(outcomes))
     failed = [each.session for each in outcomes if each.status == "failed"]
     if failed:
         what = f"failed: {', '.join(failed)}"
         raise SuiteFailed(what, hint=f"./nox -s {failed[-1]} shows it alone")
-    if not any(each.status == "passed" and each.version for each in outcomes):
+    tested = any(each.status == "passed" and each.version for each in outcomes)
+    if theirs is not None and not tested:
         what = "no major's source could be had, so nothing was tested"
         raise SourceError(what, hint="set PTRACK_PG_GIT to a PostgreSQL repository")
+
+
+def _stopped(name: str, error: PtrackError | OSError) -> report.Outcome:
+    """What kept a major from its end, said and as an outcome.
+
+    A source that is nowhere to be had is no failure; one that is not right is.
+    """
+    say(str(error))
+    if isinstance(error, SourceError) and not isinstance(error, BadSource):
+        return report.Outcome(session=name, status="unreachable", note=error.what)
+    return report.Outcome(session=name, status="failed", note=str(error))
 
 
 def built_all(majors: Sequence[Major], variant: Variant, *, locked: bool = False) -> None:
@@ -249,11 +335,8 @@ def built_all(majors: Sequence[Major], variant: Variant, *, locked: bool = False
         began = time.monotonic()
         try:
             made = prefix(major, variant, locked=locked)
-        except SourceError as error:
-            outcomes.append(report.Outcome(session=name, status="unreachable", note=error.what))
-        except PtrackError as error:
-            say(str(error))
-            outcomes.append(report.Outcome(session=name, status="failed", note=str(error)))
+        except (PtrackError, OSError) as error:
+            outcomes.append(_stopped(name, error))
         else:
             seconds = time.monotonic() - began
             note = f"{made.path} in {seconds:.1f} s"

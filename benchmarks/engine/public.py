@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 VARIANT = replace(compiling.RELEASE, name="public")
 
 
+def check(checkout: Path) -> None:
+    """Raise UsageError for a directory that is no checkout of the public ptrack."""
+    if not (checkout / "ptrack.control").is_file():
+        what = f"{checkout} is no checkout of ptrack 2.x: it lacks ptrack.control"
+        raise UsageError(what, hint="clone it, and name the directory")
+
+
 def prefix(major: Major, checkout: Path, *, locked: bool = False) -> compiling.Prefix:
     """The prefix of a major with what is in the checkout.
 
@@ -34,9 +41,10 @@ def prefix(major: Major, checkout: Path, *, locked: bool = False) -> compiling.P
     """
     names = (f"{major.branch}-ptrack-core.diff", "master-ptrack-core.diff")
     diffs = [path for name in names if (path := checkout / "patches" / name).is_file()]
-    if not diffs or not (checkout / "ptrack.control").is_file():
-        what = f"{checkout} is no checkout of ptrack 2.x: it lacks {names[-1]} or ptrack.control"
-        raise UsageError(what, hint="clone it, and name the directory")
+    check(checkout)
+    if not diffs:
+        what = f"{checkout} has no patch for {major.branch}: it lacks patches/{names[-1]}"
+        raise UsageError(what, hint="check out the branch or tag of ptrack that has it")
     source = fetch(major, locked=locked)
     place = cache.directory("build", "public")
     with cache.lock("the public ptrack"):

@@ -44,6 +44,8 @@ def measure(
     if unknown:
         what = f"there is no family of rows named {unknown[0]!r}"
         raise UsageError(what, hint=f"one or more of: {', '.join(FAMILIES)}")
+    if public_checkout is not None:
+        public.check(public_checkout)
     built = suite.prefix(major, compiling.RELEASE, locked=locked)
     host.check_reachable(built.path, host.server_user())
     write = write and not quick and public_checkout is None

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ptrack_build import cache
-from ptrack_build.errors import SourceError, UsageError
+from ptrack_build.errors import BadSource, SourceError, UsageError
 from ptrack_build.progress import say
 from ptrack_build.source import mirror as _mirror
 from ptrack_build.source.base import (
@@ -90,8 +90,8 @@ def fetch(
 ) -> SourceTree:
     """The major's source tree, as a commit of the mirror; prints one line on which it is.
 
-    Raises SourceError naming each provider that was tried and why it failed, and UsageError for a
-    spec that is none.
+    Raises SourceError naming each provider that was tried and why it failed, as BadSource where
+    one had something that is not right, and UsageError for a spec that is none.
     """
     spec = spec or os.environ.get("PTRACK_SOURCE") or "auto"
     refresh = refresh or _set("PTRACK_REFRESH")
@@ -136,12 +136,14 @@ def _look(want: Want, chosen: tuple[Provider, ...], key: str) -> SourceTree:
         )
         return tree
     title = f"PostgreSQL {want.major.name}" + (f" ({want.pin})" if want.pin else "")
+    bad = any(isinstance(error, BadSource) for _, error in failures)
+    kind = BadSource if bad else SourceError
     if len(failures) == 1:
         only = failures[0][1]
         what = f"{title}: {only.what}"
-        raise SourceError(what, hint=only.hint or WAYS_OUT) from only
+        raise kind(what, hint=only.hint or WAYS_OUT) from only
     lines = [f"{title}: no source could be had", *(f"  {n}: {e.what}" for n, e in failures)]
-    raise SourceError("\n".join(lines), hint=WAYS_OUT)
+    raise kind("\n".join(lines), hint=WAYS_OUT)
 
 
 def _choose(spec: str) -> tuple[tuple[Provider, ...], str]:
@@ -175,6 +177,7 @@ def _fetch_locked(major: Major, spec: str, *, refresh: bool) -> SourceTree:
         # the same tarball is at the distribution and at the download server; a commit only in git
         chosen = tuple(p for p in chosen if (p.name == "git") == (row.provider == "git"))
     failures: list[tuple[str, str]] = []
+    kind: type[SourceError] = SourceError
     with cache.lock(f"source-{major.name}"):
         for provider in chosen:
             pin = row.commit if provider.name == "git" else row.version
@@ -183,11 +186,13 @@ def _fetch_locked(major: Major, spec: str, *, refresh: bool) -> SourceTree:
             try:
                 tree = provider.fetch(want)
             except SourceError as error:
+                kind = BadSource if isinstance(error, BadSource) else kind
                 failures.append((provider.name, error.what))
                 continue
             if tree.digest == row.tree:
                 say(f"PostgreSQL {tree.version}: {tree.provider}, {tree.origin}, as locked")
                 return tree
+            kind = BadSource
             failures.append((provider.name, f"{tree.version} from {tree.origin} is another tree"))
     available = sorted({r.version for r in _records(major.name, mirror)}, key=version_key)
     lines = [
@@ -195,13 +200,13 @@ def _fetch_locked(major: Major, spec: str, *, refresh: bool) -> SourceTree:
         *(f"  {name}: {reason}" for name, reason in failures),
         f"  in the cache: {', '.join(available) or 'nothing of that major'}",
     ]
-    raise SourceError("\n".join(lines), hint="build without --locked to take what is available")
+    raise kind("\n".join(lines), hint="build without --locked to take what is available")
 
 
 def _locked_tree(major: Major, mirror: Mirror, row: Row) -> SourceTree:
     if mirror.tree(row.commit) != row.tree:
         what = f"matrix.lock contradicts itself: {row.commit[:12]} has no tree {row.tree[:12]}"
-        raise SourceError(what, hint="git checkout -- matrix.lock")
+        raise BadSource(what, hint="git checkout -- matrix.lock")
     return SourceTree(
         major=major,
         version=row.version,
@@ -263,7 +268,7 @@ def _records(major: str, mirror: Mirror) -> list[Record]:
     """What was found of a major and is still in the mirror."""
     try:
         found = msgspec.json.decode(_file(major).read_bytes(), type=list[Record])
-    except (OSError, msgspec.DecodeError):
+    except (OSError, ValueError, msgspec.DecodeError):
         return []
     if mirror.has(f"{record.commit}^{{tree}}" for record in found):
         return found

@@ -11,7 +11,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from ptrack_build.errors import SourceError
+from ptrack_build.errors import BadSource
 from ptrack_build.source.base import check_version
 from ptrack_build.source.mirror import Entry, Mirror, checked_link, checked_name, file_mode
 
@@ -34,7 +34,7 @@ def sha256_of(path: Path) -> str:
 def import_tarball(want: Want, tarball: Path, sha256: str, where: str) -> tuple[str, str]:
     """Make a commit of a tarball that was verified to have that digest; its id, and the version.
 
-    The one directory on top that release tarballs have is left out. Raises SourceError for what
+    The one directory on top that release tarballs have is left out. Raises BadSource for what
     is no PostgreSQL of that major, damaged, or would write outside of its tree.
     """
     known = imported(want.mirror, sha256)
@@ -44,12 +44,12 @@ def import_tarball(want: Want, tarball: Path, sha256: str, where: str) -> tuple[
                 known = want.mirror.store(ref(sha256), tar_entries(tar, where), MESSAGE)
         except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
             what = f"{where} is no sound tarball: {error}"
-            raise SourceError(what, hint="fetch it again") from error
+            raise BadSource(what, hint="fetch it again") from error
         except OSError as error:
             if error.errno is not None:
                 raise
             what = f"{where} is no sound tarball: {error}"
-            raise SourceError(what, hint="fetch it again") from error
+            raise BadSource(what, hint="fetch it again") from error
     version = want.mirror.version(known, where)
     check_version(want.major, version, where)
     return known, version
@@ -74,7 +74,7 @@ def tar_entries(tar: tarfile.TarFile, where: str) -> Iterator[Entry]:
         top = top or parts[0]
         if parts[0] != top or (len(parts) == 1 and not member.isdir()):
             what = f"{where} does not have all files in one directory: {member.name!r}"
-            raise SourceError(what, hint="give a release tarball or one made by git archive")
+            raise BadSource(what, hint="give a release tarball or one made by git archive")
         if member.isdir():
             continue
         name = PurePosixPath(*parts[1:]).as_posix()
@@ -83,7 +83,7 @@ def tar_entries(tar: tarfile.TarFile, where: str) -> Iterator[Entry]:
             data = stream.read() if stream else b""
             if len(data) != member.size:
                 what = f"{where} is cut short in {name}"
-                raise SourceError(what, hint="fetch it again")
+                raise BadSource(what, hint="fetch it again")
             if member.size <= LINKED_BYTES:
                 small[member.name] = data
             yield Entry(path=name, mode=file_mode(member.mode), data=data)
@@ -93,7 +93,7 @@ def tar_entries(tar: tarfile.TarFile, where: str) -> Iterator[Entry]:
             yield Entry(path=name, mode=file_mode(member.mode), data=small[member.linkname])
         else:
             what = f"{where}: {member.name!r} is no file, directory or link"
-            raise SourceError(what, hint="take the tarball from another place")
+            raise BadSource(what, hint="take the tarball from another place")
 
 
 def directory_entries(top: Path) -> Iterator[Entry]:
@@ -116,7 +116,7 @@ def directory_entries(top: Path) -> Iterator[Entry]:
                 yield Entry(path=relative, mode=file_mode(mode), data=path.read_bytes())
             else:
                 what = f"{path} is no file, directory or link"
-                raise SourceError(what, hint="give a clean source tree")
+                raise BadSource(what, hint="give a clean source tree")
 
 
 def directory_stamp(top: Path) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from ptrack_build import cache
-from ptrack_build.errors import HostError, SourceError
+from ptrack_build.errors import BadSource, HostError, SourceError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -119,7 +119,7 @@ def version_key(version: str) -> tuple[int, int, int, int]:
 
 
 def check_version(major: Major, version: str, where: str) -> None:
-    """Raise SourceError unless `version` is one of the major's."""
+    """Raise BadSource unless `version` is one of the major's."""
     found = version_key(version)
     if found[0] == major.number and (major.state == "devel" or found[1] > 0):
         return
@@ -129,7 +129,7 @@ def check_version(major: Major, version: str, where: str) -> None:
         hint = (
             "a new major was branched off: give it a row in matrix.toml, and devel the next number"
         )
-    raise SourceError(what, hint=hint)
+    raise BadSource(what, hint=hint)
 
 
 def first_line(text: str, *, limit: int = 200) -> str:

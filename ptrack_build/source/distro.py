@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ptrack_build import cache
-from ptrack_build.errors import CommandFailed, SourceError
+from ptrack_build.errors import BadSource, CommandFailed, SourceError
 from ptrack_build.progress import say, step
 from ptrack_build.run import Completed, call
 from ptrack_build.source import net
@@ -43,6 +43,7 @@ from ptrack_build.source.base import (
 
 UPDATED_SECONDS = 900.0  # for so long a package index just fetched is not fetched again
 UPDATE_SECONDS = 240.0
+_DISTRUST = re.compile(r"(?i)hash sum mismatch|NO_PUBKEY|not signed|invalid signature|BADSIG")
 POCKETS = ("", "-updates", "-proposed-updates", "-backports")
 ROLLING = {"sid", "unstable", "experimental", "rc-buggy"}
 ALIASES = ROLLING | {"stable", "testing", "oldstable", "oldoldstable"}
@@ -144,7 +145,7 @@ class DistroProvider:
                 return self._take(apt, want)
             except SourceError as error:
                 reasons.append(error.what)
-                kind = Unreachable if isinstance(error, Unreachable) else kind
+                kind = _graver(kind, error)
         if not reasons:
             reasons.append(f"no source of packages in {self.etc} is for this")
         raise kind("; ".join(dict.fromkeys(reasons)))
@@ -274,8 +275,10 @@ class DistroProvider:
             )
         tried = ", ".join(f"{upload.version} ({error.what})" for upload, error in failures)
         what = f"{apt.label} lists {tried}: none can be downloaded"
-        cut_off = any(isinstance(error, Unreachable) for _, error in failures)
-        raise (Unreachable if cut_off else SourceError)(what)
+        kind: type[SourceError] = SourceError
+        for _, failure in failures:
+            kind = _graver(kind, failure)
+        raise kind(what)
 
     def _import(self, apt: Apt, want: Want, upload: Upload, where: str) -> None:
         if imported(want.mirror, upload.sha256):
@@ -287,6 +290,13 @@ class DistroProvider:
             with step(f"unpacking {file.name}", estimate=12.0):
                 import_tarball(want, file, upload.sha256, where)
             file.unlink(missing_ok=True)
+
+
+def _graver(kind: type[SourceError], error: SourceError) -> type[SourceError]:
+    """The kind of failure that matters more: what is not right, then what was not there to ask."""
+    if kind is BadSource or isinstance(error, BadSource) or _DISTRUST.search(error.what):
+        return BadSource
+    return Unreachable if isinstance(error, Unreachable) else kind
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,7 +59,7 @@ def read_lock(path: Path | None = None) -> dict[str, Row]:
         return {}
     try:
         lock = msgspec.toml.decode(text, type=_Lock)
-    except msgspec.DecodeError as error:
+    except (UnicodeDecodeError, msgspec.DecodeError) as error:
         what = f"{path.name} cannot be read: {error}"
         raise UsageError(what, hint=f"git checkout -- {path.name}") from error
     return {row.name: row for row in lock.major}

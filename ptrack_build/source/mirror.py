@@ -32,7 +32,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
 
 from ptrack_build import cache
-from ptrack_build.errors import CommandFailed, HostError, SourceError
+from ptrack_build.errors import BadSource, CommandFailed, HostError
 from ptrack_build.run import Completed, call
 from ptrack_build.source.base import check_space
 
@@ -223,7 +223,7 @@ class Mirror:
     def version(self, commit: str, where: str) -> str:
         """The version that configure of a commit says.
 
-        Raises SourceError when it is no PostgreSQL tree, or one that is patched already.
+        Raises BadSource when it is no PostgreSQL tree, or one that is patched already.
         """
         files = self.read_all(commit, (*VERSION_FILES, *PATCHED_FILES))
         header, md = files[len(VERSION_FILES) :]
@@ -319,24 +319,24 @@ def _feed(stream: IO[bytes], ref: str, entries: Iterable[Entry], message: str) -
 
 
 def checked_name(name: str) -> str:
-    """The name of a tree's file, normalised. Raises SourceError if it leads anywhere else."""
+    """The name of a tree's file, normalised. Raises BadSource if it leads anywhere else."""
     path = PurePosixPath(name)
     parts = path.parts
     evil = any(part == ".." or part.lower() == ".git" for part in parts)
     if path.is_absolute() or not parts or evil or "\0" in name:
         what = f"a source tree must not have a file named {name!r}"
-        raise SourceError(what, hint="take the tarball from another place")
+        raise BadSource(what, hint="take the tarball from another place")
     return path.as_posix()
 
 
 def checked_link(name: str, target: str) -> bytes:
-    """The target of a symbolic link. Raises SourceError if it leads out of the tree."""
+    """The target of a symbolic link. Raises BadSource if it leads out of the tree."""
     depth = len(PurePosixPath(name).parts) - 1
     for part in PurePosixPath(target).parts:
         depth += -1 if part == ".." else 1
         if part == "/" or depth < 0:
             what = f"the link {name!r} of a source tree leads out of it, to {target!r}"
-            raise SourceError(what, hint="take the source from another place")
+            raise BadSource(what, hint="take the source from another place")
     return target.encode()
 
 
@@ -348,7 +348,7 @@ def quoted(name: str) -> bytes:
 
 
 def find_version(files: Iterable[bytes | None], where: str) -> str:
-    """The version in the text of configure.ac, configure.in or configure. Raises SourceError."""
+    """The version in the text of configure.ac, configure.in or configure. Raises BadSource."""
     import re
 
     for text in files:
@@ -362,14 +362,14 @@ def find_version(files: Iterable[bytes | None], where: str) -> str:
         if found:
             return (found[1] or found[2]).decode(errors="replace")
     what = f"{where} is no PostgreSQL source tree: no version in configure"
-    raise SourceError(what, hint="give the top directory or the tarball of a PostgreSQL release")
+    raise BadSource(what, hint="give the top directory or the tarball of a PostgreSQL release")
 
 
 def refuse_patched(where: str, *, header: bool, md: bytes) -> None:
-    """Raise SourceError for a tree that has hooks of this or an earlier ptrack."""
+    """Raise BadSource for a tree that has hooks of this or an earlier ptrack."""
     if header or b"mdwrite_hook" in md or b"changetrack" in md:
         what = f"{where} has the core patch of ptrack already"
-        raise SourceError(what, hint="give an unpatched tree: the build applies the patch itself")
+        raise BadSource(what, hint="give an unpatched tree: the build applies the patch itself")
 
 
 def open_mirror() -> Mirror:

@@ -14,7 +14,7 @@ from typing import ClassVar
 import msgspec
 
 from ptrack_build import cache
-from ptrack_build.errors import SourceError
+from ptrack_build.errors import BadSource
 from ptrack_build.progress import say, step
 from ptrack_build.source.archive import (
     MESSAGE,
@@ -52,7 +52,7 @@ class PathProvider:
         return False
 
     def fetch(self, want: Want) -> SourceTree:
-        """The tree as it is now. Raises SourceError saying what is wrong with it."""
+        """The tree as it is now. Raises BadSource saying what is wrong with it."""
         path = self.path
         sha256 = ""
         if path.is_dir():
@@ -62,7 +62,7 @@ class PathProvider:
                 commit = _from_worktree(want, path)
             elif (path / "HEAD").is_file() and (path / "objects").is_dir():
                 what = f"{path} is a bare git repository, not a source tree"
-                raise SourceError(what, hint=f"PTRACK_SOURCE=git PTRACK_PG_GIT={path}")
+                raise BadSource(what, hint=f"PTRACK_SOURCE=git PTRACK_PG_GIT={path}")
             else:
                 commit = _from_directory(want, path)
         elif path.is_file():
@@ -72,7 +72,7 @@ class PathProvider:
         else:
             what = f"{path} is neither a directory nor a file"
             hint = "PTRACK_SOURCE is auto, git, distro, tarball, or a directory or tarball"
-            raise SourceError(what, hint=hint)
+            raise BadSource(what, hint=hint)
         version = want.mirror.version(commit, str(path))
         check_version(want.major, version, str(path))
         return SourceTree(
@@ -106,17 +106,17 @@ def _from_worktree(want: Want, path: Path) -> str:
     unmerged = [n for s, n in states if "U" in s or s in {"AA", "DD"}]
     if unmerged:
         what = f"{path} has conflicts in {_listed(unmerged)}"
-        raise SourceError(what, hint="resolve and commit them, or abort the merge")
+        raise BadSource(what, hint="resolve and commit them, or abort the merge")
     changed = [n for s, n in states if s != "??"]
     if changed:
         what = f"{path} has uncommitted changes in {_listed(changed)}"
         hint = f"commit or stash them, or give a tarball: git -C {path} archive --prefix=pg/ HEAD"
-        raise SourceError(what, hint=hint)
+        raise BadSource(what, hint=hint)
     head = git("-C", str(path), "rev-parse", "--verify", "HEAD^{commit}", check=False)
     commit = head.stdout.decode().strip()
     if not commit:
         what = f"{path} has no commit yet"
-        raise SourceError(what, hint="commit the tree, or give a tarball")
+        raise BadSource(what, hint="commit the tree, or give a tarball")
     untracked = [n for s, n in states if s == "??"]
     if untracked:
         say(f"{path}: left out, not tracked by git: {_listed(untracked)}")
@@ -147,12 +147,12 @@ def _from_directory(want: Want, path: Path) -> str:
     refuse_patched(str(path), header=(path / header).exists(), md=_text(path / md) or b"")
     if (path / "config.status").exists() or (path / "GNUmakefile").exists():
         what = f"{path} has been configured"
-        raise SourceError(what, hint=f"make -C {path} distclean, or give the tarball it came from")
+        raise BadSource(what, hint=f"make -C {path} distclean, or give the tarball it came from")
     for found in path.rglob("*"):
         if found.suffix in {".o", ".rej", ".orig"} and found.is_file():
             kind = "build products" if found.suffix == ".o" else "leftovers of a patch"
             what = f"{path} has {kind} in it, such as {found.relative_to(path)}"
-            raise SourceError(what, hint="unpack the tarball anew and give that directory")
+            raise BadSource(what, hint="unpack the tarball anew and give that directory")
     stamp = directory_stamp(path)
     note = cache.directory("source") / f"directory-{cache.digest(str(path))[:16]}.json"
     known = _known(note)
@@ -164,11 +164,11 @@ def _from_directory(want: Want, path: Path) -> str:
             commit = want.mirror.store(ref, directory_entries(path), MESSAGE)
         except PermissionError as error:
             what = f"{error.filename} cannot be read"
-            raise SourceError(what, hint=f"chmod -R u+rX {path}") from error
+            raise BadSource(what, hint=f"chmod -R u+rX {path}") from error
     if directory_stamp(path) != stamp:
         want.mirror.git("update-ref", "-d", ref)
         what = f"{path} changed while it was read"
-        raise SourceError(what, hint="run it again when nothing writes there")
+        raise BadSource(what, hint="run it again when nothing writes there")
     cache.write(note, msgspec.json.encode({"stamp": stamp, "commit": commit}).decode())
     return commit
 

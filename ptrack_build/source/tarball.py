@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from ptrack_build import cache
-from ptrack_build.errors import HostError, SourceError
+from ptrack_build.errors import BadSource, HostError, SourceError
 from ptrack_build.progress import say, step
 from ptrack_build.source import net
 from ptrack_build.source.archive import import_tarball, imported, sha256_of
@@ -87,7 +87,7 @@ class TarballProvider:
         url, sha256 = _published(http, server, version)
         if want.sha256 and sha256 != want.sha256:
             what = f"{url} has SHA-256 {sha256[:16]}…, where {want.sha256[:16]}… is wanted"
-            raise SourceError(what, hint="find out which is right before anything is built from it")
+            raise BadSource(what, hint="find out which is right before anything is built from it")
         where = url
         if not imported(want.mirror, sha256):
             file = cache.directory("source", "download") / f"{sha256[:16]}-{Path(url).name}"
@@ -101,7 +101,7 @@ class TarballProvider:
         commit, found = import_tarball(want, Path(), sha256, where)
         if found != version:
             what = f"{url} holds PostgreSQL {found}"
-            raise SourceError(what, hint="tell whoever runs that server")
+            raise BadSource(what, hint="tell whoever runs that server")
         return SourceTree(
             major=want.major,
             version=found,
@@ -166,7 +166,7 @@ def _published(http: httpx.Client, server: str, version: str) -> tuple[str, str]
         found = re.match(r"([0-9a-fA-F]{64})(\s|$)", text.strip())
         if not found:
             what = f"{url}.sha256 holds no SHA-256"
-            raise SourceError(what, hint="tell whoever runs that server")
+            raise BadSource(what, hint="tell whoever runs that server")
         return url, found[1].lower()
     assert missing is not None
     raise missing
@@ -216,7 +216,7 @@ def download(
                 resumed, redone = False, True
                 continue
             what = f"{url} has SHA-256 {got[:16]}…, not the published {sha256[:16]}…"
-            raise SourceError(what, hint="nothing of it was used; try another network or server")
+            raise BadSource(what, hint="nothing of it was used; try another network or server")
         after = part.stat().st_size if part.is_file() else 0
         resumed = resumed or after > 0
         # as long as something comes, it is worth going on

@@ -214,14 +214,60 @@ def test_no_compiler_at_all(tmp_path: Path) -> None:
     bare.mkdir()
     for name in ("sh", "git", "make", "bison", "flex", "perl", "tar", "xz", "bzip2"):
         (bare / name).symlink_to(shutil.which(name) or "/bin/true")
-    source = tmp_path / "postgresql"
-    source.mkdir()
     asked = nox(
         "-s", "build-17", PATH=str(bare), PTRACK_NO_INSTALL="1",
-        PTRACK_CACHE=str(tmp_path / "cache"), PTRACK_SOURCE=str(source),
+        PTRACK_CACHE=str(tmp_path / "cache"), PTRACK_SOURCE="tarball",
     )  # fmt: skip
     assert asked.returncode != 0
+    assert "lacks cc" in asked.stderr
+    assert re.search(r"next: .*gcc", asked.stderr)
     assert "Traceback" not in asked.stdout + asked.stderr
+
+
+def test_a_matrix_that_is_no_text(checkout: Path) -> None:
+    path = checkout / "matrix.toml"
+    path.write_bytes(path.read_bytes() + b"# \xff\n")
+    asked = nox("-l", cwd=checkout)
+    assert asked.returncode != 0
+    assert "matrix.toml is not UTF-8" in asked.stderr
+    assert "Traceback" not in asked.stdout + asked.stderr
+
+
+@pytest.mark.parametrize("time", ["-1", "0", "nan", "inf", "soon"])
+def test_a_length_of_time_that_is_none(time: str) -> None:
+    asked = nox("-s", "test-17", "--", f"--deep={time}")
+    assert asked.returncode != 0
+    assert f"{time!r} is no number of minutes" in asked.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--lokced"], "unrecognized arguments: --lokced"),
+        (["-k", "nothing_is_called_so"], "no test is meant by"),
+        (["--record", "-k", "redo"], "--record is for the whole suite"),
+        (["--record", "--variant=blocks-1k"], "--record is for the whole suite"),
+    ],
+)
+def test_words_that_mean_nothing_are_told_before_anything_is_built(
+    words: list[str], said: str, tmp_path: Path
+) -> None:
+    asked = nox("-s", "test-17", "--", *words, PTRACK_CACHE=str(tmp_path), PTRACK_SOURCE="/nowhere")
+    assert asked.returncode != 0
+    assert said in asked.stderr
+    assert "/nowhere" not in asked.stderr
+
+
+def test_a_relative_path_is_so_to_where_nox_was_called(tmp_path: Path) -> None:
+    (tmp_path / "pg").mkdir()
+    asked = nox(
+        "-f", str(REPO / "noxfile.py"), "-s", "build-17", cwd=tmp_path,
+        PTRACK_SOURCE="./pg", PTRACK_CACHE="cache",
+    )  # fmt: skip
+    assert asked.returncode != 0
+    assert f"{tmp_path / 'pg'} " in asked.stderr
+    assert (tmp_path / "cache").is_dir()
+    assert not (REPO / "cache").exists()
 
 
 def test_debug_shows_where() -> None:

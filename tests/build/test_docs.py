@@ -8,6 +8,7 @@ import pytest
 
 from ptrack_build import matrix, patch
 from ptrack_build.patch import edits
+from ptrack_build.source import read_lock
 from tests.build.conftest import REPO
 
 PAGE = (REPO / "docs" / "core-patch.md").read_text()
@@ -63,6 +64,27 @@ def test_the_results_of_benchmarks_are_named() -> None:
     page = (REPO / "docs" / "architecture.md").read_text()
     (row,) = re.findall(r"^\| `benchmarks/` .*$", page, re.MULTILINE)
     assert results == {name for name in results if f"`{name}`" in row}
+    assert results == {path.name for path in place.glob("*.md")}, "named and not there"
+
+
+def test_what_is_proven_is_what_the_lock_records() -> None:
+    readme = (REPO / "README.md").read_text()
+    rows = re.findall(r"^\| (\w+) \| (?:REL_|master).* \| (\S*)[^|]* \|$", readme, re.MULTILINE)
+    assert dict(rows) == {name: row.version for name, row in read_lock().items()}
+
+
+def test_every_setting_is_documented() -> None:
+    text = (REPO / "docs" / "architecture.md").read_text().partition("## Settings")[2]
+    table = text.partition("\n## ")[0]
+    #: Between a session and what it starts, not for people.
+    inner = {"PTRACK_PREFIX", "PTRACK_MUTANTS_MAJOR", "PTRACK_TOOLS_ONLY", "PTRACK_FAULT"}
+    used: set[str] = set()
+    for place in ("nox", "noxfile.py", "ptrack_build", "tests", "benchmarks"):
+        path = REPO / place
+        for file in [path] if path.is_file() else path.rglob("*.py"):
+            if (REPO / "tests" / "build") not in file.parents:
+                used |= set(re.findall(r"PTRACK_[A-Z_]*[A-Z]\b", file.read_text()))
+    assert used - inner == set(re.findall(r"PTRACK_[A-Z_]+", table))
 
 
 @pytest.mark.parametrize("name", sorted(COUNTS))

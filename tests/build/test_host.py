@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 import pytest
 
 from ptrack_build import host, matrix, suite
-from ptrack_build.errors import HostError
+from ptrack_build.errors import HostError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -177,7 +177,7 @@ def test_a_cache_that_was_there_and_is_closed_is_named_before_a_test(
 def test_jobs_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PTRACK_JOBS", "7")
     assert host.cpus() == 7
-    monkeypatch.setenv("PTRACK_JOBS", "many")
+    monkeypatch.delenv("PTRACK_JOBS")
     assert host.cpus() >= 1
 
 
@@ -185,3 +185,10 @@ def test_a_line_to_paste_survives_the_shell(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(host, "manager", lambda: "dnf")
     line = host.paste_packages(["gcc-c++", "perl(IPC::Run)"])
     assert line.endswith("dnf install -y gcc-c++ 'perl(IPC::Run)'")
+
+
+@pytest.mark.parametrize("named", ["many", "0", "-2", "1.5"])
+def test_jobs_that_are_no_number(monkeypatch: pytest.MonkeyPatch, named: str) -> None:
+    monkeypatch.setenv("PTRACK_JOBS", named)
+    with pytest.raises(UsageError, match=f"PTRACK_JOBS={named}"):
+        host.jobs()

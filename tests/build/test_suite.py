@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ import pytest
 
 from ptrack_build import compile as compiling
 from ptrack_build import matrix, report, suite
-from ptrack_build.errors import SourceError
+from ptrack_build.errors import BadSource, SourceError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,6 +71,83 @@ def test_what_cannot_be_had_is_recorded_all_the_same(
         suite.built_all(majors, compiling.RELEASE)
     for name in ("test.json", "build.json"):
         assert '"unreachable"' in (closed / "results" / name).read_text()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [BadSource("a tarball with another digest"), OSError(28, "No space left on device")],
+    ids=["bad source", "full disk"],
+)
+def test_what_is_not_right_fails_and_the_other_majors_go_on(
+    closed: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def one(major: matrix.Major, *_args: object, **_options: object) -> report.Outcome:
+        if major.name == "15":
+            raise error
+        return report.Outcome(session=f"test-{major.name}", status="passed", version="1", tests=1)
+
+    monkeypatch.setattr(suite, "one", one)
+    majors = [matrix.load().major(name) for name in ("15", "17")]
+    with pytest.raises(suite.SuiteFailed, match="failed: test-15"):
+        suite.every(majors, [])
+    kept = json.loads((closed / "results" / "test.json").read_text())
+    assert [(each["session"], each["status"]) for each in kept] == [
+        ("test-15", "failed"), ("test-17", "passed"),
+    ]  # fmt: skip
+    assert str(error) in kept[0]["note"]
+
+
+@pytest.mark.parametrize(
+    ("words", "own", "server"),
+    [
+        ([], [], []),
+        (["-k", "model"], ["-k", "model"], ["-k", "model"]),
+        (["tests/test_crash.py", "-x"], None, ["tests/test_crash.py", "-x"]),
+        (["tests/build/test_run.py"], ["tests/build/test_run.py"], None),
+        (["tests/build", "tests/test_map.py"], ["tests/build"], ["tests/test_map.py"]),
+    ],
+)
+def test_words_go_to_the_tests_that_they_are_for(
+    words: list[str], own: list[str] | None, server: list[str] | None
+) -> None:
+    assert suite._share(words, own=True) == own
+    assert suite._share(words, own=False) == server
+
+
+def test_words_for_one_part_leave_the_other_out(
+    closed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = closed.parent / "checkout" / "tests"
+    (place / "build").mkdir(parents=True)
+    (place / "build" / "test_one.py").write_text("def test_here(): pass\n")
+    (place / "test_two.py").write_text("def test_there(): pass\n")
+    (place.parent / "pytest.ini").write_text("[pytest]\n")
+    ran: list[str] = []
+
+    def one(major: matrix.Major, *_args: object, **_options: object) -> report.Outcome:
+        ran.append(major.name)
+        return report.Outcome(session=f"test-{major.name}", status="passed", version="1", tests=1)
+
+    monkeypatch.setattr(suite, "one", one)
+    majors = [matrix.load().major("17")]
+    for words, parts, servers in (
+        (["-k", "test_here"], ["tests/build"], []),
+        (["-k", "test_there"], ["test-17"], ["17"]),
+        (["tests/build"], ["tests/build"], []),
+    ):
+        ran.clear()
+        suite.every(majors, words)
+        kept = json.loads((closed / "results" / "test.json").read_text())
+        assert ([each["session"] for each in kept], ran) == (parts, servers)
+    with pytest.raises(UsageError, match="no test is meant by"):
+        suite.every(majors, ["-k", "nowhere"])
+
+
+@pytest.mark.parametrize("named", ["abc", "-1", "1.5"])
+def test_a_number_of_workers_that_is_none(monkeypatch: pytest.MonkeyPatch, named: str) -> None:
+    monkeypatch.setenv("PTRACK_TEST_WORKERS", named)
+    with pytest.raises(UsageError, match="PTRACK_TEST_WORKERS"):
+        suite.own([])
 
 
 def test_pytest_runs_there_and_its_record_is_read(closed: Path) -> None:
