@@ -2,6 +2,7 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
+#     "docker>=7.1",
 #     "filelock>=3.16",
 #     "httpx>=0.27",
 #     "jinja2>=3.1.4",
@@ -253,8 +254,9 @@ def major_sessions(major: Major) -> None:
         options = Options(session)
         options.add_argument("--locked", action="store_true", help="what matrix.lock records")
         options.add_argument("--no-jit", action="store_true", help="without LLVM")
+        options.add_argument("--image", default="", help="in a container of it: debian:trixie")
         given = options.read()
-        deb.one(major, locked=given.locked, jit=not given.no_jit)
+        deb.one(major, locked=given.locked, jit=not given.no_jit, image=given.image)
 
     def rpm(session: nox.Session) -> None:
         from ptrack_build.package import rpm
@@ -323,8 +325,9 @@ def deb_all(session: nox.Session) -> None:
     options = Options(session)
     options.add_argument("--locked", action="store_true", help="what matrix.lock records")
     options.add_argument("--no-jit", action="store_true", help="without LLVM")
+    options.add_argument("--image", default="", help="in a container of it: debian:trixie")
     given = options.read()
-    deb.every(MATRIX.majors, locked=given.locked, jit=not given.no_jit)
+    deb.every(MATRIX.majors, locked=given.locked, jit=not given.no_jit, image=given.image)
 
 
 @session("rpm", "all")
@@ -337,6 +340,23 @@ def rpm_all(session: nox.Session) -> None:
     options.add_argument("--no-jit", action="store_true", help="without LLVM")
     given = options.read()
     rpm.every(MATRIX.majors, locked=given.locked, jit=not given.no_jit)
+
+
+@session("verify-packages", "package")
+def verify_packages(session: nox.Session) -> None:
+    """Install what is in dist/ in clean containers, and use, upgrade, remove and purge it."""
+    from ptrack_build.package import verify
+
+    options = Options(session)
+    options.add_argument(
+        "--system", action="append", default=[], metavar="NAME",
+        help="these systems only: debian-bookworm-amd64, or a word of it; may be repeated",
+    )  # fmt: skip
+    options.add_argument("majors", nargs="*", metavar="NN", help="these majors only")
+    given = options.read()
+    for name in given.majors:
+        MATRIX.major(name)
+    verify.verify(given.system, given.majors)
 
 
 @session("selftest", "check")

@@ -81,6 +81,8 @@ NEEDS: dict[str, Need] = {
         programs=("pkg-config",), headers=("zstd.h",),
         apt=("libzstd-dev", "pkg-config"), dnf=("libzstd-devel", "pkgconf-pkg-config"),
     ),
+    "container engine": Need(programs=("dockerd",), apt=("docker.io",), dnf=("moby-engine",)),
+    "mmdebstrap": Need(programs=("mmdebstrap",), apt=("mmdebstrap",), dnf=("mmdebstrap",)),
     "spin": Need(programs=("spin",), apt=("spin",), dnf=("spin",)),
     "useradd": Need(programs=("useradd",), apt=("passwd",), dnf=("shadow-utils",)),
 }  # fmt: skip

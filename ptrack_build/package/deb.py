@@ -32,11 +32,11 @@ from ptrack_build.package import (
     System,
     described,
     making,
-    os_release,
     publish,
     room,
     table,
 )
+from ptrack_build.package.place import NATIVE
 from ptrack_build.patch import edits
 from ptrack_build.progress import say, step
 from ptrack_build.run import call
@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ptrack_build.matrix import Major
+    from ptrack_build.package.place import Place
     from ptrack_build.patch import PatchedTree
-    from ptrack_build.source import SourceTree
 
 TEMPLATES: Final = REPO / "packaging" / "deb"
 EXTENSION: Final = REPO / "extension"
@@ -207,14 +207,6 @@ def debian_version(version: str) -> str:
     return f"{major}.{minor}" if minor else f"{major}~~{devel}" if devel else f"{major}~{early}"
 
 
-def _snapshot(source: SourceTree, epoch: int) -> str:
-    """What sets a branch's tip apart from the release whose version it still has."""
-    if source.provider != "git" and "devel" not in source.version:
-        return ""
-    day = time.strftime("%Y%m%d", time.gmtime(epoch))
-    return f"+git{day}.{source.commit[:7]}"
-
-
 def license_text(text: str) -> str:
     """A license as the body of a field: indented, with dots for blank lines."""
     lines = [line.rstrip() for line in textwrap.dedent(text).strip().splitlines()]
@@ -230,8 +222,8 @@ def render(folder: str, known: Facts, templates: Path | None = None) -> dict[str
     templates = templates or TEMPLATES
     made = {}
     roles = known.roles()
-    for template in sorted((templates / folder).glob("*.j2")):
-        name = template.name.removesuffix(".j2")
+    for template in sorted((templates / folder).rglob("*.j2")):
+        name = template.relative_to(templates / folder).as_posix().removesuffix(".j2")
         role, dot, rest = name.partition(".")
         if dot and role in roles:
             name = f"{roles[role]}.{rest}"
@@ -246,17 +238,18 @@ def render(folder: str, known: Facts, templates: Path | None = None) -> dict[str
 # ---- the machine
 
 
-def this_system() -> System:
-    """The system that packages are made for natively. Raises HostError where it has no dpkg."""
-    if not shutil.which("dpkg") or host.manager() != "apt":
-        what = "Debian packages are made on Debian or Ubuntu, which this is not"
-        raise HostError(what, hint="run the session there, or in a container of it")
-    about = os_release()
+def this_system(place: Place = NATIVE) -> System:
+    """The system that packages are made for there. Raises HostError where it has no dpkg."""
+    if not place.which("dpkg") or place.manager() != "apt":
+        what = f"Debian packages are made on Debian or Ubuntu, which {place.name} is not"
+        raise HostError(what, hint="give it an image of those: -- --image debian:bookworm")
+    about = place.os_release()
     identity = about.get("ID", "debian")
     release = about.get("VERSION_ID", "")
     codename = about.get("VERSION_CODENAME", "")
     short = "deb" if identity == "debian" else identity
-    architecture = call(["dpkg", "--print-architecture"], capture=True, quiet=True).stdout.strip()
+    argv = ["dpkg", "--print-architecture"]
+    architecture = place.call(argv, capture=True, quiet=True).stdout.strip()
     return System(
         distribution=identity,
         release=release,
@@ -273,36 +266,35 @@ def needed(control: str) -> list[str]:
     return [name for each in listed if (name := re.sub(r"\s*\(.*", "", each).strip())]
 
 
-def _ensure(control: str) -> None:
+def _ensure(control: str, slot: str, place: Place) -> None:
     """See to it that what a control file builds with is there.
 
-    Root gets it installed. Otherwise HostError has the line to paste.
+    Where it may be installed it is. Otherwise HostError has the line to paste.
     """
-    host.ensure(["dpkg-dev", "cc", "make"])
-    lacking = _unmet(control)
+    place.ensure(["dpkg-dev", "cc", "make"])
+    lacking = _unmet(control, slot, place)
     if not lacking:
         return
-    if os.geteuid() == 0 and not os.environ.get("PTRACK_NO_INSTALL"):
+    if place.may_install():
         try:
-            with cache.lock("system packages"):
-                host.install(_unmet(control))
+            place.install(lacking)
         except CommandFailed as error:
             what = f"could not install what the packages are built with: {error.what}"
             raise HostError(what, hint=_paste(lacking), log=error.log) from error
-        lacking = _unmet(control)
+        lacking = _unmet(control, slot, place)
     if lacking:
-        what = f"this machine lacks {', '.join(lacking)}, which the packages are built with"
+        what = f"{place.name} lacks {', '.join(lacking)}, which the packages are built with"
         raise HostError(what, hint=_paste(lacking))
 
 
-def _unmet(control: str) -> list[str]:
+def _unmet(control: str, slot: str, place: Place) -> list[str]:
     """Names from dpkg-checkbuilddeps; debhelper-compat is debhelper."""
     said: list[str] = []
-    file = cache.directory("build") / f".control.{os.getpid()}"
+    file = cache.directory("build", slot) / f".control.{os.getpid()}"
     file.write_text(control)
     try:
         argv = ["dpkg-checkbuilddeps", str(file)]
-        done = call(argv, check=False, quiet=True, on_line=said.append, env={"LC_ALL": "C"})
+        done = place.call(argv, check=False, quiet=True, on_line=said.append, env={"LC_ALL": "C"})
     finally:
         file.unlink()
     if done.returncode == 0:
@@ -320,20 +312,20 @@ def _paste(names: Iterable[str]) -> str:
     return f"{sudo}apt-get update && {sudo}apt-get install -y {' '.join(names)}"
 
 
-def _llvm() -> int:
+def _llvm(place: Place) -> int:
     """The major of the distribution's LLVM."""
-    said = call(["llvm-config", "--version"], capture=True, quiet=True).stdout
+    said = place.call(["llvm-config", "--version"], capture=True, quiet=True).stdout
     major = int(said.split(".")[0])
     for program in (f"clang-{major}", f"llvm-config-{major}"):
-        if not shutil.which(program):
+        if not place.which(program):
             what = f"llvm-config is of LLVM {major}, but there is no {program}"
             raise HostError(what, hint=_paste([f"clang-{major}", f"llvm-{major}-dev"]))
     return major
 
 
-def _installed(names: Iterable[str]) -> dict[str, str]:
+def _installed(names: Iterable[str], place: Place) -> dict[str, str]:
     """Versions of those packages that are installed under their own names."""
-    listed = call(
+    listed = place.call(
         ["dpkg-query", "-W", "-f", "${Package} ${Version} ${db:Status-Status}\n", *names],
         capture=True, quiet=True, check=False,
     ).stdout  # fmt: skip
@@ -354,6 +346,7 @@ class _Job:
     place: Path
     log: Path
     llvm: int
+    where: Place
     debian: dict[str, tuple[str, bool]]
     options: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
@@ -363,25 +356,28 @@ class _Job:
         return cache.directory("deb") / self.key[:32]
 
 
-def build(tree: PatchedTree, *, jit: bool = True, extension: Path = EXTENSION) -> Release:
-    """The packages of a patched tree and of the extension, for this machine's system.
+def build(
+    tree: PatchedTree, *, jit: bool = True, extension: Path = EXTENSION, where: Place = NATIVE
+) -> Release:
+    """The packages of a patched tree and of the extension, for the system of a place.
 
-    Made where that has not been done before. Installs or names missing build dependencies. jit:
-    whether the server gets LLVM's just-in-time compilation. Raises HostError for what the machine
+    Made if that has not been done before. Installs or names missing build dependencies. jit:
+    whether the server gets LLVM's just-in-time compilation. Raises HostError for what the place
     lacks and PackageError, with the log and its telling lines, for what does not build.
     """
     os.umask(0o022)
-    system = this_system()
+    system = this_system(where)
     draft = facts(tree, system, llvm=1 if jit else 0)
     controls = render("server", draft)["control"][0]
-    _ensure(controls)
-    known = facts(tree, system, llvm=_llvm() if jit else 0)
-    slot = f"deb-{tree.source.major.name}"
+    slot = slot_of(tree.source.major)
+    _ensure(controls, slot, where)
+    known = facts(tree, system, llvm=_llvm(where) if jit else 0)
     builders = _installed(
-        [*needed(controls), "gcc", "g++", "binutils", "libc6-dev", "dpkg-dev", "make", "debhelper"]
+        [*needed(controls), "gcc", "g++", "binutils", "libc6-dev", "dpkg-dev", "make", "debhelper"],
+        where,
     )
     with cache.lock(f"packages {slot}"):
-        server = _server_job(tree, known, slot, builders)
+        server = _server_job(tree, known, slot, builders, where)
         if not _finished(server.final):
             _make_server(tree, known, server)
         module = _extension_job(known, slot, server, extension)
@@ -399,6 +395,11 @@ def build(tree: PatchedTree, *, jit: bool = True, extension: Path = EXTENSION) -
         packages=tuple(sorted((*_read(server.final), *_read(module.final)), key=lambda p: p.file)),
         files=tuple(files),
     )
+
+
+def slot_of(major: Major) -> str:
+    """The directory below <cache>/build where a major's packages are made."""
+    return f"deb-{major.name}"
 
 
 def _made_of(tree: PatchedTree, known: Facts, builders: Mapping[str, str]) -> dict[str, Any]:
@@ -420,13 +421,15 @@ def _made_of(tree: PatchedTree, known: Facts, builders: Mapping[str, str]) -> di
     }
 
 
-def _server_job(tree: PatchedTree, known: Facts, slot: str, builders: Mapping[str, str]) -> _Job:
+def _server_job(
+    tree: PatchedTree, known: Facts, slot: str, builders: Mapping[str, str], where: Place
+) -> _Job:
     debian = render("server", known)
     plans = edits.load(TEMPLATES / "core", tree.source.major)
     key = cache.digest(
         FORMAT, "server", tree.source.digest, tree.patch_digest, edits.digest(plans),
         json.dumps(debian, sort_keys=True), json.dumps(dict(builders), sort_keys=True),
-        _build_flags(),
+        _build_flags(where),
     )  # fmt: skip
     return _Job(
         name=known.server,
@@ -435,6 +438,7 @@ def _server_job(tree: PatchedTree, known: Facts, slot: str, builders: Mapping[st
         place=cache.directory("build", slot) / "server",
         log=cache.directory("log") / f"{slot}.log",
         llvm=known.llvm,
+        where=where,
         debian=debian,
     )
 
@@ -457,17 +461,18 @@ def _extension_job(known: Facts, slot: str, server: _Job, extension: Path) -> _J
         place=place,
         log=cache.directory("log") / f"{slot}-extension.log",
         llvm=known.llvm,
+        where=server.where,
         debian=debian,
         options=("-d",),  # what it builds with is unpacked beside it, not installed
         env=(("PG_CONFIG", str(pg_config)),),
     )
 
 
-def _build_flags() -> str:
+def _build_flags(where: Place) -> str:
     """What the distribution and its configuration hand to compilers, without paths."""
     options = "hardening=+all reproducible=-fixfilepath,-fixdebugpath"
     env = {**_NO_FLAGS, "DEB_BUILD_MAINT_OPTIONS": options}
-    return call(["dpkg-buildflags"], capture=True, quiet=True, env=env).stdout
+    return where.call(["dpkg-buildflags"], capture=True, quiet=True, env=env).stdout
 
 
 #: Left to themselves, these would change what is compiled.
@@ -506,7 +511,8 @@ def _make_extension(known: Facts, server: _Job, job: _Job, extension: Path) -> N
         for role in DEVELOPMENT:
             name = known.roles()[role]
             (package,) = server.final.glob(f"{name}_*.deb")
-            call(["dpkg-deb", "-x", str(package), str(job.place / "root")], quiet=True)
+            argv = ["dpkg-deb", "-x", str(package), str(job.place / "root")]
+            job.where.call(argv, quiet=True, user=host.server_user())
 
     _make(job, unpack)
 
@@ -522,6 +528,8 @@ def _make(job: _Job, unpack: Callable[[Path], None]) -> None:
     making.clear(job.place)
     work = job.place / job.name
     work.mkdir(parents=True)
+    if user is not None:
+        os.chown(job.place, user.uid, user.gid)
     title = f"packages of {job.name} {job.version}"
     compiled = 0
     try:
@@ -540,7 +548,7 @@ def _make(job: _Job, unpack: Callable[[Path], None]) -> None:
             env = _environment(job, user)
             if user is not None:
                 call(["chown", "-R", f"{user.uid}:{user.gid}", str(job.place)], quiet=True)
-            call(
+            job.where.call(
                 ["dpkg-buildpackage", "-b", "-us", "-uc", *job.options],
                 cwd=work, env=env, log=job.log, quiet=True, user=user, on_line=count,
             )  # fmt: skip
@@ -560,6 +568,7 @@ def _write_debian(folder: Path, job: _Job) -> None:
     folder.mkdir()
     for name, (text, executable) in job.debian.items():
         file = folder / name
+        file.parent.mkdir(exist_ok=True)
         file.write_text(text, encoding="utf-8")
         file.chmod(0o755 if executable else 0o644)
 
@@ -569,16 +578,16 @@ def _keep(job: _Job, scratch: Path) -> None:
     found = []
     for file in sorted(job.place.glob("*.*deb")):
         shutil.copyfile(file, scratch / file.name)
-        found.append(described(scratch / file.name, fields(scratch / file.name)))
+        found.append(described(scratch / file.name, fields(file, job.where)))
     if not found:
         what = f"{job.name}: dpkg-buildpackage made no package"
         raise PackageError(what, log=job.log, hint="read the log")
     (scratch / "packages.json").write_text(json.dumps([asdict(each) for each in found], indent=1))
 
 
-def fields(package: Path) -> dict[str, str]:
+def fields(package: Path, place: Place = NATIVE) -> dict[str, str]:
     """A package file's control fields, continued lines joined."""
-    text = call(["dpkg-deb", "-f", str(package)], capture=True, quiet=True).stdout
+    text = place.call(["dpkg-deb", "-f", str(package)], capture=True, quiet=True).stdout
     rows = re.sub(r"\n[ \t]+", " ", text).splitlines()
     return {name: value.strip() for name, _, value in (row.partition(":") for row in rows)}
 
@@ -589,6 +598,7 @@ def _environment(job: _Job, user: host.ServerUser | None) -> dict[str, str]:
     Objects are the unprivileged user's, hence a compiler cache of their own. (None of build-NN's
     would do: a distribution hardens, and its configure knows more libraries.)
     """
+    masks = ["gcc", "g++", *([f"clang-{job.llvm}"] if job.llvm else [])]
     return {
         **_NO_FLAGS,
         **dict(job.env),
@@ -598,7 +608,7 @@ def _environment(job: _Job, user: host.ServerUser | None) -> dict[str, str]:
         "MAKEFLAGS": "",
         "DEB_BUILD_OPTIONS": f"parallel={host.jobs()}",
         "DEB_BUILD_PROFILES": "",
-        **making.compiler_cache(user, ["gcc", "g++", *([f"clang-{job.llvm}"] if job.llvm else [])]),
+        **making.compiler_cache(user, masks, job.where),
     }
 
 
@@ -631,12 +641,17 @@ def _hint(text: str, job: _Job) -> str:
 # ---- sessions
 
 
-def one(major: Major, *, locked: bool = False, jit: bool = True) -> Path:
-    """Fetch, patch, package and publish a major; prints the packages and where they are."""
-    from ptrack_build import patch, source
+def one(major: Major, *, locked: bool = False, jit: bool = True, image: str = "") -> Path:
+    """Fetch, patch, package and publish a major; prints the packages and where they are.
+
+    image: of the container that they are made in and for; on and for this machine where it is "".
+    """
+    from ptrack_build import container, patch, source
 
     host.ensure(["git"])
-    made = build(patch.apply(source.fetch(major, locked=locked)), jit=jit)
+    tree = patch.apply(source.fetch(major, locked=locked))
+    with container.place(image, slot_of(major), kept="deb") as where:
+        made = build(tree, jit=jit, where=where)
     with cache.lock(f"dist {made.system.name} {made.major}"):
         place = publish(made)
     say(table(made.packages))
@@ -644,9 +659,11 @@ def one(major: Major, *, locked: bool = False, jit: bool = True) -> Path:
     return place
 
 
-def every(majors: Sequence[Major], *, locked: bool = False, jit: bool = True) -> None:
+def every(
+    majors: Sequence[Major], *, locked: bool = False, jit: bool = True, image: str = ""
+) -> None:
     """Package all majors whose source can be had; ends with a table that says which could not.
 
     Raises PackageError if any failed, and SourceError when no source could be had at all.
     """
-    making.every("deb", majors, lambda major: one(major, locked=locked, jit=jit))
+    making.every("deb", majors, lambda major: one(major, locked=locked, jit=jit, image=image))

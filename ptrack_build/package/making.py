@@ -10,13 +10,13 @@ import json
 import os
 import re
 import shlex
-import shutil
 import time
 from typing import TYPE_CHECKING, Any, Final
 
 from ptrack_build import cache, report
 from ptrack_build.errors import CommandFailed, PtrackError, SourceError
 from ptrack_build.package import PackageError
+from ptrack_build.package.place import NATIVE
 from ptrack_build.progress import say
 from ptrack_build.suite import results
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from ptrack_build.host import ServerUser
     from ptrack_build.matrix import Major
+    from ptrack_build.package.place import Place
     from ptrack_build.patch import PatchedTree
     from ptrack_build.source import SourceTree
 
@@ -118,24 +119,35 @@ def clear(place: Path) -> None:
         cache.remove(old)
 
 
-def compiler_cache(user: ServerUser | None, names: Iterable[str]) -> dict[str, str]:
-    """The environment that puts ccache in front of the compilers of those names, if it is there.
+def compiler_masks() -> Path:
+    """The directory of links that put ccache in front of compilers."""
+    return cache.directory("ccache-bin")
 
-    What an unprivileged user compiles is that user's, hence a store beside build-NN's.
-    """
-    ccache = shutil.which("ccache")
-    if not ccache or os.environ.get("CCACHE_DISABLE"):
-        return {}
-    masks = cache.directory("ccache-bin")
-    for name in names:
-        with contextlib.suppress(FileExistsError):
-            (masks / name).symlink_to(ccache)
+
+def compiler_store(user: ServerUser | None) -> Path:
+    """Where ccache keeps what that user compiles: beside build-NN's, where it is another user."""
     store = cache.directory("ccache" if user is None else f"ccache-{user.name}")
     if user is not None:
         os.chown(store, user.uid, user.gid)
+    return store
+
+
+def compiler_cache(
+    user: ServerUser | None, names: Iterable[str], where: Place = NATIVE
+) -> dict[str, str]:
+    """The environment that puts ccache in front of the compilers of those names, if it is there."""
+    ccache = where.which("ccache")
+    if not ccache or os.environ.get("CCACHE_DISABLE"):
+        return {}
+    masks = compiler_masks()
+    for name in names:
+        # a link's target is looked up where the link is used: in the container, if it is one
+        if not (masks / name).is_symlink() or str((masks / name).readlink()) != ccache:
+            (masks / name).unlink(missing_ok=True)
+            (masks / name).symlink_to(ccache)
     return {
-        "PATH": f"{masks}:{os.environ.get('PATH', os.defpath)}",
-        "CCACHE_DIR": str(store),
+        "PATH": f"{masks}:{where.path()}",
+        "CCACHE_DIR": str(compiler_store(user)),
         "CCACHE_BASEDIR": str(cache.root()),
         "CCACHE_NOHASHDIR": "1",
         "CCACHE_SLOPPINESS": "include_file_ctime,include_file_mtime",

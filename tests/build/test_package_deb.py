@@ -19,6 +19,7 @@ import pytest
 from ptrack_build import cache, host, matrix, run
 from ptrack_build.errors import HostError, PatchError
 from ptrack_build.package import PackageError, Release, System, deb, publish
+from ptrack_build.package.place import NATIVE
 from ptrack_build.patch import PatchedTree, edits
 from ptrack_build.source import SourceTree
 
@@ -388,7 +389,7 @@ def test_an_interruption_leaves_nothing(
         (place / "server_1_all.deb").write_text("half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(deb, "call", interrupted)
+    monkeypatch.setattr(run, "call", interrupted)
     with pytest.raises(KeyboardInterrupt):
         built(tree, tmp_path)
     assert list(cache.directory("deb").iterdir()) == []
@@ -405,7 +406,7 @@ def test_missing_build_dependencies_are_named_in_a_line(
     control += "Build-Depends: no-such-thing, dpkg-dev, nor-this (>= 3)\n\nPackage: a\n"
     control += "Architecture: any\nDescription: a\n a\n"
     with pytest.raises(HostError) as caught:
-        deb._ensure(control)
+        deb._ensure(control, "deb-17", NATIVE)
     assert (caught.value.hint or "").endswith("apt-get install -y no-such-thing nor-this")
 
 
@@ -413,7 +414,7 @@ def test_missing_build_dependencies_are_named_in_a_line(
 def test_a_control_file_that_cannot_be_read_is_not_taken_for_satisfied(own_cache: Path) -> None:
     del own_cache
     with pytest.raises(PackageError, match="cannot read the rendered control file"):
-        deb._unmet("Source: a\nSource: b\n")
+        deb._unmet("Source: a\nSource: b\n", "deb-17", NATIVE)
 
 
 def test_publishing_tells_what_it_was_made_of(tree: PatchedTree, tmp_path: Path) -> None:
