@@ -70,6 +70,7 @@ class FakeEngine:
     created: list[FakeContainer] = field(default_factory=list)
     commands: list[list[str]] = field(default_factory=list)
     users: list[str] = field(default_factory=list)
+    networks: list[str] = field(default_factory=list)
     imported: list[dict[str, Any]] = field(default_factory=list)
     refusal: str = "no such host"
     #: answers instead of running: by the first word, (status, output)
@@ -129,6 +130,7 @@ class FakeEngine:
         ident = str(len(self._execs))
         self._execs[ident] = (argv, wanted)
         self.commands.append(argv)
+        self.networks.append(self.there[name].wanted["network_mode"])
         self.users.append(wanted["user"] or self.there[name].wanted["user"])
         return {"Id": ident}
 
