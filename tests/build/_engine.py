@@ -76,7 +76,8 @@ class FakeEngine:
     #: answers instead of running: by the first word, (status, output)
     answers: dict[str, tuple[int, str]] = field(default_factory=dict)
     on_start: Callable[[FakeContainer], None] = lambda _container: None
-    on_exec: Callable[[list[str]], None] = lambda _argv: None
+    #: sees each command first; what it returns, (status, output), is the answer
+    on_exec: Callable[[list[str]], tuple[int, str] | None] = lambda _argv: None
     _execs: dict[str, tuple[list[str], dict[str, Any]]] = field(default_factory=dict)
     _ended: dict[str, int] = field(default_factory=dict)
 
@@ -140,9 +141,9 @@ class FakeEngine:
         assert stream
         assert demux
         argv, wanted = self._execs[ident]
-        self.on_exec(argv)
-        if argv[0] in self.answers:
-            self._ended[ident], text = self.answers[argv[0]]
+        answer = self.on_exec(argv) or self.answers.get(argv[0])
+        if answer is not None:
+            self._ended[ident], text = answer
             yield text.encode(), None
             return
         environment = {"PATH": os.environ["PATH"], **wanted["environment"]}

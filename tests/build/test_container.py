@@ -405,7 +405,7 @@ def test_however_it_ends_the_container_is_removed(end: type[BaseException]) -> N
     error = CommandFailed(["x"], 1) if end is CommandFailed else end()
     fake = FakeEngine()
 
-    def interrupt(_argv: list[str]) -> None:
+    def interrupt(_argv: list[str]) -> tuple[int, str]:
         assert len(fake.there) == 1
         raise error
 
