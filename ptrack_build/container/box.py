@@ -10,7 +10,7 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from ptrack_build.container.base import explained
+from ptrack_build.container.base import ContainerError, explained
 from ptrack_build.errors import CommandFailed
 from ptrack_build.run import Completed, Held, Listener
 
@@ -77,7 +77,10 @@ class Box:
                             sink.feed(data)
                 out.close()
                 err.close()
-                returncode = int(api.exec_inspect(ident)["ExitCode"])
+                returncode = api.exec_inspect(ident)["ExitCode"]
+        if returncode is None:
+            what = f"{self.image}: the container ended while {words[0]} ran"
+            raise ContainerError(what, log=log, hint="was it removed, or out of memory?")
         if returncode != 0 and check:
             tail = "\n".join(listener.tail)
             raise CommandFailed(words, returncode, log=log, tail=tail)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from ptrack_build import cache, report
-from ptrack_build.container import ContainerError, Reference, box
+from ptrack_build.container import Reference, box
 from ptrack_build.container import image as images
 from ptrack_build.errors import CommandFailed, PtrackError, UsageError
 from ptrack_build.package import DIST, MANIFEST, SUMS, PackageError, deb, making, sha256
@@ -146,7 +146,7 @@ def verify(
             before = previous(each, everything)
             try:
                 outcomes.append(one(client, each, before))
-            except (ContainerError, CommandFailed) as error:
+            except PtrackError as error:
                 say(str(error))
                 outcomes.append(
                     report.Outcome(session=each.name, status="failed", note=str(error), failures=1)

@@ -70,11 +70,11 @@ class Entry:
     components: tuple[str, ...]
     fields: tuple[tuple[str, str], ...] = ()
 
-    def stanza(self, suites: tuple[str, ...], kind: str = "deb-src") -> str:
-        """The sources (or with `deb` the packages) of these suites of this archive, for apt."""
+    def stanza(self, suites: tuple[str, ...], *, types: str = "deb-src") -> str:
+        """The sources of these suites of the archive, as apt reads them; types: or "deb"."""
         components = ("main",) if "main" in self.components else self.components
         lines = [
-            f"Types: {kind}",
+            f"Types: {types}",
             f"URIs: {' '.join(self.uris)}",
             f"Suites: {' '.join(suites)}",
             *([f"Components: {' '.join(components)}"] if components else []),
@@ -172,14 +172,14 @@ class DistroProvider:
             if self._carries(entry, suite):
                 pockets = (suite, f"{suite}-updates") if suite not in ROLLING else (suite,)
                 there = tuple(p for p in pockets if p == suite or self._carries(entry, p))
-                stanzas.append(entry.stanza(there, "deb"))
+                stanzas.append(entry.stanza(there, types="deb"))
         if not stanzas:
             what = f"the mirror that apt is set up with here has no suite {suite}"
             raise SourceError(what)
         for entry in security.values() if suite not in ROLLING else ():
             pocket = f"{suite}-security"
             if self._carries(entry, pocket):
-                stanzas.append(entry.stanza((pocket,), "deb"))
+                stanzas.append(entry.stanza((pocket,), types="deb"))
         return stanzas
 
     def transport(self) -> list[str]:

@@ -77,9 +77,9 @@ class FakeEngine:
     answers: dict[str, tuple[int, str]] = field(default_factory=dict)
     on_start: Callable[[FakeContainer], None] = lambda _container: None
     #: sees each command first; what it returns, (status, output), is the answer
-    on_exec: Callable[[list[str]], tuple[int, str] | None] = lambda _argv: None
+    on_exec: Callable[[list[str]], tuple[int | None, str] | None] = lambda _argv: None
     _execs: dict[str, tuple[list[str], dict[str, Any]]] = field(default_factory=dict)
-    _ended: dict[str, int] = field(default_factory=dict)
+    _ended: dict[str, int | None] = field(default_factory=dict)
 
     @property
     def images(self) -> FakeEngine:
@@ -156,7 +156,7 @@ class FakeEngine:
         if done.stderr:
             yield None, done.stderr
 
-    def exec_inspect(self, ident: str) -> dict[str, int]:
+    def exec_inspect(self, ident: str) -> dict[str, int | None]:
         return {"ExitCode": self._ended[ident]}
 
     def list(self, name: str) -> Sequence[FakeImage]:

@@ -415,6 +415,14 @@ def test_however_it_ends_the_container_is_removed(end: type[BaseException]) -> N
     assert not fake.there
 
 
+def test_a_container_that_vanishes_is_no_success(tmp_path: Path) -> None:
+    fake = FakeEngine()
+    fake.on_exec = lambda _argv: (None, "half a line")
+    with opened(fake) as made, pytest.raises(ContainerError, match="ended while make ran") as caught:
+        made.call(["make"], log=tmp_path / "log")
+    assert caught.value.log == tmp_path / "log"
+
+
 def test_interrupted_at_the_start_no_container_is_left() -> None:
     fake = FakeEngine()
 
