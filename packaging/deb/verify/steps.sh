@@ -27,7 +27,7 @@ status() {
 }
 
 install() {
-	apt-get install -y --no-install-recommends --no-download "$@"
+	apt-get install -y --no-install-recommends "$@"
 }
 
 names() {
@@ -38,7 +38,7 @@ names() {
 
 # All that is there, but for caches, logs of apt and dpkg, and what is mounted.
 listing() {
-	find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /tmp -o -path "$state" -o -path /var/cache \
+	find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /run -o -path /tmp -o -path "$state" -o -path /var/cache \
 		-o -path /var/lib/apt -o -path /var/log/apt -o -path /var/log/dpkg.log -o -path /var/log/alternatives.log \
 		\) -prune -o -print | sort
 }
