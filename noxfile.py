@@ -2,12 +2,14 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
+#     "cyclonedx-python-lib>=11",
 #     "docker>=7.1",
 #     "filelock>=3.16",
 #     "httpx>=0.27",
 #     "jinja2>=3.1.4",
 #     "msgspec>=0.19",
 #     "nox>=2026.8.10",
+#     "packageurl-python>=0.16",
 #     "packaging>=24",
 #     "platformdirs>=4.3",
 #     "rich>=13.9",
@@ -68,7 +70,7 @@ try:
 except UsageError as _error:
     sys.exit(f"nox: {_error}")
 
-FAMILIES = ("build", "test", "demo", "mutants", "bench", "deb", "rpm")
+FAMILIES = ("build", "test", "demo", "mutants", "bench", "deb", "rpm", "reproduce")
 
 for _word in sys.argv[1:]:  # nox names no neighbours of a session that does not exist
     _asked = re.fullmatch(rf"({'|'.join(FAMILIES)})-([\w.]+)", _word)
@@ -167,7 +169,7 @@ def session(
 
 
 def major_sessions(major: Major) -> None:
-    """build-NN, test-NN, demo-NN, mutants-NN, bench-NN, deb-NN, rpm-NN"""
+    """build-NN, test-NN, demo-NN, mutants-NN, bench-NN, deb-NN, rpm-NN, reproduce-NN"""
     label = "the development branch" if major.state == "devel" else f"PostgreSQL {major.name}"
     eol = " (end of life)" if major.state == "eol" else ""
 
@@ -268,6 +270,15 @@ def major_sessions(major: Major) -> None:
         given = options.read()
         rpm.one(major, locked=given.locked, jit=not given.no_jit, image=given.image)
 
+    def reproduce(session: nox.Session) -> None:
+        from ptrack_build.package import reproduce
+
+        options = Options(session)
+        options.add_argument("--locked", action="store_true", help="what matrix.lock records")
+        options.add_argument("--no-jit", action="store_true", help="without LLVM")
+        given = options.read()
+        reproduce.one(major, locked=given.locked, jit=not given.no_jit)
+
     build.__doc__ = f"{label}{eol} with ptrack: fetch, patch, compile, install; prints where"
     test.__doc__ = f"{label}{eol}: the shared suite on a build with assertions and tiny segments"
     demo.__doc__ = f"{label}{eol}: what an incremental backup would read against a full one"
@@ -275,9 +286,10 @@ def major_sessions(major: Major) -> None:
     bench.__doc__ = f"{label}{eol}: what tracking costs, beside the server without it"
     deb.__doc__ = f"{label}{eol}: Debian packages of server and extension, for this system"
     rpm.__doc__ = f"{label}{eol}: RPM packages of server and extension; on Debian, for trying"
+    reproduce.__doc__ = f"{label}{eol}: Debian packages made twice are the same, byte for byte"
     each = (
         ("build", build), ("test", test), ("demo", demo), ("mutants", mutants), ("bench", bench),
-        ("deb", deb), ("rpm", rpm),
+        ("deb", deb), ("rpm", rpm), ("reproduce", reproduce),
     )  # fmt: skip
     for family, function in each:
         BY_FAMILY[family].append((f"{family}-{major.name}", (family, f"pg{major.name}"), function))
@@ -359,6 +371,16 @@ def verify_packages(session: nox.Session) -> None:
     for name in given.majors:
         MATRIX.major(name)
     verify.verify(given.system, given.majors)
+
+
+@session("repo")
+def repo(session: nox.Session) -> None:
+    """An apt and a yum repository of what is in dist/, signed with PTRACK_SIGNING_KEY."""
+    from ptrack_build.package import repo
+
+    options = Options(session)
+    options.add_argument("--unsigned", action="store_true", help="without signatures, for trying")
+    repo.one(unsigned=options.read().unsigned)
 
 
 @session("selftest", "check")

@@ -131,7 +131,7 @@ inline start(with)
 #endif
 		/* a second line: such a life is seen by STAMP and SHUTDOWN, too */
 		:: file && control_minimal -> refused(!apart); file = false
-		/* RULE SHUTDOWN judge_file (mapload.c): HEADER_SHUTDOWN is not looked at */
+		/* RULE SHUTDOWN other_life (mapload.c): HEADER_SHUTDOWN is not looked at */
 #ifndef NO_SHUTDOWN
 		:: file && file_shutdown && file_redo == start_redo && !clean -> refused(!apart); file = false
 #endif

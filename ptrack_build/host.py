@@ -62,6 +62,15 @@ NEEDS: dict[str, Need] = {
         apt=("rpm", "cpio", "debugedit", "elfutils"),
         dnf=("rpm-build", "cpio", "debugedit", "elfutils"),
     ),
+    "apt-ftparchive": Need(
+        programs=("apt-ftparchive",), apt=("apt-utils",), dnf=("apt-utils",)
+    ),
+    "createrepo": Need(
+        programs=("createrepo_c",), apt=("createrepo-c",), dnf=("createrepo_c",)
+    ),
+    "gpg": Need(programs=("gpg", "gpgconf"), apt=("gpg", "gpg-agent", "gpgconf"), dnf=("gnupg2",)),
+    "rpmsign": Need(programs=("rpmsign",), apt=("rpm",), dnf=("rpm-sign",)),
+    "faketime": Need(programs=("faketime",), apt=("faketime",), dnf=("libfaketime",)),
     "ccache": Need(programs=("ccache",), apt=("ccache",), dnf=("ccache",)),
     "pkg-config": Need(programs=("pkg-config",), apt=("pkg-config",), dnf=("pkgconf-pkg-config",)),
     "zlib": Need(headers=("zlib.h",), apt=("zlib1g-dev",), dnf=("zlib-devel",)),

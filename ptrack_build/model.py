@@ -72,10 +72,16 @@ class Verdict:
 
 
 #: In order of the protocol; common.pml and server.pml are included by the others.
-NAMES = ("dirty", "buffered", "unbuffered", "truncate", "flush", "load", "basebackup")
+NAMES = (
+    "dirty", "buffered", "unbuffered", "truncate", "leave", "flush", "through", "load", "lives",
+    "basebackup",
+)  # fmt: skip
 
 #: Rules that keep a map from being refused for nothing; without any other a block is lost.
-COSTS = {("load", "CONTROL_LAST"), ("load", "CLEAR_SHUTDOWN"), ("basebackup", "LABEL")}
+COSTS = {
+    ("load", "CONTROL_LAST"), ("load", "CLEAR_SHUTDOWN"), ("lives", "UNTOLD"),
+    ("lives", "TELL_OPTS"), ("basebackup", "LABEL"),
+}  # fmt: skip
 
 #: Rules of server.pml, by the model that shows what they are for.
 SHARED = {

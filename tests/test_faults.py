@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ import pytest
 
 from tests.harness import fault, oracle
 from tests.harness.fault import Action, Fault, Kind
-from tests.harness.grown import grow_and_lose, lost, pages
+from tests.harness.grown import emptied, grow_and_lose, lost, pages
 from tests.harness.parent import CHANGE, TABLE, before, refused, safe
 
 if TYPE_CHECKING:
@@ -401,6 +402,46 @@ def test_backup_starts_while_a_database_moves(factory: Factory) -> None:
         oracle.check(snapshot, cluster, changed=12)
 
 
+def test_backup_starts_while_a_move_fails(factory: Factory) -> None:
+    """It holds files of the new place, which goes; they come again, shorter, and grow by zeros."""
+    cluster = factory.create(
+        checksums=True, start=False, shared_buffers="16MB", wal_writer_delay="10s"
+    )
+    with Fault(cluster, factory.shared) as orders:
+        cluster.start()
+        cluster.sql(f"CREATE TABLESPACE ts LOCATION '{cluster.tablespace('ts')}'")
+        cluster.sql("CREATE DATABASE d")
+        pages(cluster, database="d")
+        cluster.checkpoint()  # the move's own writes nothing then
+        move = "ALTER DATABASE d SET TABLESPACE ts"
+        copy = "/ts/PG_"
+        orders.order(copy, Kind.WRITE)
+        cluster.sql(move)
+        writes = orders.count
+        path = cluster.path_of("t", database="d")
+        cluster.sql("ALTER DATABASE d SET TABLESPACE pg_default")
+        cluster.checkpoint()
+        # nearly all of it is there then; the table is neither copied last nor left out
+        orders.order(copy, Kind.WRITE, Action.STOP_BEFORE, number=writes - 5)
+        with beside(lambda: cluster.sql(move)):
+            orders.wait()
+            snapshot = oracle.take(cluster)
+            sizes = {name: len(content) for name, content in snapshot.content.items()}
+            orders.order(copy, Kind.WRITE, Action.FAIL, error=errno.ENOSPC, onwards=True)
+            orders.go_on()
+        orders.clear()
+        copied = [size for name, size in sizes.items() if name.partition(".")[0] == path]
+        assert sum(copied) >= 12 * cluster.block_size
+        assert not (cluster.data / path).exists(), "the move has not failed"
+        cluster.sql("DELETE FROM t", database="d")
+        cluster.sql("VACUUM t", database="d")
+        cluster.sql(move)
+        assert cluster.path_of("t", database="d") == path
+        cluster.checkpoint()
+        grow_and_lose(cluster, "t", 12, database="d")
+        oracle.check(snapshot, cluster, changed=12)
+
+
 def test_what_left_is_not_marked_for_ever(cluster: Cluster) -> None:
     """After a move and a drop nothing of them is reported to later parents."""
     cluster.sql(f"CREATE TABLESPACE ts LOCATION '{cluster.tablespace('ts')}'")
@@ -414,6 +455,43 @@ def test_what_left_is_not_marked_for_ever(cluster: Cluster) -> None:
         snapshot = oracle.take(cluster)
         cluster.checkpoint()
         assert oracle.look(snapshot, cluster).reported < 20
+
+
+def test_page_zeroed_that_a_flush_left_before_its_header(factory: Factory) -> None:
+    """The next durable mark has the header count it, also where it adds no page itself."""
+    cluster = factory.create(checksums=True, fsync=True, start=False, ptrack__map_size=8)
+    with Fault(cluster, factory.shared) as orders:
+        cluster.start()
+        pages(cluster)
+        emptied(cluster)
+        snapshot = oracle.take(cluster)
+        for i in range(20):
+            cluster.sql(f"CREATE TABLE more{i} AS SELECT 1 AS a")
+        orders.order(MAP, Kind.SYNC, Action.STOP_BEFORE)
+        with beside(cluster.checkpoint):
+            orders.wait()
+            cluster.kill_all()
+        orders.clear()
+        cluster.start()
+        assert cluster.init_lsn() <= snapshot.lsn  # and all pages are read
+        counted, found = _pages_in_use(cluster)
+        assert len(found) > counted, "the flush has left none"
+        cluster.sql("VACUUM t")  # truncates
+        cluster.kill_all()
+        with cluster.map.open("r+b") as file:
+            for page in found[: len(found) - counted]:
+                file.seek(page * 4096)
+                file.write(bytes(4096))
+        cluster.start()
+        assert cluster.init_lsn() > snapshot.lsn
+
+
+def _pages_in_use(cluster: Cluster) -> tuple[int, list[int]]:
+    """How many the header counts, and those that there are."""
+    content = cluster.map.read_bytes()
+    at = range(1, len(content) // 4096)
+    found = [page for page in at if any(content[page * 4096 : (page + 1) * 4096])]
+    return int.from_bytes(content[52:56], sys.byteorder), found
 
 
 def test_durable_mark_that_fails_twice(factory: Factory) -> None:

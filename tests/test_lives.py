@@ -46,6 +46,21 @@ def test_without_the_library_killed(emptied_cluster: tuple[Cluster, Snapshot]) -
     assert cluster.init_lsn() > snapshot.lsn
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["stopped", "restarted"])
+def test_stand_alone_without_the_library_killed(
+    emptied_cluster: tuple[Cluster, Snapshot], *, again: bool
+) -> None:
+    """It writes no postmaster.opts; right after a start of our own, or some time after it."""
+    cluster, snapshot = emptied_cluster
+    if again:
+        cluster.restart("fast")
+    cluster.stop("fast")
+    cluster.single_user("VACUUM t", killed=True, shared_preload_libraries="")
+    cluster.start()
+    assert not cluster.value("SELECT pg_relation_size('t')")
+    assert cluster.init_lsn() > snapshot.lsn
+
+
 def test_without_the_library_after_a_start_that_failed(
     emptied_cluster: tuple[Cluster, Snapshot],
 ) -> None:

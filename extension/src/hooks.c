@@ -25,7 +25,8 @@
  *
  * A directory that a database leaves behind, moving or dropped, is there for
  * a while after it has been marked.  A backup that starts meanwhile holds its
- * files, so that each flush marks them once more until they are gone.
+ * files, so that each flush marks them once more until they are gone; and those
+ * of the copy, which goes if the move fails.
  *
  * A directory copy is not marked by such a flush, nor does it need to be: its
  * record is written after it, so that a crash either redoes the copy or
@@ -238,14 +239,17 @@ copydir_changed(const char *fromdir, const char *todir, bool done)
 
 	begin_life();
 	ptrack_publish(&to, 0, 0);
-	mark_directory(fromdir, to);
 
-	/* a database that moves: its old files go, and may come back otherwise */
+	/*
+	 * A database that moves: its old files go, or, if it fails, the new ones,
+	 * and may come back otherwise.
+	 */
 	if (relfile_parse_dir(fromdir, &from.spc, &from.db) && from.db == to.db)
 	{
-		ptrack_set_leaving(from.spc, from.db);
+		ptrack_set_leaving(from.spc, from.db, to.spc);
 		mark_directory(fromdir, from);
 	}
+	mark_directory(fromdir, to);
 	ptrack_file_write_through();
 }
 
@@ -271,7 +275,7 @@ object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, 
 	if (access == OAT_DROP && class_id == DatabaseRelationId)
 	{
 		begin_life();
-		ptrack_set_leaving(InvalidOid, object_id);
+		ptrack_set_leaving(InvalidOid, object_id, InvalidOid);
 		relfile_each_database(mark_dropped, &object_id);
 		ptrack_file_write_through();
 	}
@@ -286,12 +290,13 @@ xact_end(XactEvent event, void *arg pg_attribute_unused())
 {
 	Oid			spc;
 	Oid			db;
+	Oid			copy_spc;
 	struct stat st;
 	bool		there = false;
 
 	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT)
 		return;
-	if (MyProc == NULL || !ptrack_leaving(MyProcNumber, &spc, &db))
+	if (MyProc == NULL || !ptrack_leaving(MyProcNumber, &spc, &db, &copy_spc))
 		return;
 	if (event == XACT_EVENT_COMMIT && OidIsValid(spc))
 	{
@@ -300,7 +305,9 @@ xact_end(XactEvent event, void *arg pg_attribute_unused())
 		there = stat(path, &st) == 0;
 		pfree(path);
 	}
-	if (!there)
+	if (there)
+		ptrack_clear_copy();
+	else
 		ptrack_clear_leaving();
 }
 
@@ -314,14 +321,22 @@ mark_leaving(void)
 	for (int i = 0; i < ptrack_shared->nprocs; i++)
 	{
 		PtrackFork	fork = {InvalidOid, InvalidOid, InvalidOid, MAIN_FORKNUM};
+		Oid			copy_spc;
 
-		if (!ptrack_leaving(i, &fork.spc, &fork.db))
+		if (!ptrack_leaving(i, &fork.spc, &fork.db, &copy_spc))
 			continue;
 		if (OidIsValid(fork.spc))
 		{
 			char	   *path = GetDatabasePath(fork.db, fork.spc);
 
 			mark_directory(path, fork);
+
+			/* the copy will have what there is here, and may be in part yet */
+			if (OidIsValid(copy_spc))
+			{
+				fork.spc = copy_spc;
+				mark_directory(path, fork);
+			}
 			pfree(path);
 		}
 		else

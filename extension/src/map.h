@@ -62,10 +62,12 @@ typedef struct PtrackInflight
 
 	/*
 	 * A directory that this process is about to remove, tablespace and
-	 * database, or 0.  Backups that start meanwhile hold its files.
+	 * database, or 0; and its copy, which goes if the process fails.  Backups
+	 * that start meanwhile hold their files.
 	 */
 	pg_atomic_uint64 leaving;
-	char		fill[PG_CACHE_LINE_SIZE - 4 * sizeof(uint64) - sizeof(PtrackFork)];
+	pg_atomic_uint64 copy;
+	char		fill[PG_CACHE_LINE_SIZE - 5 * sizeof(uint64) - sizeof(PtrackFork)];
 } PtrackInflight;
 
 /* A copy of a published entry. */
@@ -130,7 +132,8 @@ typedef struct PtrackShared
 	uint32		file_used;		/* pages in use by its header */
 	uint32		found_used;		/* of those, found by reading so far */
 	uint32		next_unread;	/* where the reader goes on */
-	uint32		used;			/* pages in use in the file as it is now */
+	uint32		used;			/* pages in use in the file as it is now ... */
+	uint32		header_used;	/* ... and as its header counts them */
 
 	/* what happened, for those who ask; under lock */
 	PtrackReset reset;			/* why the map began ... */
@@ -183,8 +186,9 @@ extern void ptrack_unpublish(void);
 extern int	ptrack_published(PtrackRange *ranges);
 extern void ptrack_mark_published(void);
 
-extern void ptrack_set_leaving(Oid spc, Oid db);
+extern void ptrack_set_leaving(Oid spc, Oid db, Oid copy_spc);
 extern void ptrack_clear_leaving(void);
-extern bool ptrack_leaving(int proc, Oid *spc, Oid *db);
+extern void ptrack_clear_copy(void);
+extern bool ptrack_leaving(int proc, Oid *spc, Oid *db, Oid *copy_spc);
 
 #endif							/* PTRACK_MAP_H */

@@ -270,6 +270,7 @@ write_new_file(XLogRecPtr redo, TimeLineID tli, uint32 flags)
 	}
 	shared->in_place = true;
 	shared->unsynced = false;
+	shared->header_used = shared->used;
 	return written;
 }
 
@@ -281,7 +282,6 @@ static int64
 write_in_place(XLogRecPtr redo, TimeLineID tli, uint32 flags)
 {
 	PtrackShared *shared = ptrack_shared;
-	uint32		used = shared->used;
 	int			fd;
 	int64		written;
 	int			save_errno;
@@ -294,11 +294,19 @@ write_in_place(XLogRecPtr redo, TimeLineID tli, uint32 flags)
 		return -1;
 	}
 	written = write_pages(fd, false);
-	if (written >= 0 && redo == InvalidXLogRecPtr && shared->used != used)
+	if (written >= 0 && redo == InvalidXLogRecPtr && shared->used != shared->header_used)
 	{
-		/* the header counts them: with it, a page that is lost is seen */
+		/*
+		 * The header counts them: with it, a page that is lost is seen.  Some
+		 * may have come with a write that failed later.
+		 */
 		make_header(shared->file_redo, shared->file_tli, shared->file_flags);
-		if (!ptrack_write(fd, &header_page, sizeof(header_page), 0))
+		if (ptrack_write(fd, &header_page, sizeof(header_page), 0))
+		{
+			shared->header_used = shared->used;
+			shared->unsynced = true;
+		}
+		else
 		{
 			shared->in_place = false;
 			written = -1;
@@ -324,6 +332,8 @@ write_in_place(XLogRecPtr redo, TimeLineID tli, uint32 flags)
 			shared->in_place = false;
 			written = -1;
 		}
+		else
+			shared->header_used = shared->used;
 	}
 	save_errno = errno;
 	close(fd);

@@ -126,7 +126,8 @@ same_history(const MapHeader *header, XLogRecPtr start_redo, TimeLineID start_tl
  *
  * A life of ours that was killed before it could tell the header has written
  * postmaster.opts right after it took the map over, sooner than any other
- * server could have started.
+ * server could have started.  Where the header knows that postmaster.opts, its
+ * life was told, and what came after it was a stand-alone backend.
  */
 static bool
 other_life(const ControlFileData *control, const MapHeader *header, XLogRecPtr start_redo,
@@ -134,7 +135,8 @@ other_life(const ControlFileData *control, const MapHeader *header, XLogRecPtr s
 {
 	int64		opts_time = ptrack_opts_time();
 	int64		since_start = opts_time - header->start_time;
-	bool		untold = since_start >= -OPTS_SLACK && since_start <= OPTS_SLACK;
+	bool		untold = opts_time != header->opts_time &&
+		since_start >= -OPTS_SLACK && since_start <= OPTS_SLACK;
 
 	/* stand-alone backends write no such file, but pg_control */
 	if ((header->flags & HEADER_SHUTDOWN) != 0 && header->redo == start_redo &&
@@ -336,6 +338,7 @@ ptrack_file_start(void)
 		shared->file_npages = header->nlines / PTRACK_LINES_PER_PAGE;
 		shared->file_used = header->used;
 		shared->used = header->used;
+		shared->header_used = header->used;
 		shared->same_shape = header->nlines == shared->nlines;
 		shared->in_place = shared->same_shape;
 		if (shared->same_shape)

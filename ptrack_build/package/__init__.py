@@ -3,8 +3,8 @@
     PatchedTree ── deb.build ──▶ Release ── publish ──▶ dist/<system>/postgresql-NN/
 
 What is shared by the kinds of packages: what a package and a release of packages are, and how one
-is published: *.deb (or *.rpm), manifest.json, which says what they were made of, and SHA256SUMS
-over all of it.
+is published: *.deb (or *.rpm), manifest.json, which says what they were made of, bom.cdx.json,
+which says it to programs (CycloneDX), and SHA256SUMS over all of it.
 """
 
 from __future__ import annotations
@@ -116,21 +116,26 @@ def publish(release: Release, dist: Path = DIST) -> Path:
     It appears by one rename; interrupted, there is nothing of it. What is the same already stays
     untouched. Raises PackageError where the disk is full.
     """
+    from ptrack_build.package import sbom  # nothing else needs its libraries
+
     final = dist / release.system.name / f"postgresql-{release.major}"
     manifest = release.manifest()
     named = {package.file: package.sha256 for package in release.packages}
-    named[MANIFEST] = hashlib.sha256(manifest.encode()).hexdigest()
+    said = {MANIFEST: manifest, sbom.FILE: sbom.document(release)}
+    for name, text in said.items():
+        named[name] = hashlib.sha256(text.encode()).hexdigest()
     sums = "".join(f"{digest}  {file}\n" for file, digest in sorted(named.items()))
     if _holds(final, named, sums):
         return final
     try:
-        with _replacing(final) as scratch:
+        with replacing(final) as scratch:
             for file in release.files:
                 shutil.copyfile(file, scratch / file.name)
                 if sha256(scratch / file.name) != named[file.name]:
                     what = f"{file} has changed since it was made"
                     raise PackageError(what, hint="run the session again")
-            (scratch / MANIFEST).write_text(manifest)
+            for name, text in said.items():
+                (scratch / name).write_text(text, encoding="utf-8")
             (scratch / SUMS).write_text(sums)
     except OSError as error:
         what = f"the packages could not be put into {final}: {error.strerror or error}"
@@ -150,7 +155,7 @@ def _holds(final: Path, named: dict[str, str], sums: str) -> bool:
 
 
 @contextlib.contextmanager
-def _replacing(final: Path) -> Iterator[Path]:
+def replacing(final: Path) -> Iterator[Path]:
     """Yield an empty directory that takes the place of final when the block ends well."""
     final.parent.mkdir(parents=True, exist_ok=True)
     for leftover in final.parent.glob(f".{final.name}.*.part"):

@@ -5,15 +5,27 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import shutil
 import subprocess
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ptrack_build import host
 from ptrack_build import package as packaging
 from ptrack_build.errors import HostError
-from ptrack_build.package import MANIFEST, SUMS, Package, PackageError, Release, System, publish
+from ptrack_build.package import (
+    MANIFEST,
+    SUMS,
+    Package,
+    PackageError,
+    Release,
+    System,
+    making,
+    publish,
+    sbom,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,6 +33,16 @@ if TYPE_CHECKING:
 SYSTEM = System(
     distribution="debian", release="12", codename="bookworm", architecture="amd64", tag="deb12"
 )
+#: As deb and rpm say it.
+MADE_OF: dict[str, Any] = {
+    "postgresql": {
+        "version": "17.2", "provider": "git", "commit": "c" * 40, "tree": "d" * 40, "sha256": "",
+    },
+    "patch": {"digest": "e" * 64, "how": "applied", "abi": 1},
+    "ptrack": "3.0.0",
+    "source_date_epoch": 1_700_000_000,
+    "built_with": {"gcc": "4:12.2.0-3", "libssl-dev": "3.0.22-1"},
+}  # fmt: skip
 
 
 def release(folder: Path, **contents: str) -> Release:
@@ -38,7 +60,7 @@ def release(folder: Path, **contents: str) -> Release:
             )
         )  # fmt: skip
     return Release(
-        kind="deb", system=SYSTEM, major="17", made_of={"why": "a test"},
+        kind="deb", system=SYSTEM, major="17", made_of=MADE_OF,
         packages=tuple(packages), files=tuple(files),
     )  # fmt: skip
 
@@ -50,12 +72,12 @@ def names(place: Path) -> set[str]:
 
 def test_sums_cover_all_and_can_be_checked(tmp_path: Path) -> None:
     place = publish(release(tmp_path / "made", a="1", b="2"), tmp_path / "dist")
-    assert names(place) == {"a.deb", "b.deb", MANIFEST, SUMS}
+    assert names(place) == {"a.deb", "b.deb", MANIFEST, SUMS, sbom.FILE}
     assert names(place.parent) == {"postgresql-17"}
     subprocess.run(["sha256sum", "--check", "--strict", SUMS], cwd=place, check=True)
     said = json.loads((place / MANIFEST).read_text())
     assert [each["file"] for each in said["packages"]] == ["a.deb", "b.deb"]
-    assert said["why"] == "a test"
+    assert said["patch"] == MADE_OF["patch"]
     assert place.stat().st_mode & 0o777 == 0o755
 
 
@@ -68,7 +90,7 @@ def test_what_is_the_same_is_left_alone_and_what_is_not_is_replaced(tmp_path: Pa
     publish(release(tmp_path / "made", a="1", b="2"), tmp_path / "dist")
     assert (place / "a.deb").read_text() == "1"
     publish(release(tmp_path / "made", a="3"), tmp_path / "dist")
-    assert names(place) == {"a.deb", MANIFEST, SUMS}
+    assert names(place) == {"a.deb", MANIFEST, SUMS, sbom.FILE}
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,3 +145,11 @@ def test_os_release_is_read_unquoted(tmp_path: Path) -> None:
 def test_too_little_room_is_said_before_anything_is_done(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="building packages takes"):
         packaging.room(tmp_path, 10**9, "building packages")
+
+
+def test_compiler_caches_are_by_user(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CCACHE_DISABLE", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda *_a, **_k: "/usr/bin/ccache")
+    mine = host.ServerUser(uid=os.getuid(), gid=os.getgid(), name="builder")
+    assert making.compiler_cache(None, ["gcc"])["CCACHE_DIR"] == str(own_cache / "ccache")
+    assert making.compiler_cache(mine, ["gcc"])["CCACHE_DIR"] == str(own_cache / "ccache-builder")

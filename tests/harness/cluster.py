@@ -364,9 +364,20 @@ class Cluster:
             for pid in pids:
                 system.send(pid, signal.SIGCONT)
 
-    def single_user(self, *statements: str, database: str = "postgres", **settings: Value) -> str:
-        """Run statements, one line each, in single-user mode; returns the output."""
+    def single_user(
+        self,
+        *statements: str,
+        database: str = "postgres",
+        killed: bool = False,
+        **settings: Value,
+    ) -> str:
+        """Run statements, one line each, in single-user mode; returns the output.
+
+        killed: the backend has itself killed (-9) after the last of them.
+        """
         assert not self.running
+        if killed:
+            statements = (*statements, "COPY (SELECT 1) TO PROGRAM 'kill -9 $PPID'")
         options = [
             word
             for name, value in settings.items()
@@ -376,7 +387,9 @@ class Cluster:
             [self.program("postgres"), "--single", "-D", self.data, *options, database],
             cwd=self.root,
             stdin="".join(statement + "\n" for statement in statements),
+            check=not killed,
         )
+        assert not killed or done.returncode == -signal.SIGKILL, done.stdout
         assert "ERROR:" not in done.stdout, done.stdout
         return done.stdout
 

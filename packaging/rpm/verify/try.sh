@@ -75,6 +75,7 @@ echo "ok: installed"
 if systemctl start "$service" 2>/dev/null; then
 	fail "$service starts without a cluster"
 fi
+journalctl --sync
 journalctl -q --no-pager -u "$service" | grep -q "$service-setup initdb" ||
 	fail "the journal does not say what to do"
 systemctl reset-failed "$service"

@@ -1,0 +1,260 @@
+"""Repositories that machines install from: dist/repo/apt and dist/repo/yum, of what is in dist/.
+
+    dist/<system>/postgresql-NN/ ──▶ dist/repo/apt/{pool,dists/<codename>}, dist/repo/yum/<system>
+
+Only releases whose SHA256SUMS hold get in. The same packages give the same bytes but for the
+signatures: dates are that of the newest source among the packages. The whole appears by one rename.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import lzma
+import os
+import re
+import shutil
+import textwrap
+from dataclasses import dataclass
+from email.utils import formatdate
+from typing import TYPE_CHECKING, Any, Final
+
+from ptrack_build import cache, host
+from ptrack_build.errors import CommandFailed
+from ptrack_build.package import (
+    DIST,
+    MANIFEST,
+    SUMS,
+    PackageError,
+    replacing,
+    room,
+    sha256,
+    signing,
+)
+from ptrack_build.progress import say, step
+from ptrack_build.run import call
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+NAME: Final = "ptrack"
+KEY_FILE: Final = "ptrack.asc"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A release in dist/ whose sums hold. suite: what apt calls the system; epoch: seconds."""
+
+    place: Path
+    kind: str
+    system: str
+    suite: str
+    architecture: str
+    epoch: int
+    files: tuple[Path, ...]
+
+
+def releases(dist: Path) -> list[Made]:
+    """All that is in dist/. Raises PackageError where it is damaged, or there is nothing."""
+    found = [_release(file.parent) for file in sorted(dist.glob(f"*/postgresql-*/{MANIFEST}"))]
+    unfinished = sorted(
+        place.name for place in dist.glob("*/postgresql-*") if not (place / MANIFEST).is_file()
+    )
+    if unfinished:
+        what = f"{dist} is damaged: {', '.join(unfinished)} has no {MANIFEST}"
+        raise PackageError(what, hint="remove it, or package that major again")
+    if not found:
+        what = f"there are no packages in {dist}"
+        raise PackageError(what, hint="./nox -s deb-17 makes some")
+    return found
+
+
+def _release(place: Path) -> Made:
+    """Raises PackageError unless just the files of SHA256SUMS are there, unharmed."""
+    try:
+        rows = [line.partition("  ") for line in (place / SUMS).read_text().splitlines()]
+        named = {name: digest for digest, _, name in rows}
+        there = {path.name for path in place.iterdir()} - {SUMS}
+        wrong = sorted(there ^ named.keys())
+        wrong += sorted(
+            name for name in there & named.keys() if sha256(place / name) != named[name]
+        )
+        if wrong or MANIFEST not in named:
+            what = f"{place} is damaged: {', '.join(wrong) or SUMS} is not what {SUMS} says"
+            raise PackageError(what, hint="remove that directory, and package the major again")
+        said: dict[str, Any] = json.loads((place / MANIFEST).read_text())
+        system = said["system"]
+        return Made(
+            place=place,
+            kind=said["kind"],
+            system=place.parent.name,
+            suite=system["codename"] or system["release"],
+            architecture=system["architecture"],
+            epoch=int(said["source_date_epoch"]),
+            files=tuple(sorted(place / each["file"] for each in said["packages"])),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = f"{place} is damaged: {error}"
+        raise PackageError(what, hint="remove it, and package the major again") from error
+
+
+def make(dist: Path = DIST, *, unsigned: bool = False) -> Path:
+    """Make dist/repo anew of all that is in dist/.
+
+    Signed with the key that PTRACK_SIGNING_KEY names, or with unsigned not at all. Installs or
+    names the tools. Raises UsageError for want of a key, SigningError where it cannot sign,
+    PackageError where dist/ is damaged or the disk is full, HostError for want of a tool.
+    """
+    found = releases(dist)
+    debs = [each for each in found if each.kind == "deb"]
+    rpms = [each for each in found if each.kind == "rpm"]
+    needs = [*(["apt-ftparchive"] if debs else []), *(["createrepo"] if rpms else [])]
+    if not unsigned:
+        needs += ["gpg", *(["rpmsign"] if rpms else [])]
+    host.ensure(needs)
+    size = sum(file.stat().st_size for each in found for file in each.files)
+    room(dist, size // 1_000_000 + 50, "a repository of what is there")
+    final = dist / "repo"
+    with contextlib.ExitStack() as stack:
+        key = None if unsigned else stack.enter_context(signing.key())
+        stack.enter_context(cache.lock(f"repository {dist}"))
+        try:
+            with step("repository"), replacing(final) as scratch:
+                if debs:
+                    _apt(debs, scratch / "apt", key)
+                if rpms:
+                    _yum(rpms, scratch / "yum", key)
+                if key is not None:
+                    key.export(scratch / KEY_FILE)
+        except OSError as error:
+            what = f"the repository could not be put into {final}: {error.strerror or error}"
+            raise PackageError(what, hint=f"free some space at {dist}, and run it again") from error
+        except CommandFailed as error:
+            what = f"the repository could not be made: {error.what}"
+            hint = "correct what that program complains of, and run it again"
+            raise PackageError(what, hint=hint) from error
+    return final
+
+
+# ---- apt
+
+
+def _apt(made: Sequence[Made], root: Path, key: signing.Key | None) -> None:
+    for suite in sorted({each.suite for each in made}):
+        mine = [each for each in made if each.suite == suite]
+        pool = root / "pool" / suite
+        pool.mkdir(parents=True)
+        for each in mine:
+            for file in each.files:
+                shutil.copyfile(file, pool / file.name)
+        _suite(root, suite, mine, key)
+
+
+def _suite(root: Path, suite: str, made: Sequence[Made], key: signing.Key | None) -> None:
+    """Write dists/<suite>. apt-ftparchive's order is the file system's, hence ours."""
+    place = root / "dists" / suite
+    architectures = sorted({each.architecture for each in made})
+    for architecture in architectures:
+        folder = place / "main" / f"binary-{architecture}"
+        folder.mkdir(parents=True)
+        argv = [
+            "apt-ftparchive", "-o", "APT::FTPArchive::MD5=false",
+            "-o", "APT::FTPArchive::SHA1=false", "--arch", architecture,
+            "packages", f"pool/{suite}",
+        ]  # fmt: skip
+        text = call(argv, cwd=root, capture=True, quiet=True, env={"LC_ALL": "C.UTF-8"}).stdout
+        paragraphs = sorted(part for part in text.strip().split("\n\n") if part)
+        listed = "".join(f"{part}\n\n" for part in paragraphs).encode()
+        (folder / "Packages").write_bytes(listed)
+        (folder / "Packages.xz").write_bytes(lzma.compress(listed, preset=9))
+    fields = {
+        "Origin": NAME,
+        "Label": NAME,
+        "Suite": suite,
+        "Codename": suite,
+        "Architectures": " ".join(architectures),
+        "Components": "main",
+        "Description": "PostgreSQL with ptrack",
+    }
+    options = [
+        word
+        for name, value in fields.items()
+        for word in ("-o", f"APT::FTPArchive::Release::{name}={value}")
+    ]
+    for name in ("MD5", "SHA1"):
+        options += ["-o", f"APT::FTPArchive::{name}=false"]
+    argv = ["apt-ftparchive", *options, "release", f"dists/{suite}"]
+    text = call(argv, cwd=root, capture=True, quiet=True, env={"LC_ALL": "C.UTF-8"}).stdout
+    date = formatdate(max(each.epoch for each in made)).replace("-0000", "UTC")
+    release = place / "Release"
+    release.write_text(re.sub(r"^Date: .*$", f"Date: {date}", text, flags=re.MULTILINE))
+    if key is not None:
+        key.clearsign(release, place / "InRelease")
+        key.detach(release, place / "Release.gpg")
+
+
+# ---- yum
+
+
+def _yum(made: Sequence[Made], root: Path, key: signing.Key | None) -> None:
+    for system in sorted({each.system for each in made}):
+        mine = [each for each in made if each.system == system]
+        place = root / system
+        place.mkdir(parents=True)
+        epoch = max(each.epoch for each in mine)
+        copies = []
+        for each in mine:
+            for file in each.files:
+                copies.append(place / file.name)
+                shutil.copyfile(file, copies[-1])
+        if key is not None and copies:
+            argv = ["rpmsign", "--define", f"_gpg_name {key.fingerprint}",
+                    "--define", f"__gpg {shutil.which('gpg')}",
+                    "--define", "_gpg_sign_cmd_extra_args --batch --pinentry-mode error",
+                    "--addsign", *map(str, sorted(copies))]  # fmt: skip
+            call(argv, env=key.env, capture=True, quiet=True)
+        for file in copies:  # the listing has these times
+            os.utime(file, (epoch, epoch))
+        argv = ["createrepo_c", "--quiet", "--no-database", "--workers=1", "--checksum=sha256",
+                f"--revision={epoch}", "--set-timestamp-to-revision", str(place)]  # fmt: skip
+        call(argv, capture=True, quiet=True, env={"SOURCE_DATE_EPOCH": str(epoch)})
+        if key is not None:
+            listing = place / "repodata" / "repomd.xml"
+            key.detach(listing, listing.with_name("repomd.xml.asc"))
+
+
+# ---- what a machine is told
+
+
+def usage(place: Path, *, unsigned: bool) -> str:
+    """How a machine uses the repository, URL standing for where place is served."""
+    parts = []
+    for suite in sorted(path.name for path in place.glob("apt/dists/*")):
+        trust = "Trusted: yes" if unsigned else "Signed-By: /etc/apt/keyrings/ptrack.asc"
+        fetch = f"curl -fsS URL/{KEY_FILE} -o /etc/apt/keyrings/ptrack.asc, and "
+        parts.append(
+            f"{suite}: {'' if unsigned else fetch}/etc/apt/sources.list.d/ptrack.sources:\n"
+            + textwrap.indent(
+                f"Types: deb\nURIs: URL/apt\nSuites: {suite}\nComponents: main\n{trust}", "    "
+            )
+        )
+    for system in sorted(path.name for path in place.glob("yum/*")):
+        checks = (
+            "gpgcheck=0\nrepo_gpgcheck=0"
+            if unsigned
+            else f"gpgcheck=1\nrepo_gpgcheck=1\ngpgkey=URL/{KEY_FILE}"
+        )
+        text = f"[ptrack]\nname=PostgreSQL with ptrack\nbaseurl=URL/yum/{system}\n{checks}"
+        parts.append(f"{system}: /etc/yum.repos.d/ptrack.repo:\n" + textwrap.indent(text, "    "))
+    return "\n".join(parts)
+
+
+def one(*, unsigned: bool = False) -> Path:
+    """Make dist/repo and say how it is used, from where it is served as URL."""
+    place = make(unsigned=unsigned)
+    say(usage(place, unsigned=unsigned))
+    if unsigned:
+        say("UNSIGNED: whoever can change what is served can change what machines install.")
+    say(str(place))
+    return place

@@ -1,0 +1,132 @@
+"""What a release of packages consists of and was made with, as CycloneDX 1.6 in JSON.
+
+    Release ── document ──▶ bom.cdx.json
+
+Equal releases give equal bytes: the time is the source's, the serial number a digest of the rest.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from cyclonedx.model import HashAlgorithm, HashType, Property
+from cyclonedx.model.bom import Bom
+from cyclonedx.model.component import Component, ComponentScope, ComponentType
+from cyclonedx.model.license import DisjunctiveLicense
+from cyclonedx.output.json import JsonV1Dot6
+from packageurl import PackageURL
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ptrack_build.package import Package, Release, System
+
+FILE: Final = "bom.cdx.json"
+LICENSE: Final = "PostgreSQL"
+_NOBODY: Final = uuid.UUID(int=0)
+
+
+def document(release: Release) -> str:
+    """The bill of materials of a release, from what its manifest says."""
+    said = release.made_of
+    packages = {each.file: _package(release, each) for each in release.packages}
+    postgresql = _postgresql(said["postgresql"])
+    patch = Component(
+        type=ComponentType.FILE, name="ptrack-core.patch", version=said["ptrack"],
+        bom_ref="ptrack-core-patch", hashes=_sha256(said["patch"]["digest"]),
+        licenses=[DisjunctiveLicense(id=LICENSE)],
+        properties=_properties(abi=said["patch"]["abi"], how=said["patch"]["how"]),
+    )  # fmt: skip
+    extension = Component(
+        type=ComponentType.LIBRARY, name="ptrack", version=said["ptrack"], bom_ref="ptrack",
+        purl=PackageURL("generic", None, "ptrack", said["ptrack"]),
+        licenses=[DisjunctiveLicense(id=LICENSE)],
+    )  # fmt: skip
+    builders = [
+        _builder(release.system, name, version)
+        for name, version in sorted(said["built_with"].items())
+    ]
+    whole = Component(
+        type=ComponentType.APPLICATION, name=f"postgresql-{release.major}-with-ptrack",
+        version=f"{said['postgresql']['version']}+ptrack{said['ptrack']}",
+        bom_ref=f"{release.system.name}/postgresql-{release.major}",
+        licenses=[DisjunctiveLicense(id=LICENSE)],
+    )  # fmt: skip
+    bom = Bom(serial_number=_NOBODY)
+    bom.metadata.timestamp = datetime.fromtimestamp(said["source_date_epoch"], UTC)
+    bom.metadata.component = whole
+    for each in (postgresql, patch, extension, *packages.values(), *builders):
+        bom.components.add(each)
+    bom.register_dependency(whole, packages.values())
+    bom.register_dependency(postgresql, [patch, *builders])
+    for package in release.packages:
+        sources = [extension] if _is_extension(package) else [postgresql]
+        needed = [packages[file] for file in _neighbours(package, release.packages)]
+        bom.register_dependency(packages[package.file], [*sources, *needed])
+    # The name is that of the content, which is why it is written twice.
+    bom.serial_number = uuid.uuid5(uuid.NAMESPACE_URL, JsonV1Dot6(bom).output_as_string())
+    return JsonV1Dot6(bom).output_as_string(indent=1) + "\n"
+
+
+def _package(release: Release, package: Package) -> Component:
+    system = release.system
+    qualifiers = {
+        "arch": package.architecture, "distro": f"{system.distribution}-{_number(system)}"
+    }  # fmt: skip
+    url = PackageURL(release.kind, system.distribution, package.name, package.version, qualifiers)
+    return Component(
+        type=ComponentType.LIBRARY if _is_extension(package) else ComponentType.APPLICATION,
+        name=package.name, version=package.version, bom_ref=package.file, purl=url,
+        hashes=_sha256(package.sha256), licenses=[DisjunctiveLicense(id=LICENSE)],
+        properties=_properties(file=package.file),
+    )  # fmt: skip
+
+
+def _postgresql(said: dict[str, str]) -> Component:
+    known = {name: said[name] for name in ("provider", "commit", "tree") if said.get(name)}
+    return Component(
+        type=ComponentType.APPLICATION, name="postgresql", version=said["version"],
+        bom_ref="postgresql-source", hashes=_sha256(said.get("sha256", "")),
+        purl=PackageURL("generic", None, "postgresql", said["version"]),
+        licenses=[DisjunctiveLicense(id=LICENSE)], properties=_properties(**known),
+    )  # fmt: skip
+
+
+def _builder(system: System, name: str, version: str) -> Component:
+    """A package of the distribution: a library that is linked, or a tool."""
+    kind = "deb" if system.distribution in {"debian", "ubuntu"} else "rpm"
+    linked = name.endswith(("-dev", "-devel"))
+    distro = {"distro": f"{system.distribution}-{_number(system)}"}
+    return Component(
+        type=ComponentType.LIBRARY if linked else ComponentType.APPLICATION,
+        name=name, version=version, bom_ref=f"built-with/{name}",
+        scope=ComponentScope.REQUIRED if linked else ComponentScope.EXCLUDED,
+        purl=PackageURL(kind, system.distribution, name, version, distro),
+    )  # fmt: skip
+
+
+def _number(system: System) -> str:
+    return system.release or system.codename
+
+
+def _is_extension(package: Package) -> bool:
+    return re.match(r"postgresql-\d+-ptrack\b|ptrack", package.name) is not None
+
+
+def _neighbours(package: Package, others: Iterable[Package]) -> list[str]:
+    """The files of the release's other packages that one depends on by name."""
+    wanted = set(re.findall(r"(?:^|[,|])\s*([a-z0-9][\w.+-]*)", package.depends))
+    return sorted(each.file for each in others if each.name in wanted and each != package)
+
+
+def _sha256(digest: str) -> list[HashType]:
+    if re.fullmatch("[0-9a-f]{64}", digest) is None:
+        return []
+    return [HashType(alg=HashAlgorithm.SHA_256, content=digest)]
+
+
+def _properties(**values: object) -> list[Property]:
+    return [Property(name=f"ptrack:{name}", value=str(value)) for name, value in values.items()]

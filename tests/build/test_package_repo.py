@@ -1,0 +1,419 @@
+"""Repositories: apt really takes packages from one, and nothing that was tampered with.
+
+The keys are real, throw-away ones; the packages are real and empty; servers are on the loopback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import threading
+import time
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ptrack_build.errors import UsageError
+from ptrack_build.package import (
+    MANIFEST,
+    SUMS,
+    PackageError,
+    Release,
+    System,
+    deb,
+    publish,
+    repo,
+    rpm,
+    signing,
+)
+from ptrack_build.package import described as described_deb
+from tests.build.test_package import MADE_OF, SYSTEM
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.skipif(
+    not all(map(shutil.which, ("dpkg-deb", "apt-ftparchive", "gpg"))),
+    reason="needs dpkg-deb, apt-ftparchive (apt-utils) and gpg",
+)
+rpm_tools = pytest.mark.skipif(
+    not all(map(shutil.which, ("rpmbuild", "rpmsign", "createrepo_c"))),
+    reason="needs rpmbuild, rpmsign and createrepo_c",
+)
+
+
+def run(*words: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a program that may fail; both streams are its stdout."""
+    return subprocess.run(
+        [str(word) for word in words], env={**os.environ, "LC_ALL": "C.UTF-8", **env}, text=True,
+        check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def gnupg(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A GNUPGHOME with one key for signing; its agent ends with the tests."""
+    del tmp_path_factory  # its paths are too long for an agent's socket
+    home = Path(run("mktemp", "-d", "-t", "ptrack-test-XXXXXX").stdout.strip())
+    try:
+        made = generate(home, "A <a@ptrack.example>", "2y")
+        assert made.returncode == 0, made.stdout
+        yield home
+    finally:
+        run("gpgconf", "--homedir", home, "--kill", "all")
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def generate(
+    home: Path, name: str, expires: str, *more: str, passphrase: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Make a key for signing."""
+    return run(
+        "gpg", "--homedir", home, "--batch", "--pinentry-mode", "loopback", "--passphrase",
+        passphrase, *more, "--quick-generate-key", name, "rsa3072", "sign", expires,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def key(gnupg: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The key that repositories are signed with here; its address."""
+    del own_cache
+    monkeypatch.setenv("GNUPGHOME", str(gnupg))
+    monkeypatch.setenv(signing.SETTING, "a@ptrack.example")
+    return "a@ptrack.example"
+
+
+def debs(folder: Path, dist: Path, version: str = "17.2-1", epoch: int = 1_700_000_000) -> Path:
+    """Publish a release of one real, empty package, named greeting."""
+    root = folder / f"root-{version}"
+    (root / "DEBIAN").mkdir(parents=True)
+    (root / "DEBIAN" / "control").write_text(
+        f"Package: greeting\nVersion: {version}\nArchitecture: amd64\nMaintainer: A <a@b.example>\n"
+        "Description: greets\n"
+    )
+    file = folder / f"greeting_{version}_amd64.deb"
+    env = {"SOURCE_DATE_EPOCH": str(epoch)}
+    assert run("dpkg-deb", "--root-owner-group", "-b", root, file, **env).returncode == 0
+    return publish(
+        Release(
+            kind="deb", system=SYSTEM, major="17", files=(file,),
+            made_of={**MADE_OF, "source_date_epoch": epoch},
+            packages=(described_deb(file, deb.fields(file)),),
+        ),
+        dist,
+    )  # fmt: skip
+
+
+def content(place: Path, *, without: tuple[str, ...] = ()) -> dict[str, str]:
+    """The digests of all files below a place by path, but for those of some names."""
+    return {
+        path.relative_to(place).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(place.rglob("*"))
+        if path.is_file() and path.name not in without
+    }
+
+
+# ---- apt
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Serves files and says nothing."""
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Nothing."""
+
+
+@contextlib.contextmanager
+def served(place: Path) -> Iterator[str]:
+    """The address of a server of these files, on the loopback."""
+    handler = functools.partial(Quiet, directory=str(place))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@dataclass(frozen=True)
+class Apt:
+    """An apt with a configuration of its own, which knows one source and no other."""
+
+    root: Path
+
+    def __call__(self, *words: str) -> subprocess.CompletedProcess[str]:
+        work = self.root / "work"
+        work.mkdir(exist_ok=True)
+        config = self.root / "apt.conf"
+        return subprocess.run(
+            ["apt-get", "-q", *words], cwd=work, text=True, check=False,
+            env={"PATH": os.environ["PATH"], "APT_CONFIG": str(config), "LC_ALL": "C.UTF-8"},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+
+
+def apt(root: Path, source: str) -> Apt:
+    """Write its configuration and its one source."""
+    for name in ("state/lists/partial", "cache/archives/partial", "etc/sources.list.d",
+                 "etc/preferences.d", "etc/trusted.gpg.d", "etc/apt.conf.d", "log"):  # fmt: skip
+        (root / name).mkdir(parents=True)
+    (root / "status").write_text("")
+    (root / "etc" / "sources.list.d" / "ptrack.sources").write_text(source)
+    (root / "apt.conf").write_text(
+        f'Dir::State "{root}/state";\nDir::State::status "{root}/status";\n'
+        f'Dir::Cache "{root}/cache";\nDir::Etc "{root}/etc";\nDir::Log "{root}/log";\n'
+        'APT::Architecture "amd64";\nAPT::Architectures { "amd64"; };\n'
+        'APT::Sandbox::User "root";\nDebug::NoLocking "true";\nAcquire::http::Proxy "DIRECT";\n'
+        'Acquire::Languages "none";\n'
+    )
+    return Apt(root)
+
+
+def source(place: Path, address: str, key_file: Path | None) -> str:
+    """What repo.usage says, with the address and the key's file put in."""
+    text = repo.usage(place, unsigned=key_file is None).partition(".sources:\n")[2]
+    rows = [line.strip() for line in text.splitlines() if line.startswith("    ")]
+    deb822 = "\n".join(rows).replace("URL", address) + "\n"
+    return deb822.replace("/etc/apt/keyrings/ptrack.asc", str(key_file))
+
+
+def test_apt_installs_from_it_and_refuses_what_was_altered(tmp_path: Path, key: str) -> None:
+    del key
+    debs(tmp_path, tmp_path / "dist")
+    place = repo.make(tmp_path / "dist")
+    with served(place) as address:
+        system = apt(tmp_path / "apt", source(place, address, place / repo.KEY_FILE))
+        done = system("update")
+        assert done.returncode == 0, done.stdout
+        assert "W:" not in done.stdout
+        done = system("install", "-s", "greeting")
+        assert "Inst greeting (17.2-1 ptrack:bookworm [amd64])" in done.stdout
+        done = system("download", "greeting")
+        assert done.returncode == 0, done.stdout
+        (file,) = (system.root / "work").glob("greeting_*.deb")
+        original = next((place / "apt" / "pool").rglob("*.deb"))
+        assert file.read_bytes() == original.read_bytes()
+
+        for listing in place.rglob("Packages*"):
+            listing.write_bytes(listing.read_bytes().replace(b"greets", b"greet5") + b"\n")
+        fresh = apt(tmp_path / "fresh", source(place, address, place / repo.KEY_FILE))
+        done = fresh("update")
+        assert done.returncode != 0
+        assert "mismatch" in done.stdout or "unexpected size" in done.stdout
+
+
+def test_apt_refuses_another_key_and_an_altered_release(
+    tmp_path: Path, key: str, gnupg: Path
+) -> None:
+    del key
+    debs(tmp_path, tmp_path / "dist")
+    place = repo.make(tmp_path / "dist")
+    stranger = tmp_path / "stranger.asc"
+    assert generate(gnupg, "S <s@ptrack.example>", "2y").returncode == 0
+    stranger.write_text(run("gpg", "--homedir", gnupg, "--armor", "--export", "s@p").stdout)
+    with served(place) as address:
+        done = apt(tmp_path / "apt", source(place, address, stranger))("update")
+        assert done.returncode != 0
+        assert "NO_PUBKEY" in done.stdout
+        for name in ("InRelease", "Release"):
+            file = place / "apt" / "dists" / "bookworm" / name
+            file.write_text(file.read_text().replace("Origin: ptrack", "Origin: other!"))
+        done = apt(tmp_path / "two", source(place, address, place / repo.KEY_FILE))("update")
+        assert done.returncode != 0
+        assert "BADSIG" in done.stdout
+
+
+def test_without_a_signature_only_where_it_is_asked_for(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del own_cache
+    monkeypatch.delenv(signing.SETTING, raising=False)
+    debs(tmp_path, tmp_path / "dist")
+    with pytest.raises(UsageError, match=signing.SETTING) as caught:
+        repo.make(tmp_path / "dist")
+    assert "--quick-generate-key" in (caught.value.hint or "")
+    assert {path.name for path in (tmp_path / "dist").iterdir()} == {SYSTEM.name}
+    place = repo.make(tmp_path / "dist", unsigned=True)
+    assert not list(place.rglob("InRelease"))
+    assert "Trusted: yes" in repo.usage(place, unsigned=True)
+    with served(place) as address:
+        done = apt(tmp_path / "apt", source(place, address, None))("update")
+        assert done.returncode == 0, done.stdout
+
+
+def test_the_same_packages_give_the_same_bytes(tmp_path: Path, key: str) -> None:
+    del key
+    for version, epoch in (("17.2-1", 1_700_000_000), ("17.3-1", 1_710_000_000)):
+        debs(tmp_path, tmp_path / "dist", version, epoch)
+        place = repo.make(tmp_path / "dist")
+        release = place / "apt" / "dists" / "bookworm" / "Release"
+        day = time.strftime("%a, %d %b %Y", time.gmtime(epoch))
+        assert f"\nDate: {day}" in release.read_text()
+        signatures = ("InRelease", "Release.gpg")
+        before = content(place, without=signatures)
+        (file,) = (tmp_path / "dist").glob("*/*/*.deb")
+        os.utime(file)
+        assert content(repo.make(tmp_path / "dist"), without=signatures) == before
+
+
+# ---- dist/ and keys that are not as they should be
+
+
+@pytest.mark.parametrize("damage", ["altered", "missing", "more", "no manifest"])
+def test_a_damaged_dist_is_refused(tmp_path: Path, key: str, damage: str) -> None:
+    del key
+    dist = tmp_path / "dist"
+    release = debs(tmp_path, dist)
+    repo.make(dist)
+    before = content(dist / "repo")
+    (package,) = release.glob("*.deb")
+    match damage:
+        case "altered":
+            package.write_bytes(package.read_bytes() + b"\n")
+        case "missing":
+            package.unlink()
+        case "more":
+            (release / "more.deb").write_bytes(b"")
+        case _:
+            (release / MANIFEST).unlink()
+    with pytest.raises(PackageError, match="is damaged"):
+        repo.make(dist)
+    assert content(dist / "repo") == before
+
+
+def test_nothing_in_dist_is_said(tmp_path: Path, key: str) -> None:
+    del key
+    with pytest.raises(PackageError, match="no packages"):
+        repo.make(tmp_path / "dist")
+
+
+def test_keys_that_cannot_sign(
+    tmp_path: Path, key: str, gnupg: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del key
+    dist = tmp_path / "dist"
+    debs(tmp_path, dist)
+    past = ("--faked-system-time", "20200101T000000")
+    assert generate(gnupg, "E <expired@ptrack.example>", "1d", *past).returncode == 0
+    locked = generate(gnupg, "L <locked@ptrack.example>", "2y", passphrase="secret")
+    assert locked.returncode == 0
+    run("gpgconf", "--homedir", gnupg, "--kill", "gpg-agent")  # forgets passphrases
+    public = tmp_path / "public.asc"
+    public.write_text(run("gpg", "--homedir", gnupg, "--armor", "--export", "a@p").stdout)
+    for named, message in (
+        ("expired@ptrack.example", "has expired"),
+        ("locked@ptrack.example", "has a passphrase"),
+        ("nobody@ptrack.example", "gpg has no key"),
+        (str(public), "has no secret key"),
+    ):
+        monkeypatch.setenv(signing.SETTING, named)
+        with pytest.raises(signing.SigningError, match=message):
+            repo.make(dist)
+    monkeypatch.setenv(signing.SETTING, str(tmp_path / "none.asc"))
+    with pytest.raises(UsageError, match="there is no file"):
+        repo.make(dist)
+    assert {path.name for path in dist.iterdir()} == {SYSTEM.name}
+
+
+def test_a_key_in_a_file_signs(
+    tmp_path: Path, key: str, gnupg: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "secret.asc"
+    file.write_text(
+        run("gpg", "--homedir", gnupg, "--batch", "--armor", "--export-secret-keys", key).stdout
+    )
+    monkeypatch.setenv(signing.SETTING, str(file))
+    monkeypatch.setenv("GNUPGHOME", str(tmp_path / "none"))
+    debs(tmp_path, tmp_path / "dist")
+    place = repo.make(tmp_path / "dist")
+    assert verified(tmp_path, place, place / "apt/dists/bookworm/Release.gpg", "Release")
+
+
+def verified(tmp_path: Path, place: Path, signature: Path, name: str) -> bool:
+    """Whether gpgv takes a signature as of the exported key."""
+    ring = tmp_path / "ring.gpg"
+    ring.unlink(missing_ok=True)
+    run("gpg", "--batch", "--dearmor", "-o", ring, place / repo.KEY_FILE)
+    done = run("gpgv", "--keyring", ring, signature, signature.with_name(name))
+    return done.returncode == 0
+
+
+# ---- yum
+
+SPEC = """Name: greeting
+Version: 17.2
+Release: 1
+Summary: greets
+License: PostgreSQL
+BuildArch: noarch
+%description
+Greets.
+%files
+"""
+
+
+@rpm_tools
+def test_yum_listing_and_packages_are_signed_and_dist_is_left_alone(
+    tmp_path: Path, key: str
+) -> None:
+    del key
+    (tmp_path / "greeting.spec").write_text(SPEC)
+    built = run(
+        "rpmbuild", "-bb", "--define", f"_topdir {tmp_path}/top", tmp_path / "greeting.spec"
+    )
+    assert built.returncode == 0, built.stdout
+    (file,) = (tmp_path / "top").rglob("greeting*.rpm")
+    system = System(
+        distribution="fedora", release="42", codename="", architecture="x86_64", tag="fc42"
+    )
+    made = Release(
+        kind="rpm", system=system, major="17", made_of=MADE_OF, files=(file,),
+        packages=(rpm.described(file),),
+    )  # fmt: skip
+    kept = publish(made, tmp_path / "dist")
+    before = content(kept)
+    place = repo.make(tmp_path / "dist")
+    assert content(kept) == before
+    yum = place / "yum" / system.name
+    assert verified(tmp_path, place, yum / "repodata" / "repomd.xml.asc", "repomd.xml")
+    listing = ET.parse(yum / "repodata" / "repomd.xml")
+    space = {"r": "http://linux.duke.edu/metadata/repo"}
+    data = {each.get("type"): each for each in listing.findall("r:data", space)}
+    assert {"primary", "filelists", "other"} <= data.keys()
+    for each in data.values():
+        location, checksum = each.find("r:location", space), each.find("r:checksum", space)
+        assert location is not None
+        assert checksum is not None
+        digest = hashlib.sha256((yum / location.attrib["href"]).read_bytes()).hexdigest()
+        assert digest == checksum.text
+    database = tmp_path / "rpmdb"
+    rpmkeys = ["rpmkeys", "--define", f"_dbpath {database}"]
+    assert run(*rpmkeys, "--import", place / repo.KEY_FILE).returncode == 0
+    checked = run(*rpmkeys, "-Kv", yum / file.name).stdout
+    assert "Signature, key ID" in checked
+    assert "NOKEY" not in checked
+    assert "BAD" not in checked
+    unsigned = run(*rpmkeys, "-Kv", kept / file.name).stdout
+    assert "Signature, key ID" not in unsigned
+    assert SUMS in before
+    assert json.loads((kept / MANIFEST).read_text())["kind"] == "rpm"
+    if shutil.which("dnf") is None:
+        pytest.skip("all but dnf itself was tried: this machine has none")
+    with served(place) as address:
+        url = f"{address}/yum/{system.name}"
+        dnf = ("dnf", "--installroot", tmp_path / "root", "--releasever", "42", "--repofrompath",
+               f"p,{url}", "--repo", "p", "--setopt", f"p.gpgkey={address}/{repo.KEY_FILE}",
+               "--setopt", "p.repo_gpgcheck=1", "-y")  # fmt: skip
+        done = run(*dnf, "repoquery", "greeting")
+        assert "greeting-0:17.2-1.noarch" in done.stdout

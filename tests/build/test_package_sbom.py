@@ -1,0 +1,96 @@
+"""The bill of materials: valid by CycloneDX's schema, complete, and equal for equal releases."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Any
+
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+from packageurl import PackageURL
+
+from ptrack_build.package import Package, Release, sbom
+from tests.build.test_package import MADE_OF, SYSTEM, release
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def package(name: str, depends: str = "") -> Package:
+    """A package of that name, which depends on others."""
+    return Package(
+        file=f"{name}_17.2-1+deb12_amd64.deb", name=name, version="17.2-1+ptrack3.0.0+deb12",
+        architecture="amd64", size=1, installed_kb=1, sha256="a" * 64, depends=depends,
+    )  # fmt: skip
+
+
+MADE = Release(
+    kind="deb", system=SYSTEM, major="17", made_of=MADE_OF, files=(),
+    packages=(
+        package("postgresql-17-ptrack", "postgresql-17-ptrack-abi-1, postgresql-17pt (>= 17.2)"),
+        package("postgresql-17pt", "postgresql-client-17pt, libc6 (>= 2.34)"),
+        package("postgresql-client-17pt"),
+    ),
+)  # fmt: skip
+
+
+def read(made: Release) -> dict[str, Any]:
+    """Its bill."""
+    said: dict[str, Any] = json.loads(sbom.document(made))
+    return said
+
+
+def test_it_is_valid_and_a_wrong_one_is_not() -> None:
+    validator = JsonStrictValidator(SchemaVersion.V1_6)
+    text = sbom.document(MADE)
+    assert validator.validate_str(text) is None
+    assert validator.validate_str(text.replace('"specVersion"', '"specVersoin"')) is not None
+
+
+def test_it_names_all_that_the_release_was_made_of() -> None:
+    said = {each["bom-ref"]: each for each in read(MADE)["components"]}
+    assert said.keys() == {
+        *(each.file for each in MADE.packages), "postgresql-source", "ptrack-core-patch", "ptrack",
+        "built-with/gcc", "built-with/libssl-dev",
+    }  # fmt: skip
+    server = said[MADE.packages[1].file]
+    assert server["hashes"] == [{"alg": "SHA-256", "content": "a" * 64}]
+    url = PackageURL.from_string(server["purl"])
+    assert (url.type, url.namespace, url.name) == ("deb", "debian", "postgresql-17pt")
+    assert url.version == "17.2-1+ptrack3.0.0+deb12"
+    assert url.qualifiers == {"arch": "amd64", "distro": "debian-12"}
+    source = said["postgresql-source"]
+    assert source["version"] == "17.2"
+    assert source["licenses"] == [{"license": {"id": "PostgreSQL"}}]
+    assert {"name": "ptrack:commit", "value": "c" * 40} in source["properties"]
+    assert said["ptrack-core-patch"]["hashes"][0]["content"] == "e" * 64
+    assert said["built-with/libssl-dev"]["version"] == "3.0.22-1"
+    assert said["built-with/gcc"]["scope"] == "excluded"
+
+
+def test_dependencies_lead_from_the_packages_to_their_sources() -> None:
+    said = {each["ref"]: each.get("dependsOn", []) for each in read(MADE)["dependencies"]}
+    extension, server, client = (each.file for each in MADE.packages)
+    assert said[extension] == [server, "ptrack"]
+    assert said[server] == [client, "postgresql-source"]
+    assert set(said["postgresql-source"]) == {
+        "ptrack-core-patch", "built-with/gcc", "built-with/libssl-dev"
+    }  # fmt: skip
+    assert set(said["debian-bookworm-amd64/postgresql-17"]) == {extension, server, client}
+
+
+def test_equal_releases_give_equal_bytes_and_others_another_serial_number() -> None:
+    again = dataclasses.replace(MADE, packages=tuple(reversed(MADE.packages)))
+    assert sbom.document(MADE) == sbom.document(again)
+    other = dataclasses.replace(MADE, made_of={**MADE_OF, "built_with": {"gcc": "13"}})
+    assert read(other)["serialNumber"] != read(MADE)["serialNumber"]
+    assert read(MADE)["metadata"]["timestamp"] == "2023-11-14T22:13:20+00:00"
+
+
+def test_a_tarball_is_known_by_its_digest(tmp_path: Path) -> None:
+    made = release(tmp_path / "made", a="1")
+    source = {**MADE_OF["postgresql"], "sha256": "f" * 64}
+    bill = read(dataclasses.replace(made, made_of={**MADE_OF, "postgresql": source}))
+    (found,) = (each for each in bill["components"] if each["bom-ref"] == "postgresql-source")
+    assert found["hashes"] == [{"alg": "SHA-256", "content": "f" * 64}]
