@@ -3,6 +3,7 @@
 # requires-python = ">=3.11"
 # dependencies = [
 #     "cyclonedx-python-lib>=11",
+#     "docker>=7.1",
 #     "filelock>=3.16",
 #     "httpx>=0.27",
 #     "jinja2>=3.1.4",
@@ -255,8 +256,9 @@ def major_sessions(major: Major) -> None:
         options = Options(session)
         options.add_argument("--locked", action="store_true", help="what matrix.lock records")
         options.add_argument("--no-jit", action="store_true", help="without LLVM")
+        options.add_argument("--image", default="", help="in a container of it: debian:trixie")
         given = options.read()
-        deb.one(major, locked=given.locked, jit=not given.no_jit)
+        deb.one(major, locked=given.locked, jit=not given.no_jit, image=given.image)
 
     def rpm(session: nox.Session) -> None:
         from ptrack_build.package import rpm
@@ -264,8 +266,9 @@ def major_sessions(major: Major) -> None:
         options = Options(session)
         options.add_argument("--locked", action="store_true", help="what matrix.lock records")
         options.add_argument("--no-jit", action="store_true", help="without LLVM")
+        options.add_argument("--image", default="", help="in a container of it: fedora:43")
         given = options.read()
-        rpm.one(major, locked=given.locked, jit=not given.no_jit)
+        rpm.one(major, locked=given.locked, jit=not given.no_jit, image=given.image)
 
     def reproduce(session: nox.Session) -> None:
         from ptrack_build.package import reproduce
@@ -335,8 +338,9 @@ def deb_all(session: nox.Session) -> None:
     options = Options(session)
     options.add_argument("--locked", action="store_true", help="what matrix.lock records")
     options.add_argument("--no-jit", action="store_true", help="without LLVM")
+    options.add_argument("--image", default="", help="in a container of it: debian:trixie")
     given = options.read()
-    deb.every(MATRIX.majors, locked=given.locked, jit=not given.no_jit)
+    deb.every(MATRIX.majors, locked=given.locked, jit=not given.no_jit, image=given.image)
 
 
 @session("rpm", "all")
@@ -347,8 +351,26 @@ def rpm_all(session: nox.Session) -> None:
     options = Options(session)
     options.add_argument("--locked", action="store_true", help="what matrix.lock records")
     options.add_argument("--no-jit", action="store_true", help="without LLVM")
+    options.add_argument("--image", default="", help="in a container of it: fedora:43")
     given = options.read()
-    rpm.every(MATRIX.majors, locked=given.locked, jit=not given.no_jit)
+    rpm.every(MATRIX.majors, locked=given.locked, jit=not given.no_jit, image=given.image)
+
+
+@session("verify-packages", "package")
+def verify_packages(session: nox.Session) -> None:
+    """Install what is in dist/ in clean containers, and use, upgrade, remove and purge it."""
+    from ptrack_build.package import verify
+
+    options = Options(session)
+    options.add_argument(
+        "--system", action="append", default=[], metavar="NAME",
+        help="these systems only: debian-bookworm-amd64, or a word of it; may be repeated",
+    )  # fmt: skip
+    options.add_argument("majors", nargs="*", metavar="NN", help="these majors only")
+    given = options.read()
+    for name in given.majors:
+        MATRIX.major(name)
+    verify.verify(given.system, given.majors)
 
 
 @session("repo")

@@ -90,8 +90,9 @@ NEEDS: dict[str, Need] = {
         programs=("pkg-config",), headers=("zstd.h",),
         apt=("libzstd-dev", "pkg-config"), dnf=("libzstd-devel", "pkgconf-pkg-config"),
     ),
-    "spin": Need(programs=("spin",), apt=("spin",), dnf=("spin",)),
+    "container engine": Need(programs=("dockerd",), apt=("docker.io",), dnf=("moby-engine",)),
     "mmdebstrap": Need(programs=("mmdebstrap",), apt=("mmdebstrap",), dnf=("mmdebstrap",)),
+    "spin": Need(programs=("spin",), apt=("spin",), dnf=("spin",)),
     "nspawn": Need(
         programs=("systemd-nspawn",), apt=("systemd-container",), dnf=("systemd-container",)
     ),

@@ -12,7 +12,7 @@ import sys
 import threading
 from collections import deque
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol, Self
 
 from ptrack_build.errors import CommandFailed
 
@@ -22,6 +22,45 @@ if TYPE_CHECKING:
 
 TAIL_LINES = 25
 GRACE_SECONDS = 3.0
+
+
+class Listener:
+    """Takes a command's output line by line: shows, logs and keeps what was asked for."""
+
+    def __init__(self, log: Path | None, on_line: Callable[[str], None] | None) -> None:
+        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self.out: list[str] = []
+        self._log = log
+        self._file: IO[str] | None = None
+        self._on_line = on_line
+
+    def __enter__(self) -> Self:
+        if self._log is not None:
+            self._log.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._log.open("a", encoding="utf-8", errors="replace")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def command(self, words: Sequence[str]) -> None:
+        """Write into the log what is run."""
+        if self._file is not None:
+            self._file.write(f"+ {shlex.join(words)}\n")
+            self._file.flush()
+
+    def line(self, line: str, *, keep: bool) -> None:
+        """Take one line, its end included."""
+        self.tail.append(line.rstrip("\n"))
+        if keep:
+            self.out.append(line)
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # a full disk: the command will tell
+                self._file.write(line)
+                self._file.flush()
+        if self._on_line is not None:
+            self._on_line(line.rstrip("\n"))
 
 
 class Account(Protocol):
@@ -83,17 +122,10 @@ def call(
     account: dict[str, Any] = {}
     if user is not None and os.geteuid() == 0:
         account = {"user": user.uid, "group": user.gid, "extra_groups": []}
-    tail: deque[str] = deque(maxlen=TAIL_LINES)
-    out: list[str] = []
-    with contextlib.ExitStack() as stack:
-        logfile: IO[str] | None = None
-        if log is not None:
-            log.parent.mkdir(parents=True, exist_ok=True)
-            logfile = stack.enter_context(log.open("a", encoding="utf-8", errors="replace"))
-            logfile.write(f"+ {shlex.join(words)}\n")
-            logfile.flush()
+    with Listener(log, on_line) as listener:
+        listener.command(words)
         separate = capture and log is None
-        held = _Held()
+        held = Held()
         try:
             process = subprocess.Popen(
                 (program, *words[1:]),
@@ -114,19 +146,8 @@ def call(
 
         def drain(stream: IO[str], *, keep: bool) -> None:
             with stream:
-                drain_lines(stream, keep=keep)
-
-        def drain_lines(stream: IO[str], *, keep: bool) -> None:
-            for line in stream:
-                tail.append(line.rstrip("\n"))
-                if keep:
-                    out.append(line)
-                if logfile is not None:
-                    with contextlib.suppress(OSError):  # a full disk: the command will tell
-                        logfile.write(line)
-                        logfile.flush()
-                if on_line is not None:
-                    on_line(line.rstrip("\n"))
+                for line in stream:
+                    listener.line(line, keep=keep)
 
         def feed(stream: IO[str], text: str) -> None:
             with contextlib.suppress(BrokenPipeError), stream:
@@ -162,12 +183,12 @@ def call(
             _join(readers)
             raise
     if returncode != 0 and check:
-        raise CommandFailed(words, returncode, log=log, tail="\n".join(tail))
-    return Completed(argv=words, returncode=returncode, stdout="".join(out))
+        raise CommandFailed(words, returncode, log=log, tail="\n".join(listener.tail))
+    return Completed(argv=words, returncode=returncode, stdout="".join(listener.out))
 
 
-class _Held:
-    """Keeps ctrl-C and SIGTERM from coming between a child's start and our knowing of it."""
+class Held:
+    """Keeps ctrl-C and SIGTERM back, as between a child's start and our knowing of it."""
 
     def __init__(self) -> None:
         self._caught: list[int] = []

@@ -100,9 +100,14 @@ class Release:
 def os_release(path: Path = Path("/etc/os-release")) -> dict[str, str]:
     """The fields of os-release(5), unquoted; empty where there is none."""
     with contextlib.suppress(OSError):
-        found = re.findall(r"^(\w+)=(.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
-        return {key: value.strip().strip("\"'") for key, value in found}
+        return parse_os_release(path.read_text(encoding="utf-8"))
     return {}
+
+
+def parse_os_release(text: str) -> dict[str, str]:
+    """The fields of the text of an os-release(5), unquoted."""
+    found = re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE)
+    return {key: value.strip().strip("\"'") for key, value in found}
 
 
 def publish(release: Release, dist: Path = DIST) -> Path:

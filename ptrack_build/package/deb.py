@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ptrack_build import REPO, __version__, cache, host
 from ptrack_build.errors import CommandFailed, HostError
-from ptrack_build.package import PackageError, Release, System, described, making, os_release
+from ptrack_build.package import PackageError, Release, System, described, making
+from ptrack_build.package.place import HERE
 from ptrack_build.patch import edits
 from ptrack_build.run import call
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ptrack_build.matrix import Major
+    from ptrack_build.package.place import Place
     from ptrack_build.patch import PatchedTree
 
 TEMPLATES: Final = REPO / "packaging" / "deb"
@@ -201,8 +203,8 @@ def render(folder: str, known: Facts, templates: Path | None = None) -> dict[str
     templates = templates or TEMPLATES
     made = {}
     roles = known.roles()
-    for template in sorted((templates / folder).glob("*.j2")):
-        name = template.name.removesuffix(".j2")
+    for template in sorted((templates / folder).rglob("*.j2")):
+        name = template.relative_to(templates / folder).as_posix().removesuffix(".j2")
         role, dot, rest = name.partition(".")
         if dot and role in roles:
             name = f"{roles[role]}.{rest}"
@@ -217,16 +219,17 @@ def render(folder: str, known: Facts, templates: Path | None = None) -> dict[str
 # ---- the machine
 
 
-def this_system() -> System:
-    """The system that packages are made for natively. Raises HostError where it has no dpkg."""
-    if not shutil.which("dpkg") or host.manager() != "apt":
-        what = "Debian packages are made on Debian or Ubuntu, which this is not"
-        raise HostError(what, hint="run the session there, or in a container of it")
-    about = os_release()
+def this_system(where: Place = HERE) -> System:
+    """The system that packages are made for there. Raises HostError where it has no dpkg."""
+    if not where.which("dpkg") or where.manager() != "apt":
+        what = f"Debian packages are made on Debian or Ubuntu, which {where.name} is not"
+        raise HostError(what, hint="give it an image of those: -- --image debian:bookworm")
+    about = where.os_release()
     identity = about.get("ID", "debian")
     release = about.get("VERSION_ID", "")
     codename = about.get("VERSION_CODENAME", "")
-    architecture = call(["dpkg", "--print-architecture"], capture=True, quiet=True).stdout.strip()
+    argv = ["dpkg", "--print-architecture"]
+    architecture = where.call(argv, capture=True, quiet=True).stdout.strip()
     return System(
         distribution=identity,
         release=release,
@@ -243,36 +246,35 @@ def needed(control: str) -> list[str]:
     return [name for each in listed if (name := re.sub(r"\s*\(.*", "", each).strip())]
 
 
-def _ensure(control: str) -> None:
+def _ensure(control: str, slot: str, where: Place) -> None:
     """See to it that what a control file builds with is there.
 
-    Root gets it installed. Otherwise HostError has the line to paste.
+    Where it may be installed it is. Otherwise HostError has the line to paste.
     """
-    host.ensure(["dpkg-dev", "cc", "make"])
-    lacking = _unmet(control)
+    where.ensure(["dpkg-dev", "cc", "make"])
+    lacking = _unmet(control, slot, where)
     if not lacking:
         return
-    if os.geteuid() == 0 and not os.environ.get("PTRACK_NO_INSTALL"):
+    if where.may_install():
         try:
-            with cache.lock("system packages"):
-                host.install(_unmet(control))
+            where.install(lacking)
         except CommandFailed as error:
             what = f"could not install what the packages are built with: {error.what}"
             raise HostError(what, hint=host.paste_packages(lacking), log=error.log) from error
-        lacking = _unmet(control)
+        lacking = _unmet(control, slot, where)
     if lacking:
-        what = f"this machine lacks {', '.join(lacking)}, which the packages are built with"
+        what = f"{where.name} lacks {', '.join(lacking)}, which the packages are built with"
         raise HostError(what, hint=host.paste_packages(lacking))
 
 
-def _unmet(control: str) -> list[str]:
+def _unmet(control: str, slot: str, where: Place) -> list[str]:
     """Names from dpkg-checkbuilddeps; debhelper-compat is debhelper."""
     said: list[str] = []
-    file = cache.directory("build") / f".control.{os.getpid()}"
+    file = cache.directory("build", slot) / f".control.{os.getpid()}"
     file.write_text(control)
     try:
         argv = ["dpkg-checkbuilddeps", str(file)]
-        done = call(argv, check=False, quiet=True, on_line=said.append, env={"LC_ALL": "C"})
+        done = where.call(argv, check=False, quiet=True, on_line=said.append, env={"LC_ALL": "C"})
     finally:
         file.unlink()
     if done.returncode == 0:
@@ -285,12 +287,12 @@ def _unmet(control: str) -> list[str]:
     return sorted({"debhelper" if name == "debhelper-compat" else name for name in names})
 
 
-def _llvm() -> int:
+def _llvm(where: Place) -> int:
     """The major of the distribution's LLVM."""
-    said = call(["llvm-config", "--version"], capture=True, quiet=True).stdout
+    said = where.call(["llvm-config", "--version"], capture=True, quiet=True).stdout
     major = int(said.split(".")[0])
     for program in (f"clang-{major}", f"llvm-config-{major}"):
-        if not shutil.which(program):
+        if not where.which(program):
             what = f"llvm-config is of LLVM {major}, but there is no {program}"
             raise HostError(what, hint=host.paste_packages([f"clang-{major}", f"llvm-{major}-dev"]))
     return major
@@ -309,25 +311,28 @@ class _Job(making.Job):
     env: tuple[tuple[str, str], ...] = ()
 
 
-def build(tree: PatchedTree, *, jit: bool = True, extension: Path = EXTENSION) -> Release:
-    """The packages of a patched tree and of the extension, for this machine's system.
+def build(
+    tree: PatchedTree, *, jit: bool = True, extension: Path = EXTENSION, where: Place = HERE
+) -> Release:
+    """The packages of a patched tree and of the extension, for the system of a place.
 
-    Made where that has not been done before. Installs or names missing build dependencies. jit:
-    whether the server gets LLVM's just-in-time compilation. Raises HostError for what the machine
+    Made if that has not been done before. Installs or names missing build dependencies. jit:
+    whether the server gets LLVM's just-in-time compilation. Raises HostError for what the place
     lacks and PackageError, with the log and its telling lines, for what does not build.
     """
     os.umask(0o022)
-    system = this_system()
+    system = this_system(where)
     draft = facts(tree, system, llvm=1 if jit else 0)
     controls = render("server", draft)["control"][0]
-    _ensure(controls)
-    known = facts(tree, system, llvm=_llvm() if jit else 0)
-    slot = f"deb-{tree.source.major.name}"
+    slot = making.slot("deb", tree.source.major)
+    _ensure(controls, slot, where)
+    known = facts(tree, system, llvm=_llvm(where) if jit else 0)
     builders = making.installed_debs(
-        [*needed(controls), "gcc", "g++", "binutils", "libc6-dev", "dpkg-dev", "make", "debhelper"]
+        [*needed(controls), "gcc", "g++", "binutils", "libc6-dev", "dpkg-dev", "make", "debhelper"],
+        where,
     )
     with cache.lock(f"packages {slot}"):
-        server = _server_job(tree, known, slot, builders)
+        server = _server_job(tree, known, slot, builders, where)
         if not server.finished:
             _make_server(tree, known, server)
         module = _extension_job(known, slot, server, extension)
@@ -341,13 +346,15 @@ def _made_of(tree: PatchedTree, known: Facts, builders: Mapping[str, str]) -> di
     return making.made_of(tree, builders, llvm=known.llvm, catalog_version=known.catversion)
 
 
-def _server_job(tree: PatchedTree, known: Facts, slot: str, builders: Mapping[str, str]) -> _Job:
+def _server_job(
+    tree: PatchedTree, known: Facts, slot: str, builders: Mapping[str, str], where: Place
+) -> _Job:
     debian = render("server", known)
     plans = edits.load(TEMPLATES / "core", tree.source.major)
     key = cache.digest(
         FORMAT, "server", tree.source.digest, tree.patch_digest, edits.digest(plans),
         json.dumps(debian, sort_keys=True), json.dumps(dict(builders), sort_keys=True),
-        _build_flags(),
+        _build_flags(where),
     )  # fmt: skip
     return _Job(
         kind="deb",
@@ -356,6 +363,7 @@ def _server_job(tree: PatchedTree, known: Facts, slot: str, builders: Mapping[st
         key=key,
         place=cache.directory("build", slot) / "server",
         log=cache.directory("log") / f"{slot}.log",
+        where=where,
         llvm=known.llvm,
         debian=debian,
     )
@@ -374,6 +382,7 @@ def _extension_job(known: Facts, slot: str, server: _Job, extension: Path) -> _J
         key=key,
         place=place,
         log=cache.directory("log") / f"{slot}-extension.log",
+        where=server.where,
         llvm=known.llvm,
         debian=debian,
         options=("-d",),  # what it builds with is unpacked beside it, not installed
@@ -381,11 +390,11 @@ def _extension_job(known: Facts, slot: str, server: _Job, extension: Path) -> _J
     )
 
 
-def _build_flags() -> str:
+def _build_flags(where: Place) -> str:
     """What the distribution and its configuration hand to compilers, without paths."""
     options = "hardening=+all reproducible=-fixfilepath,-fixdebugpath"
     env = {**_emptied(), "DEB_BUILD_MAINT_OPTIONS": options}
-    return call(["dpkg-buildflags"], capture=True, quiet=True, env=env).stdout
+    return where.call(["dpkg-buildflags"], capture=True, quiet=True, env=env).stdout
 
 
 def _emptied() -> dict[str, str]:
@@ -421,7 +430,8 @@ def _make_extension(known: Facts, server: _Job, job: _Job, extension: Path) -> N
         for role in DEVELOPMENT:
             name = known.roles()[role]
             (package,) = server.final.glob(f"{name}_*.deb")
-            call(["dpkg-deb", "-x", str(package), str(job.place / "root")], quiet=True)
+            argv = ["dpkg-deb", "-x", str(package), str(job.place / "root")]
+            job.where.call(argv, quiet=True, user=host.server_user())
 
     _make(job, unpack)
 
@@ -434,25 +444,26 @@ def _make(job: _Job, unpack: Callable[[Path], None]) -> None:
         unpack(work)
         _write_debian(work / "debian", job)
         bench.give()
-        call(
+        job.where.call(
             ["dpkg-buildpackage", "-b", "-us", "-uc", *job.options],
             cwd=work, env=_environment(job, bench.user), log=job.log, quiet=True, user=bench.user,
             on_line=bench.count,
         )  # fmt: skip
-        bench.keep(job.place.glob("*.*deb"), lambda file: described(file, fields(file)))
+        bench.keep(job.place.glob("*.*deb"), lambda file: described(file, fields(file, job.where)))
 
 
 def _write_debian(folder: Path, job: _Job) -> None:
     folder.mkdir()
     for name, (text, executable) in job.debian.items():
         file = folder / name
+        file.parent.mkdir(exist_ok=True)
         file.write_text(text, encoding="utf-8")
         file.chmod(0o755 if executable else 0o644)
 
 
-def fields(package: Path) -> dict[str, str]:
+def fields(package: Path, where: Place = HERE) -> dict[str, str]:
     """A package file's control fields, continued lines joined."""
-    text = call(["dpkg-deb", "-f", str(package)], capture=True, quiet=True).stdout
+    text = where.call(["dpkg-deb", "-f", str(package)], capture=True, quiet=True).stdout
     rows = re.sub(r"\n[ \t]+", " ", text).splitlines()
     return {name: value.strip() for name, _, value in (row.partition(":") for row in rows)}
 
@@ -468,7 +479,7 @@ def _environment(job: _Job, user: host.ServerUser | None) -> dict[str, str]:
         **_emptied(),
         **dict(job.env),
         **making.environment(
-            job.place, user, compilers,
+            job, user, compilers,
             DEB_BUILD_OPTIONS=f"parallel={host.jobs()}", DEB_BUILD_PROFILES="",
         ),
     }  # fmt: skip
@@ -477,14 +488,23 @@ def _environment(job: _Job, user: host.ServerUser | None) -> dict[str, str]:
 # ---- sessions
 
 
-def one(major: Major, *, locked: bool = False, jit: bool = True) -> Path:
-    """Fetch, patch, package and publish a major; prints the packages and where they are."""
-    return making.one(major, lambda tree: build(tree, jit=jit), locked=locked)
+def one(major: Major, *, locked: bool = False, jit: bool = True, image: str = "") -> Path:
+    """Fetch, patch, package and publish a major; prints the packages and where they are.
+
+    image: of the container that they are made in and for; on and for this machine where it is "".
+    """
+
+    def made(tree: PatchedTree, where: Place) -> Release:
+        return build(tree, jit=jit, where=where)
+
+    return making.one("deb", major, made, locked=locked, image=image)
 
 
-def every(majors: Sequence[Major], *, locked: bool = False, jit: bool = True) -> None:
+def every(
+    majors: Sequence[Major], *, locked: bool = False, jit: bool = True, image: str = ""
+) -> None:
     """Package all majors whose source can be had; ends with a table that says which could not.
 
     Raises PackageError if any failed, and SourceError when no source could be had at all.
     """
-    making.every("deb", majors, lambda major: one(major, locked=locked, jit=jit))
+    making.every("deb", majors, lambda major: one(major, locked=locked, jit=jit, image=image))

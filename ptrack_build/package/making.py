@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from ptrack_build import __version__, cache, host, report
 from ptrack_build.errors import CommandFailed, PtrackError, SourceError
 from ptrack_build.package import Package, PackageError, Release, System, publish, room, table
+from ptrack_build.package.place import HERE
 from ptrack_build.progress import Step, say, step
 from ptrack_build.run import call
 from ptrack_build.suite import results
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from ptrack_build.host import ServerUser
     from ptrack_build.matrix import Major
+    from ptrack_build.package.place import Place
     from ptrack_build.patch import PatchedTree
     from ptrack_build.source import SourceTree
 
@@ -155,9 +157,9 @@ def rendered(template: Path, context: Mapping[str, Any], names: str) -> str:
 # ---- the machine
 
 
-def installed_debs(names: Iterable[str]) -> dict[str, str]:
+def installed_debs(names: Iterable[str], where: Place = HERE) -> dict[str, str]:
     """Versions of those of Debian's packages that are installed under their own names."""
-    listed = call(
+    listed = where.call(
         ["dpkg-query", "-W", "-f", "${Package} ${Version} ${db:Status-Status}\n", *names],
         capture=True, quiet=True, check=False,
     ).stdout  # fmt: skip
@@ -177,16 +179,16 @@ def emptied(*more: str) -> dict[str, str]:
 
 
 def environment(
-    place: Path, user: ServerUser | None, compilers: Iterable[str], **more: str
+    job: Job, user: ServerUser | None, compilers: Iterable[str], **more: str
 ) -> dict[str, str]:
-    """For the tool that builds at place: nothing of the caller's, and ccache."""
+    """For the tool that builds a job: nothing of the caller's, and ccache."""
     return {
         "LC_ALL": "C.UTF-8",
         "TZ": "UTC",
-        "HOME": str(place),
+        "HOME": str(job.place),
         "MAKEFLAGS": "",
         **more,
-        **compiler_cache(user, compilers),
+        **compiler_cache(user, compilers, job.where),
     }
 
 
@@ -197,8 +199,8 @@ def environment(
 class Job:
     """One source package about to be built, or found done.
 
-    key: over all that goes into it; place: where it is built, the same each time, for the compiler
-    cache's sake.
+    key: over all that goes into it; place: the directory it is built in, the same each time, for
+    the compiler cache's sake; where: this machine or a container.
     """
 
     kind: Literal["deb", "rpm"]
@@ -207,6 +209,7 @@ class Job:
     key: str
     place: Path
     log: Path
+    where: Place
 
     @property
     def final(self) -> Path:
@@ -260,7 +263,7 @@ class Bench:
         found = []
         for file in sorted(files):
             shutil.copyfile(file, self._scratch / file.name)
-            found.append(describe(self._scratch / file.name))
+            found.append(describe(file))
         if not found:
             what = f"{self.job.name}: no package was made"
             raise PackageError(what, log=self.job.log, hint="read the log")
@@ -282,6 +285,8 @@ def building(job: Job, *, llvm: str = "") -> Iterator[Bench]:
     began = time.monotonic()
     clear(job.place)
     job.place.mkdir(parents=True)
+    if user is not None:
+        os.chown(job.place, user.uid, user.gid)
     title = f"packages of {job.name} {job.version}"
     try:
         with step(title, estimate=memo.seconds) as shown, cache.building(job.final) as scratch:
@@ -327,24 +332,35 @@ def clear(place: Path) -> None:
         cache.remove(old)
 
 
-def compiler_cache(user: ServerUser | None, names: Iterable[str]) -> dict[str, str]:
-    """The environment that puts ccache in front of the compilers of those names, if it is there.
+def compiler_masks() -> Path:
+    """The directory of links that put ccache in front of compilers."""
+    return cache.directory("ccache-bin")
 
-    What an unprivileged user compiles is that user's, hence a store beside build-NN's.
-    """
-    ccache = shutil.which("ccache")
-    if not ccache or os.environ.get("CCACHE_DISABLE"):
-        return {}
-    masks = cache.directory("ccache-bin")
-    for name in names:
-        with contextlib.suppress(FileExistsError):
-            (masks / name).symlink_to(ccache)
+
+def compiler_store(user: ServerUser | None) -> Path:
+    """Where ccache keeps what that user compiles: beside build-NN's, where it is another user."""
     store = cache.directory("ccache" if user is None else f"ccache-{user.name}")
     if user is not None:
         os.chown(store, user.uid, user.gid)
+    return store
+
+
+def compiler_cache(
+    user: ServerUser | None, names: Iterable[str], where: Place = HERE
+) -> dict[str, str]:
+    """The environment that puts ccache in front of the compilers of those names, if it is there."""
+    ccache = where.which("ccache")
+    if not ccache or os.environ.get("CCACHE_DISABLE"):
+        return {}
+    masks = compiler_masks()
+    for name in names:
+        # a link's target is looked up where the link is used: in the container, if it is one
+        if not (masks / name).is_symlink() or str((masks / name).readlink()) != ccache:
+            (masks / name).unlink(missing_ok=True)
+            (masks / name).symlink_to(ccache)
     return {
-        "PATH": f"{masks}:{os.environ.get('PATH', os.defpath)}",
-        "CCACHE_DIR": str(store),
+        "PATH": f"{masks}:{where.path()}",
+        "CCACHE_DIR": str(compiler_store(user)),
         "CCACHE_BASEDIR": str(cache.root()),
         "CCACHE_NOHASHDIR": "1",
         "CCACHE_SLOPPINESS": "include_file_ctime,include_file_mtime",
@@ -412,12 +428,29 @@ def hint(text: str, llvm: str = "") -> str:
 # ---- sessions
 
 
-def one(major: Major, build: Callable[[PatchedTree], Release], *, locked: bool = False) -> Path:
-    """Fetch, patch, package and publish a major; prints the packages and where they are."""
-    from ptrack_build import patch, source
+def slot(kind: str, major: Major) -> str:
+    """The directory below <cache>/build where a major's packages are made."""
+    return f"{kind}-{major.name}"
+
+
+def one(
+    kind: str,
+    major: Major,
+    build: Callable[[PatchedTree, Place], Release],
+    *,
+    locked: bool = False,
+    image: str = "",
+) -> Path:
+    """Fetch, patch, package and publish a major; prints the packages and where they are.
+
+    image: of the container that they are made in; on this machine where it is "".
+    """
+    from ptrack_build import container, patch, source
 
     host.ensure(["git"])
-    made = build(patch.apply(source.fetch(major, locked=locked)))
+    tree = patch.apply(source.fetch(major, locked=locked))
+    with container.place(image, slot(kind, major), kept=kind) as where:
+        made = build(tree, where)
     with cache.lock(f"dist {made.system.name} {made.major}"):
         place = publish(made)
     say(table(made.packages))

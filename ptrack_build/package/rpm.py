@@ -34,12 +34,11 @@ from ptrack_build.package import (
     Release,
     System,
     making,
-    os_release,
     sha256,
 )
+from ptrack_build.package.place import HERE
 from ptrack_build.patch import edits
 from ptrack_build.progress import say
-from ptrack_build.run import call
 from ptrack_build.source.mirror import environment as git_environment
 from ptrack_build.source.mirror import git_program
 
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ptrack_build.matrix import Major
+    from ptrack_build.package.place import Place
     from ptrack_build.patch import PatchedTree
 
 TEMPLATES: Final = REPO / "packaging" / "rpm"
@@ -254,17 +254,17 @@ class _Machine:
     macros: str
 
 
-def this_system() -> System:
+def this_system(where: Place = HERE) -> System:
     """The system that packages are made for. Raises HostError where rpmbuild cannot be had."""
-    kind = host.manager()
+    kind = where.manager()
     if kind is None:
-        what = "rpms are made where there is dnf, or apt (for trying), and here is neither"
-        raise HostError(what, hint="run the session there, or in a container of it")
-    host.ensure(["rpm-build"])
-    about = os_release()
+        what = f"rpms are made where there is dnf, or apt (for trying); {where.name} has neither"
+        raise HostError(what, hint="run the session there, or give it an image: -- --image")
+    where.ensure(["rpm-build"])
+    about = where.os_release()
     identity = about.get("ID", "linux")
     release = about.get("VERSION_ID", "")
-    architecture, dist = _evaluated("%{_target_cpu}\n%{?dist}")
+    architecture, dist = _evaluated("%{_target_cpu}\n%{?dist}", where)
     if kind == "apt":
         dist = f"{making.short(identity)}{release or about.get('VERSION_CODENAME', '')}"
     return System(
@@ -276,39 +276,35 @@ def this_system() -> System:
     )
 
 
-def _evaluated(text: str) -> list[str]:
-    return (
-        call(["rpm", "--eval", text], capture=True, quiet=True)
-        .stdout.removesuffix("\n")
-        .split("\n")
-    )
+def _evaluated(text: str, where: Place) -> list[str]:
+    said = where.call(["rpm", "--eval", text], capture=True, quiet=True).stdout
+    return said.removesuffix("\n").split("\n")
 
 
-def _machine(major: Major, *, jit: bool) -> _Machine:
-    """Look at, and where root may, complete what the packages are built with.
+def _machine(major: Major, *, jit: bool, where: Place = HERE) -> _Machine:
+    """Look at, and where that may be done, complete what the packages are built with.
 
     A missing optional package costs its feature, which is said; HostError names the required ones.
     """
-    system = this_system()
-    native = host.manager() == "apt"
-    host.ensure(["cc", "make"])
+    system = this_system(where)
+    native = where.manager() == "apt"
+    where.ensure(["cc", "make"])
     wanted = [each for each in FEATURES if each.since <= major.number]
     if not jit:
         wanted = [each for each in wanted if each.name != "llvmjit"]
     required = REQUIRED_APT if native else REQUIRED_RPM
     names = [*required, *(name for each in wanted for name in (each.apt if native else each.rpm))]
-    have = _installed(names, native=native)
+    have = _installed(names, native=native, where=where)
     lacking = [name for name in names if name not in have]
-    if lacking and os.geteuid() == 0 and not os.environ.get("PTRACK_NO_INSTALL"):
+    if lacking and where.may_install():
         try:
-            with cache.lock("system packages"):
-                host.install(lacking)
+            where.install(lacking)
         except CommandFailed as error:
             say(f"could not install {' '.join(lacking)}: see {error.log}")
-        have = _installed(names, native=native)
+        have = _installed(names, native=native, where=where)
     lacking = [name for name in required if name not in have]
     if lacking:
-        what = f"this machine lacks {', '.join(lacking)}, which the packages are built with"
+        what = f"{where.name} lacks {', '.join(lacking)}, which the packages are built with"
         raise HostError(what, hint=host.paste_packages(lacking))
     absent = {
         each.name: [name for name in (each.apt if native else each.rpm) if name not in have]
@@ -321,7 +317,7 @@ def _machine(major: Major, *, jit: bool) -> _Machine:
         )
         say(f"going on without {', '.join(absent)}; to have them: {line}")
     without = [*absent, *([] if jit else ["llvmjit"])]
-    about = os_release()
+    about = where.os_release()
     builder = about.get("PRETTY_NAME") or system.name
     return _Machine(
         system=system,
@@ -329,18 +325,18 @@ def _machine(major: Major, *, jit: bool) -> _Machine:
         builder=builder,
         without=tuple(sorted(without)),
         builders={name: have[name] for name in sorted(have)},
-        macros="\n".join(_evaluated("%{optflags}\n%{?build_ldflags}\n%{?dist}")),
+        macros="\n".join(_evaluated("%{optflags}\n%{?build_ldflags}\n%{?dist}", where)),
     )
 
 
-def _installed(names: Iterable[str], *, native: bool) -> dict[str, str]:
+def _installed(names: Iterable[str], *, native: bool, where: Place) -> dict[str, str]:
     """Versions of what is installed, by the names asked for (which may be capabilities of rpms)."""
     if native:
-        return making.installed_debs(names)
+        return making.installed_debs(names, where)
     found = {}
     for name in names:
         argv = ["rpm", "-q", "--whatprovides", "--qf", "%{NAME} %{EVR}\n", name]
-        done = call(argv, capture=True, quiet=True, check=False)
+        done = where.call(argv, capture=True, quiet=True, check=False)
         if done.returncode == 0:
             found[name] = done.stdout.splitlines()[0]
     return found
@@ -366,21 +362,23 @@ class _Job(making.Job):
         return name
 
 
-def build(tree: PatchedTree, *, jit: bool = True, extension: Path = EXTENSION) -> Release:
-    """The packages of a patched tree and of the extension, for this machine's system.
+def build(
+    tree: PatchedTree, *, jit: bool = True, extension: Path = EXTENSION, where: Place = HERE
+) -> Release:
+    """The packages of a patched tree and of the extension, for the system of a place.
 
-    Made where that has not been done before. Installs or names missing build dependencies. jit:
-    whether the server gets LLVM's just-in-time compilation. Raises HostError for what the machine
+    Made if that has not been done before. Installs or names missing build dependencies. jit:
+    whether the server gets LLVM's just-in-time compilation. Raises HostError for what the place
     lacks and PackageError, with the log and its telling lines, for what does not build.
     """
     os.umask(0o022)
     major = tree.source.major
     making.abi(tree)
-    machine = _machine(major, jit=jit)
+    machine = _machine(major, jit=jit, where=where)
     known = facts(tree, machine.builder)
-    slot = f"rpm-{major.name}"
+    slot = making.slot("rpm", major)
     with cache.lock(f"packages {slot}"):
-        server = _server_job(tree, known, slot, machine)
+        server = _server_job(tree, known, slot, machine, where)
         if not server.finished:
             _make(server, known, lambda place: _server_sources(tree, known, place))
         module = _extension_job(known, slot, server, machine, extension)
@@ -424,7 +422,9 @@ def _options(machine: _Machine) -> tuple[str, ...]:
     return (*options, *_neutral(machine))
 
 
-def _server_job(tree: PatchedTree, known: Facts, slot: str, machine: _Machine) -> _Job:
+def _server_job(
+    tree: PatchedTree, known: Facts, slot: str, machine: _Machine, where: Place
+) -> _Job:
     files = render("server", known)
     plans = edits.load(TEMPLATES / "core", tree.source.major)
     options = _options(machine)
@@ -440,6 +440,7 @@ def _server_job(tree: PatchedTree, known: Facts, slot: str, machine: _Machine) -
         key=key,
         place=cache.directory("build", slot) / "server",
         log=cache.directory("log") / f"{slot}.log",
+        where=where,
         files=files,
         options=options,
         neutral=_neutral(machine),
@@ -461,6 +462,7 @@ def _extension_job(
         key=key,
         place=place,
         log=cache.directory("log") / f"{slot}-extension.log",
+        where=server.where,
         files=files,
         options=(*_options(machine), "--define", f"unpacked {root}"),
         neutral=_neutral(machine),
@@ -561,6 +563,8 @@ def _extension_sources(known: Facts, server: _Job, place: Path, extension: Path)
     cache.remove(work)
     root = place / "root"
     root.mkdir()
+    if (user := host.server_user()) is not None:
+        os.chown(root, user.uid, user.gid)
     for suffix in DEVELOPMENT:
         wanted = f"{known.server}{suffix}"
         (file,) = (
@@ -568,17 +572,17 @@ def _extension_sources(known: Facts, server: _Job, place: Path, extension: Path)
             for each in server.packages()
             if each.name == wanted and each.architecture != "src"
         )
-        unpack(file, root)
+        unpack(file, root, server.where, user)
 
 
-def unpack(package: Path, root: Path) -> None:
+def unpack(
+    package: Path, root: Path, where: Place = HERE, user: host.ServerUser | None = None
+) -> None:
     """Put the files of a package below root. Raises CommandFailed where that cannot be."""
-    with subprocess.Popen(["rpm2cpio", str(package)], stdout=subprocess.PIPE) as stream:
-        argv = ["cpio", "-idmu", "--quiet", "--no-absolute-filenames"]
-        done = subprocess.run(argv, cwd=root, stdin=stream.stdout, capture_output=True, check=False)
-    for command, status in ((argv, done.returncode), (["rpm2cpio"], stream.returncode)):
-        if status != 0:
-            raise CommandFailed(command, status, tail=done.stderr.decode(errors="replace"))
+    script = 'rpm2cpio "$1" > .cpio && cpio -idmu --quiet --no-absolute-filenames < .cpio'
+    argv = ["sh", "-c", f"{script} && rm .cpio", "sh", str(package)]
+    # with a listener, what it says is in the message where it fails
+    where.call(argv, cwd=root, quiet=True, user=user, on_line=lambda _line: None)
 
 
 def _make(job: _Job, known: Facts, provide: Callable[[Path], None]) -> None:
@@ -597,18 +601,18 @@ def _make(job: _Job, known: Facts, provide: Callable[[Path], None]) -> None:
         bench.give()
         env = _environment(job, known, bench.user)
         topdir = ["--define", f"_topdir {job.place}", "--define", f"_tmppath {job.place}/tmp"]
-        call(
+        job.where.call(
             ["rpmbuild", "-bb", *topdir, *job.options, f"SPECS/{job.spec}"],
             cwd=job.place, env=env, log=job.log, quiet=True, user=bench.user, on_line=bench.count,
         )  # fmt: skip
         # The source package holds the expanded spec: no path, and nothing of this system.
         topdir = ["--define", "_topdir .", "--define", f"_tmppath {job.place}/tmp"]
-        call(
+        job.where.call(
             ["rpmbuild", "-bs", "--nodeps", *topdir, *job.neutral, f"SPECS/{job.spec}"],
             cwd=job.place, env=env, log=job.log, quiet=True, user=bench.user,
         )  # fmt: skip
         made = [*job.place.glob("RPMS/*/*.rpm"), *job.place.glob("SRPMS/*.rpm")]
-        bench.keep(made, described)
+        bench.keep(made, lambda file: described(file, job.where))
 
 
 _QUERY: Final = (
@@ -617,10 +621,10 @@ _QUERY: Final = (
 )
 
 
-def described(file: Path) -> Package:
+def described(file: Path, where: Place = HERE) -> Package:
     """A package as its header has it; what rpm needs of itself is left out."""
     argv = ["rpm", "-qp", "--nosignature", "--qf", _QUERY, str(file)]
-    rows = call(argv, capture=True, quiet=True).stdout.split("\n")
+    rows = where.call(argv, capture=True, quiet=True).stdout.split("\n")
     name, version, architecture, size, kind, requires, provides, conflicts = rows[:8]
 
     def listed(text: str) -> str:
@@ -643,11 +647,11 @@ def described(file: Path) -> Package:
 
 def _environment(job: _Job, known: Facts, user: host.ServerUser | None) -> dict[str, str]:
     """For rpmbuild: nothing of the caller's that would change the result, and ccache."""
-    compilers = ["gcc", "g++", *(["clang"] if shutil.which("clang") else [])]
+    compilers = ["gcc", "g++", *(["clang"] if job.where.which("clang") else [])]
     return {
         **making.emptied("CC"),
         **making.environment(
-            job.place, user, compilers,
+            job, user, compilers,
             TMPDIR=str(job.place / "tmp"), RPM_BUILD_NCPUS=str(host.jobs()),
             SOURCE_DATE_EPOCH=str(known.epoch),
         ),
@@ -657,14 +661,23 @@ def _environment(job: _Job, known: Facts, user: host.ServerUser | None) -> dict[
 # ---- sessions
 
 
-def one(major: Major, *, locked: bool = False, jit: bool = True) -> Path:
-    """Fetch, patch, package and publish a major; prints the packages and where they are."""
-    return making.one(major, lambda tree: build(tree, jit=jit), locked=locked)
+def one(major: Major, *, locked: bool = False, jit: bool = True, image: str = "") -> Path:
+    """Fetch, patch, package and publish a major; prints the packages and where they are.
+
+    image: of the container that they are made in and for; on and for this machine where it is "".
+    """
+
+    def made(tree: PatchedTree, where: Place) -> Release:
+        return build(tree, jit=jit, where=where)
+
+    return making.one("rpm", major, made, locked=locked, image=image)
 
 
-def every(majors: Sequence[Major], *, locked: bool = False, jit: bool = True) -> None:
+def every(
+    majors: Sequence[Major], *, locked: bool = False, jit: bool = True, image: str = ""
+) -> None:
     """Package all majors whose source can be had; ends with a table that says which could not.
 
     Raises PackageError if any failed, and SourceError when no source could be had at all.
     """
-    making.every("rpm", majors, lambda major: one(major, locked=locked, jit=jit))
+    making.every("rpm", majors, lambda major: one(major, locked=locked, jit=jit, image=image))

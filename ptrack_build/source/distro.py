@@ -19,6 +19,7 @@ import os
 import re
 import shlex
 import shutil
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +58,7 @@ KEPT = {
     "PDiffs",
 }
 TRIES = 2
+APT_HELPER = Path("/usr/lib/apt/apt-helper")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,25 +156,53 @@ class DistroProvider:
             what = "not an apt host"
             raise SourceError(what)
 
+    def binary_sources(self, distribution: str, suite: str) -> list[str]:
+        """Stanzas for the binary packages of a suite, with its updates, from the host's mirror.
+
+        Raises SourceError where the host is of another distribution, or its mirror lacks the suite.
+        """
+        self._check_host()
+        about = _os_release(self.release)
+        if about.get("ID") != distribution:
+            what = f"apt is set up here for {about.get('ID', 'nothing')}, not for {distribution}"
+            raise SourceError(what)
+        main, security, _ = self._archives(about.get("VERSION_CODENAME", ""), (suite,))
+        stanzas = []
+        for entry in main.values():
+            if self._carries(entry, suite):
+                pockets = (suite, f"{suite}-updates") if suite not in ROLLING else (suite,)
+                there = tuple(p for p in pockets if p == suite or self._carries(entry, p))
+                stanzas.append(entry.stanza(there, types="deb"))
+        if not stanzas:
+            what = f"the mirror that apt is set up with here has no suite {suite}"
+            raise SourceError(what)
+        for entry in security.values() if suite not in ROLLING else ():
+            pocket = f"{suite}-security"
+            if self._carries(entry, pocket):
+                stanzas.append(entry.stanza((pocket,), types="deb"))
+        return stanzas
+
+    def transport(self) -> list[str]:
+        """Apt's settings for getting through to the mirror: proxies."""
+        argv = ["apt-config", *self.options, "dump", "--format", '%F "%v";%n']
+        dumped = call(argv, capture=True, quiet=True).stdout.splitlines()
+        return [line for line in dumped if re.match(r"(?i)acquire::https?::(.*::)?proxy\b", line)]
+
+    def _carries(self, entry: Entry, suite: str) -> bool:
+        """Whether an archive has a suite, by apt's own ways of getting there."""
+        with tempfile.TemporaryDirectory(prefix="ptrack-suite-") as folder:
+            file = Path(folder) / "InRelease"
+            url = f"{entry.uris[0].rstrip('/')}/dists/{suite}/InRelease"
+            argv = [str(APT_HELPER), *self.options, "download-file", url, str(file)]
+            call(argv, check=False, quiet=True, capture=True, timeout=UPDATE_SECONDS)
+            return file.is_file() and file.stat().st_size > 0
+
     def _stages(self, want: Want) -> list[tuple[list[str], str]]:
         """What to ask, in order: lists of stanzas, each with a word for them."""
-        found = entries(self.etc)
         about = _os_release(self.release)
         codename = about.get("VERSION_CODENAME", "")
         suites = want.major.suites if about.get("ID") == "debian" else ()
-        main: dict[tuple[str, ...], Entry] = {}
-        security: dict[tuple[str, ...], Entry] = {}
-        other: list[tuple[Entry, tuple[str, ...]]] = []
-        for entry in found:
-            for suite in entry.suites:
-                base = re.sub(r"-(updates|proposed-updates|proposed|backports)$", "", suite)
-                if re.search(r"(-security|/updates)$", suite):
-                    security.setdefault(entry.uris, entry)
-                elif base in {codename, *ALIASES, *suites}:
-                    main.setdefault(entry.uris, entry)
-                elif not ("pgdg" in suite or any("postgresql" in uri for uri in entry.uris)):
-                    continue
-                other.append((entry, (suite,)))
+        main, security, other = self._archives(codename, suites)
         stages: list[tuple[list[str], str]] = []
         for suite in suites if main else ():
             pockets = tuple(suite + pocket for pocket in POCKETS if _has_pocket(suite, pocket))
@@ -185,6 +215,29 @@ class DistroProvider:
         if other:
             stages.append(([entry.stanza(named) for entry, named in other], codename or "host"))
         return stages
+
+    def _archives(
+        self, codename: str, suites: tuple[str, ...]
+    ) -> tuple[
+        dict[tuple[str, ...], Entry],
+        dict[tuple[str, ...], Entry],
+        list[tuple[Entry, tuple[str, ...]]],
+    ]:
+        """The host's main and security archives by URIs, and all its entries that matter."""
+        main: dict[tuple[str, ...], Entry] = {}
+        security: dict[tuple[str, ...], Entry] = {}
+        other: list[tuple[Entry, tuple[str, ...]]] = []
+        for entry in entries(self.etc):
+            for suite in entry.suites:
+                base = re.sub(r"-(updates|proposed-updates|proposed|backports)$", "", suite)
+                if re.search(r"(-security|/updates)$", suite):
+                    security.setdefault(entry.uris, entry)
+                elif base in {codename, *ALIASES, *suites}:
+                    main.setdefault(entry.uris, entry)
+                elif not ("pgdg" in suite or any("postgresql" in uri for uri in entry.uris)):
+                    continue
+                other.append((entry, (suite,)))
+        return main, security, other
 
     def _take(self, apt: Apt, want: Want) -> SourceTree:
         complaint = apt.update()

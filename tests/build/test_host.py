@@ -181,14 +181,14 @@ def test_jobs_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert host.cpus() >= 1
 
 
+def test_a_line_to_paste_survives_the_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "manager", lambda: "dnf")
+    line = host.paste_packages(["gcc-c++", "perl(IPC::Run)"])
+    assert line.endswith("dnf install -y gcc-c++ 'perl(IPC::Run)'")
+
+
 @pytest.mark.parametrize("named", ["many", "0", "-2", "1.5"])
 def test_jobs_that_are_no_number(monkeypatch: pytest.MonkeyPatch, named: str) -> None:
     monkeypatch.setenv("PTRACK_JOBS", named)
     with pytest.raises(UsageError, match=f"PTRACK_JOBS={named}"):
         host.jobs()
-
-
-def test_a_line_to_paste_survives_the_shell(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "manager", lambda: "dnf")
-    line = host.paste_packages(["gcc-c++", "perl(IPC::Run)"])
-    assert line.endswith("dnf install -y gcc-c++ 'perl(IPC::Run)'")

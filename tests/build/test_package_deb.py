@@ -17,6 +17,7 @@ import pytest
 from ptrack_build import matrix
 from ptrack_build.errors import HostError, PatchError
 from ptrack_build.package import PackageError, Release, deb, making, publish
+from ptrack_build.package.place import HERE
 from ptrack_build.patch import edits
 from tests.build import _packages
 
@@ -215,7 +216,7 @@ def test_missing_build_dependencies_are_named_in_a_line(
     control += "Build-Depends: no-such-thing, dpkg-dev, nor-this (>= 3)\n\nPackage: a\n"
     control += "Architecture: any\nDescription: a\n a\n"
     with pytest.raises(HostError) as caught:
-        deb._ensure(control)
+        deb._ensure(control, "deb-17", HERE)
     assert (caught.value.hint or "").endswith("apt-get install -y no-such-thing nor-this")
 
 
@@ -223,7 +224,7 @@ def test_missing_build_dependencies_are_named_in_a_line(
 def test_a_control_file_that_cannot_be_read_is_not_taken_for_satisfied(own_cache: Path) -> None:
     del own_cache
     with pytest.raises(PackageError, match="cannot read the rendered control file"):
-        deb._unmet("Source: a\nSource: b\n")
+        deb._unmet("Source: a\nSource: b\n", "deb-17", HERE)
 
 
 def test_publishing_tells_what_it_was_made_of(tree: PatchedTree, tmp_path: Path) -> None:

@@ -320,7 +320,7 @@ def test_without_rpmbuild_the_line_to_paste_is_named(
         rpm.this_system()
     assert re.search(r"apt-get install -y rpm\b", caught.value.hint or "")
     (tmp_path / "apt-get").unlink()
-    with pytest.raises(HostError, match="here is neither"):
+    with pytest.raises(HostError, match="this machine has neither"):
         rpm.this_system()
 
 
@@ -329,8 +329,8 @@ def test_what_is_missing_costs_its_feature_or_is_named(
 ) -> None:
     del own_cache
     monkeypatch.setenv("PTRACK_NO_INSTALL", "1")
-    monkeypatch.setattr(rpm, "this_system", lambda: BOOKWORM)
-    monkeypatch.setattr(rpm, "_evaluated", lambda _text: [""])
+    monkeypatch.setattr(rpm, "this_system", lambda _where: BOOKWORM)
+    monkeypatch.setattr(rpm, "_evaluated", lambda *_: [""])
     monkeypatch.setattr(host, "manager", lambda: "apt")
     monkeypatch.setattr(host, "ensure", lambda _names: None)
     absent = {"tcl-dev", "libldap-dev"}

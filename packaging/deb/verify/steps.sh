@@ -1,0 +1,138 @@
+#!/bin/sh
+# What verify-packages does in a clean container, as root, without network: one step a call.
+#
+#   steps.sh STEP
+#
+# In the environment: MAJOR; PREVIOUS, the major to come from, or nothing; PACKAGES and PREVIOUS_PACKAGES, the
+# files to install; TRACKING, the test of the extension's package. What has to be remembered is in /var/tmp/verify.
+set -eu
+export LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive
+cd /
+state=/var/tmp/verify
+mkdir -p "$state"
+
+fail() {
+	echo "FAILED: $*" >&2
+	exit 1
+}
+
+sql() {
+	cluster=$1
+	shift
+	runuser -u postgres -- psql --cluster "$cluster" -XAtq -v ON_ERROR_STOP=1 "$@"
+}
+
+status() {
+	pg_lsclusters -h | awk -v v="$1" -v c="$2" '$1 == v && $2 == c { print $4 }'
+}
+
+install() {
+	apt-get install -y --no-install-recommends "$@"
+}
+
+names() {
+	for file; do
+		dpkg-deb -f "$file" Package
+	done
+}
+
+# All that is there, but for caches, logs of apt and dpkg, and what is mounted.
+listing() {
+	find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /run -o -path /tmp -o -path "$state" -o -path /var/cache \
+		-o -path /var/lib/apt -o -path /var/log/apt -o -path /var/log/dpkg.log -o -path /var/log/alternatives.log \
+		\) -prune -o -print | sort
+}
+
+# Packages of an earlier version: these, with `~before` behind their versions.
+older() {
+	rm -rf "$state/older"
+	mkdir "$state/older"
+	for file in $PACKAGES; do
+		dpkg-deb -R "$file" "$state/tree"
+		version=$(dpkg-deb -f "$file" Version)
+		VERSION=$version perl -pi -e \
+			's/^Version: \K\Q$ENV{VERSION}\E$/$ENV{VERSION}~before/; s/\(= \Q$ENV{VERSION}\E\)/(= $ENV{VERSION}~before)/g' \
+			"$state/tree/DEBIAN/control"
+		dpkg-deb -Znone -b "$state/tree" "$state/older" > /dev/null
+		rm -rf "$state/tree"
+	done
+}
+
+case $1 in
+install)
+	# Containers' images may keep services from being started. This is to be as on a machine.
+	rm -f /usr/sbin/policy-rc.d
+	listing > "$state/before"
+	dpkg-query -W -f '${Package} ${db:Status-Status}\n' > "$state/packages"
+	older
+	install "$state"/older/*.deb
+	for name in $(names $PACKAGES); do
+		dpkg-query -W -f '${Version}' "$name" | grep -q '~before$' || fail "$name is not of the earlier version"
+	done
+	[ "$(status "$MAJOR" main)" = online ] || fail "no cluster $MAJOR/main was made and started"
+	[ "$(sql "$MAJOR/main" -c 'SELECT 1')" = 1 ] || fail "$MAJOR/main does not answer"
+	;;
+track)
+	"$TRACKING" create
+	"$TRACKING" track
+	;;
+upgrade)
+	since=$(sql "$MAJOR/ptrackcheck" -c 'SELECT ptrack.ptrack_init_lsn()')
+	rows=$(sql "$MAJOR/ptrackcheck" -c 'SELECT count(*) FROM heap')
+	began=$(sql "$MAJOR/ptrackcheck" -c 'SELECT pg_postmaster_start_time()')
+	install $PACKAGES
+	for file in $PACKAGES; do
+		name=$(dpkg-deb -f "$file" Package)
+		[ "$(dpkg-query -W -f '${Version}' "$name")" = "$(dpkg-deb -f "$file" Version)" ] ||
+			fail "$name was not upgraded"
+	done
+	[ "$(status "$MAJOR" ptrackcheck)" = online ] || fail "$MAJOR/ptrackcheck does not run any more"
+	[ "$(sql "$MAJOR/ptrackcheck" -c 'SELECT pg_postmaster_start_time()')" != "$began" ] ||
+		fail "the old server still runs"
+	[ "$(sql "$MAJOR/ptrackcheck" -c 'SELECT count(*) FROM heap')" = "$rows" ] || fail "rows are missing"
+	[ "$(sql "$MAJOR/ptrackcheck" -c 'SELECT ptrack.ptrack_init_lsn()')" = "$since" ] ||
+		fail "the map did not survive the upgrade"
+	"$TRACKING" track
+	;;
+upgradecluster)
+	install $PREVIOUS_PACKAGES
+	for method in dump upgrade; do
+		cluster=from$method
+		pg_createcluster "$PREVIOUS" "$cluster" -- --data-checksums
+		pg_conftool "$PREVIOUS" "$cluster" set shared_preload_libraries ptrack
+		pg_conftool "$PREVIOUS" "$cluster" set ptrack.map_size 16MB
+		pg_ctlcluster "$PREVIOUS" "$cluster" start
+		sql "$PREVIOUS/$cluster" -c 'CREATE SCHEMA ptrack' -c 'CREATE EXTENSION ptrack SCHEMA ptrack' \
+			-c 'CREATE TABLE kept AS SELECT n FROM generate_series(1, 1000) n'
+		pg_upgradecluster -v "$MAJOR" -m "$method" "$PREVIOUS" "$cluster"
+		[ "$(status "$MAJOR" "$cluster")" = online ] || fail "-m $method: the new cluster does not run"
+		[ "$(sql "$MAJOR/$cluster" -c 'SELECT sum(n) FROM kept')" = 500500 ] || fail "-m $method: rows are missing"
+		sql "$MAJOR/$cluster" -c CHECKPOINT
+		[ "$(sql "$MAJOR/$cluster" -c "SELECT ptrack.ptrack_init_lsn() <> '0/0'")" = t ] ||
+			fail "-m $method: the new cluster is not tracked"
+		pg_dropcluster --stop "$PREVIOUS" "$cluster"
+		pg_dropcluster --stop "$MAJOR" "$cluster"
+	done
+	;;
+remove)
+	apt-get remove -y $(names $PACKAGES $PREVIOUS_PACKAGES)
+	[ ! -e "/usr/lib/postgresql/$MAJOR/bin/postgres" ] || fail "the server's program is still there"
+	for cluster in main ptrackcheck; do
+		[ -e "/var/lib/postgresql/$MAJOR/$cluster/PG_VERSION" ] || fail "$MAJOR/$cluster was not kept"
+		[ ! -e "/var/lib/postgresql/$MAJOR/$cluster/postmaster.pid" ] || fail "$MAJOR/$cluster was not stopped"
+	done
+	;;
+purge)
+	apt-get purge -y $(names $PACKAGES $PREVIOUS_PACKAGES)
+	dpkg-query -W -f '${Package} ${db:Status-Status}\n' | diff "$state/packages" - ||
+		fail "packages are not as before"
+	listing > "$state/after"
+	diff "$state/before" "$state/after" > "$state/difference" || {
+		cat "$state/difference"
+		fail "files are not as before"
+	}
+	;;
+*)
+	fail "what is $1?"
+	;;
+esac

@@ -1,0 +1,139 @@
+"""Packages made in a container: the same code, with an engine that runs commands here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ptrack_build import cache, container, host
+from ptrack_build.container import engine
+from ptrack_build.errors import HostError
+from ptrack_build.package import PackageError, Release, deb, rpm
+from tests.build import _packages
+from tests.build._engine import FakeEngine, FakeImage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.build._packages import Line
+
+#: The tool that makes packages of a kind.
+TOOLS = {"deb": "dpkg-buildpackage", "rpm": "rpmbuild"}
+either = pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("deb", marks=_packages.with_dpkg),
+        pytest.param("rpm", marks=_packages.with_rpmbuild),
+    ],
+)
+
+
+@pytest.fixture
+def kind() -> str:
+    """Where a test does not say."""
+    return "deb"
+
+
+@pytest.fixture
+def line(kind: str, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Line:
+    """The build line of a kind."""
+    del own_cache
+    return _packages.line(kind, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
+    """An engine with an image of sid, whose system is this one."""
+    made = FakeEngine(held={"debian:sid": FakeImage("sha256:sid")})
+    made.answers["cat"] = (0, "ID=debian\nVERSION_CODENAME=forky\n")
+    made.answers["apt-get"] = (0, "")
+
+    @contextlib.contextmanager
+    def running() -> Iterator[FakeEngine]:
+        yield made
+
+    monkeypatch.setattr(engine, "running", running)
+    monkeypatch.setattr(host, "install", lambda _names: pytest.fail("installed on this machine"))
+    return made
+
+
+def built(line: Line) -> Release:
+    """Both packages, in the container."""
+    build = {"deb": deb.build, "rpm": rpm.build}[line.kind]
+    with container.place("debian:sid", f"{line.kind}-17", kept=line.kind) as where:
+        return build(line.tree, jit=False, extension=line.extension, where=where)
+
+
+@_packages.with_dpkg
+def test_packages_of_a_container_are_of_its_system(line: Line, fake: FakeEngine) -> None:
+    made = built(line)
+    assert (made.system.codename, made.system.tag) == ("sid", "debsid")
+    assert made.system.name.startswith("debian-sid-")
+    assert {package.name for package in made.packages} == {"server", "extension"}
+    assert all(package.version.endswith("+debsid") for package in made.packages)
+    assert ["dpkg-buildpackage", "-b", "-us", "-uc"] in fake.commands
+    assert not fake.there
+    # by root, with the network, only packages are installed; the rest is sealed
+    networked = zip(fake.commands, fake.users, fake.networks, strict=True)
+    assert {(argv[0], user) for argv, user, network in networked if network != "none"} == {
+        ("apt-get", "0:0")
+    }
+    sealed = [each.wanted for each in fake.created if each.wanted["network_mode"] == "none"]
+    assert sealed
+    assert all(each["read_only"] and each["cap_drop"] == ["ALL"] for each in sealed)
+    assert all(each["user"] == f"{os.geteuid()}:{os.getegid()}" for each in sealed)
+    writable = {m["Target"] for each in sealed for m in each["mounts"] if not m["ReadOnly"]}
+    assert writable == {str(cache.root() / "build" / "deb-17"), str(cache.root() / "ccache")}
+
+
+@either
+def test_an_interrupted_container_leaves_nothing(line: Line, fake: FakeEngine) -> None:
+    def interrupt(argv: list[str]) -> None:
+        if argv[0] == TOOLS[line.kind]:
+            place = cache.root() / "build" / f"{line.kind}-17" / "server"
+            (place / f"server_1_all.{line.kind}").write_text("half")
+            raise KeyboardInterrupt
+
+    fake.on_exec = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        built(line)
+    assert not fake.there
+    assert line.left() == []
+
+
+@either
+def test_a_failure_in_a_container_tells_why(line: Line, fake: FakeEngine) -> None:
+    fake.answers[TOOLS[line.kind]] = (2, "x.c:1: error: No space left on device\n")
+    with pytest.raises(PackageError, match="No space left") as caught:
+        built(line)
+    assert "free some space" in (caught.value.hint or "")
+    assert caught.value.log is not None
+    assert "No space left" in caught.value.log.read_text()
+    assert line.left() == []
+    assert not fake.there
+
+
+def test_an_image_without_dpkg_makes_no_debian_packages(line: Line, fake: FakeEngine) -> None:
+    fake.answers["sh"] = (1, "")  # `command -v` finds nothing
+    with pytest.raises(HostError, match="which debian:sid is not"):
+        built(line)
+    assert not fake.there
+
+
+@_packages.with_dpkg
+def test_build_dependencies_that_the_image_cannot_have_are_named(
+    line: Line, fake: FakeEngine
+) -> None:
+    fake.answers["dpkg-checkbuilddeps"] = (
+        1, "dpkg-checkbuilddeps: error: Unmet build dependencies: no-such-thing (>= 3)\n",
+    )  # fmt: skip
+    with pytest.raises(HostError, match="debian:sid lacks no-such-thing"):
+        built(line)
+    installed = [argv[4:] for argv in fake.commands if argv[:2] == ["apt-get", "install"]]
+    assert ["no-such-thing"] in installed
+    assert shutil.which("no-such-thing") is None

@@ -1,0 +1,384 @@
+"""verify-packages: what is chosen, what is said of what, and that its oracle finds what is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ptrack_build import matrix, report
+from ptrack_build.container import engine
+from ptrack_build.errors import HostError, UsageError
+from ptrack_build.package import MANIFEST, SUMS, PackageError, deb, making, rpmroot, verify
+from tests.build._engine import FakeEngine, FakeImage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+# ---- what is there
+
+
+def put(dist: Path, major: str, codename: str = "bookworm", kind: str = "deb") -> Path:
+    """A directory of dist/ with packages of a major, which hold nothing."""
+    number = 20 if major == "devel" else int(major)
+    folder = dist / f"debian-{codename}-amd64" / f"postgresql-{major}"
+    folder.mkdir(parents=True)
+    names = [f"postgresql-{number}pt", f"postgresql-server-dev-{number}pt", "x-dbgsym"]
+    files = {f"{name}_1_amd64.{kind}": name for name in names}
+    said = {
+        "kind": kind,
+        "major": major,
+        "system": {"distribution": "debian", "codename": codename, "release": ""},
+        "postgresql": {"version": f"{number}.1"},
+        "packages": [{"file": file} for file in files],
+    }
+    for file, text in (*files.items(), (MANIFEST, json.dumps(said))):
+        (folder / file).write_text(text)
+    sums = [
+        f"{hashlib.sha256((folder / file).read_bytes()).hexdigest()}  {file}\n"
+        for file in (*files, MANIFEST)
+    ]
+    (folder / SUMS).write_text("".join(sums))
+    return folder
+
+
+def test_what_is_verified_can_be_chosen(tmp_path: Path) -> None:
+    for major, codename in (("17", "bookworm"), ("devel", "bookworm"), ("17", "sid")):
+        put(tmp_path, major, codename)
+    every = verify.published(tmp_path)
+    assert [each.name for each in every] == [
+        "debian-bookworm-amd64 17", "debian-bookworm-amd64 devel", "debian-sid-amd64 17",
+    ]  # fmt: skip
+    assert [each.image for each in every] == ["debian:bookworm", "debian:bookworm", "debian:sid"]
+    assert [file.name for file in every[0].packages()] == ["postgresql-17pt_1_amd64.deb"]
+    assert [each.number for each in every] == [17, 20, 17]
+    assert [each.system for each in verify.published(tmp_path, ["sid"])] == ["debian-sid-amd64"]
+    assert [each.major for each in verify.published(tmp_path, [], ["devel"])] == ["devel"]
+
+
+@pytest.mark.parametrize(
+    ("systems", "majors", "asked"), [([], [], ""), (["trixie"], ["12"], "of trixie 12")]
+)
+def test_nothing_to_verify_is_an_error(
+    systems: list[str], majors: list[str], asked: str, tmp_path: Path
+) -> None:
+    if systems:
+        put(tmp_path, "17")
+    with pytest.raises(UsageError, match=f"has no packages {asked}".strip()) as caught:
+        verify.published(tmp_path, systems, majors)
+    assert caught.value.hint == "./nox -s deb-17 makes some"
+
+
+def test_a_damaged_package_is_not_verified(tmp_path: Path) -> None:
+    folder = put(tmp_path, "17")
+    (folder / "postgresql-17pt_1_amd64.deb").write_text("something else")
+    with pytest.raises(PackageError, match=r"postgresql-17pt_1_amd64\.deb is not as"):
+        verify.published(tmp_path)
+
+
+def test_the_previous_major_is_the_nearest_of_the_same_system(tmp_path: Path) -> None:
+    for major, codename in (
+        ("13", "bookworm"),
+        ("15", "bookworm"),
+        ("16", "sid"),
+        ("17", "bookworm"),
+    ):
+        put(tmp_path, major, codename)
+    every = verify.published(tmp_path)
+    by_name = {each.name: each for each in every}
+    before = verify.previous(by_name["debian-bookworm-amd64 17"], every)
+    assert before is not None
+    assert before.name == "debian-bookworm-amd64 15"
+    assert verify.previous(by_name["debian-sid-amd64 16"], every) is None
+
+
+# ---- what is said
+
+
+@pytest.fixture
+def fake(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
+    """An engine in whose containers all steps go well."""
+    made = FakeEngine(held={"debian:bookworm": FakeImage("sha256:b")})
+    made.answers = {
+        "apt-get": (0, "Inst libx (1 Debian)\nInst postgresql-17pt (1 Debian)\n"),
+        "sh": (0, ""),
+    }
+
+    @contextlib.contextmanager
+    def running() -> Iterator[FakeEngine]:
+        yield made
+
+    monkeypatch.setattr(engine, "running", running)
+    monkeypatch.setattr(verify, "results", lambda: own_cache)
+    return made
+
+
+def steps(fake: FakeEngine) -> list[str]:
+    """The steps that were run."""
+    return [argv[-1] for argv in fake.commands if argv[0] == "sh"]
+
+
+def test_all_steps_are_run_and_a_skip_says_why(
+    tmp_path: Path, fake: FakeEngine, own_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(tmp_path, "16")
+    put(tmp_path, "17")
+    first, second = verify.verify(dist=tmp_path)
+    assert (first.status, first.tests, first.skipped) == ("passed", len(verify.ORDER), 1)
+    assert "skipped upgradecluster: no earlier major's packages" in first.note
+    assert (second.status, second.skipped, second.note) == ("passed", 0, "")
+    assert steps(fake) == [name for name in verify.ORDER if name != "upgradecluster"] + list(
+        verify.ORDER
+    )
+    assert "skipped upgradecluster" in capsys.readouterr().out
+    kept = json.loads((own_cache / "verify-packages.json").read_text())
+    assert [row["status"] for row in kept] == ["passed", "passed"]
+    # what the packages depend on is installed, of themselves nothing; no step has a network
+    installed = [argv[4:] for argv in fake.commands if argv[:3] == ["apt-get", "install", "-y"]]
+    assert installed[1] == ["libx"]  # of 17
+    networks = {
+        network
+        for argv, network in zip(fake.commands, fake.networks, strict=True)
+        if argv[0] == "sh"
+    }
+    assert networks == {"none"}
+    assert not fake.there
+    assert not list((own_cache / "build").glob("verify-*"))
+
+
+def test_a_step_that_fails_fails_the_session_and_ends_its_row(
+    tmp_path: Path, fake: FakeEngine, own_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(tmp_path, "17")
+    fake.on_exec = lambda argv: (
+        (1, "noise\nFAILED: the map did not survive\nmore noise\n")
+        if argv[0] == "sh" and argv[-1] == "upgrade"
+        else None
+    )
+    with pytest.raises(verify.VerifyFailed, match="debian-bookworm-amd64 17"):
+        verify.verify(dist=tmp_path)
+    assert steps(fake) == ["install", "track", "upgrade"]
+    said = capsys.readouterr().out
+    assert "upgrade failed: the map did not survive" in said
+    assert "skipped purge: upgrade failed" in said
+    (row,) = json.loads((own_cache / "verify-packages.json").read_text())
+    assert (row["status"], row["failures"], row["skipped"]) == ("failed", 1, 3)
+    assert not fake.there
+
+
+def test_a_package_that_cannot_be_installed_fails(
+    tmp_path: Path, fake: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(tmp_path, "17")
+    fake.answers["apt-get"] = (
+        100,
+        "E: Unable to correct problems, you have held broken packages\n",
+    )
+    with pytest.raises(verify.VerifyFailed):
+        verify.verify(dist=tmp_path)
+    assert "held broken packages" in capsys.readouterr().out
+    assert steps(fake) == []
+
+
+def test_rpms_are_tried_on_a_system_of_their_own(
+    tmp_path: Path, fake: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = put(tmp_path, "17", kind="rpm")
+    tried = rpmroot.Tried(steps=("it starts", "it stops"), changed=1, reported=1)
+    asked: list[Path] = []
+
+    def verified(dist: Path) -> rpmroot.Tried:
+        asked.append(dist)
+        return tried
+
+    monkeypatch.setattr(rpmroot, "verify", verified)
+    (row,) = verify.verify(dist=tmp_path)
+    assert asked == [folder]
+    assert (row.status, row.tests, row.failures) == ("passed", 2, 0)
+    assert not fake.commands
+
+
+@pytest.mark.parametrize(
+    ("error", "says", "row"),
+    [
+        (HostError("only root can"), "nothing could be verified", "not run     only root can"),
+        (PackageError("lost 2 blocks"), "failed: debian-bookworm-amd64 17 rpm", "lost 2 blocks"),
+    ],
+)
+def test_rpms_that_were_not_tried_or_failed_are_no_success(
+    error: Exception,
+    says: str,
+    row: str,
+    tmp_path: Path,
+    fake: FakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fails(_dist: Path) -> None:
+        raise error
+
+    put(tmp_path, "17", kind="rpm")
+    monkeypatch.setattr(rpmroot, "verify", fails)
+    with pytest.raises(verify.VerifyFailed, match=says):
+        verify.verify(dist=tmp_path)
+    assert row in capsys.readouterr().out
+    assert not fake.commands
+
+
+def test_an_interruption_removes_the_container(tmp_path: Path, fake: FakeEngine) -> None:
+    put(tmp_path, "17")
+
+    def interrupt(argv: list[str]) -> None:
+        if argv[0] == "sh":
+            raise KeyboardInterrupt
+
+    fake.on_exec = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        verify.verify(dist=tmp_path)
+    assert not fake.there
+
+
+def test_each_step_is_one_that_the_script_knows(tmp_path: Path) -> None:
+    script = verify.STEPS.read_text()
+    known = {
+        line.removesuffix(")")
+        for line in script.splitlines()
+        if line[:1].isalpha() and line.endswith(")")
+    }
+    assert known == set(verify.ORDER)
+    env = {**os.environ, "MAJOR": "17"}
+    done = subprocess.run(
+        ["sh", str(verify.STEPS), "nosuch"], env=env, cwd=tmp_path, text=True, capture_output=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "FAILED: what is nosuch?" in done.stderr
+
+
+# ---- the oracle that packages bring along
+
+BLOCK = 8192
+PSQL = r"""#!/bin/sh
+case "$*" in
+*data_directory*) echo "$DATA" ;;
+*data_checksums*) echo on ;;
+*'<='*) echo "${VALID:-t}" ;;
+*redo_lsn*) echo 0/100 ;;
+*pagemapset*) cat "$DATA/../reported" ;;
+*' -c '*) ;;
+*) cat > /dev/null; cp -r "$DATA/../changed/." "$DATA/" ;;
+esac
+"""
+
+
+def blocks(count: int, letter: str, changed: range = range(0)) -> bytes:
+    """A file of blocks; one byte in each of those in changed is another."""
+    data = bytearray(letter.encode() * (count * BLOCK))
+    for number in changed:
+        data[number * BLOCK + 17] = 0
+    return bytes(data)
+
+
+@pytest.fixture
+def tracked(tmp_path: Path) -> Path:
+    """Servers' files before and after a workload, programs that stand in for those of a cluster."""
+    (tmp_path / "bin").mkdir()
+    for name in ("pg_createcluster", "pg_conftool", "pg_ctlcluster", "pg_dropcluster"):
+        (tmp_path / "bin" / name).write_text("#!/bin/sh\n")
+    (tmp_path / "bin" / "runuser").write_text(PSQL)
+    text = making.rendered(verify.TRACKING, {"major": 17}, "deb.Facts")
+    (tmp_path / "bin" / "tracking").write_text(text)
+    for program in (tmp_path / "bin").iterdir():
+        program.chmod(0o755)
+    files = {
+        "data/base/5/100": blocks(100, "a"),
+        "data/base/5/100.1": blocks(100, "b"),
+        "data/base/5/PG_VERSION": b"17\n",
+        "data/global/1": blocks(100, "c"),
+        "changed/base/5/100": blocks(103, "a", range(60)),
+        "changed/base/5/100.1": blocks(50, "b", range(49, 50)),
+        "changed/base/5/PG_VERSION": b"18\n",
+        "changed/base/5/200_fsm": blocks(2, "d"),
+    }
+    for name, data in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    return tmp_path
+
+
+def all_changed() -> list[str]:
+    """What the workload above changes."""
+    numbers = [*range(60), 100, 101, 102]
+    return [
+        *(f"base/5/100 {n}" for n in numbers),
+        "base/5/100.1 49", "base/5/200_fsm 0", "base/5/200_fsm 1",
+    ]  # fmt: skip
+
+
+def track(folder: Path, reported: list[str], **env: str) -> subprocess.CompletedProcess[str]:
+    (folder / "reported").write_text("".join(f"{line}\n" for line in sorted(reported)))
+    return subprocess.run(
+        [str(folder / "bin" / "tracking"), "track"], text=True, capture_output=True, check=False,
+        env={**os.environ, "PATH": f"{folder}/bin:{os.environ['PATH']}",
+             "DATA": str(folder / "data"), **env},
+    )  # fmt: skip
+
+
+def test_the_oracle_is_content_with_just_what_changed(tracked: Path) -> None:
+    done = track(tracked, all_changed())
+    assert done.returncode == 0, done.stderr
+    assert "66 blocks of 255 changed, 66 are reported, none is lost" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "lost",
+    ["base/5/100 0", "base/5/100 31", "base/5/100 102", "base/5/100.1 49", "base/5/200_fsm 1"],
+)
+def test_the_oracle_names_a_block_that_is_lost(tracked: Path, lost: str) -> None:
+    done = track(tracked, [line for line in all_changed() if line != lost])
+    assert done.returncode == 1
+    assert f"FAILED: not reported, though changed: {lost};" in done.stderr
+
+
+def test_the_oracle_is_not_content_with_everything(tracked: Path) -> None:
+    every = [f"base/5/100 {n}" for n in range(103)] + [f"global/1 {n}" for n in range(100)]
+    done = track(tracked, sorted({*every, *all_changed()}))
+    assert done.returncode == 1
+    assert "nearly all of 255 blocks are reported" in done.stderr
+
+
+def test_the_oracle_is_not_content_with_nothing(tracked: Path) -> None:
+    (tracked / "changed" / "base/5/100").write_bytes(blocks(100, "a"))
+    done = track(tracked, all_changed())
+    assert done.returncode == 1
+    assert "changed next to nothing" in done.stderr
+
+
+def test_the_oracle_wants_a_valid_map(tracked: Path) -> None:
+    done = track(tracked, all_changed(), VALID="f")
+    assert done.returncode == 1
+    assert "the map is not valid since 0/100" in done.stderr
+
+
+def test_packages_bring_their_test_along() -> None:
+    from tests.build.test_package_deb import facts_of
+
+    made = deb.render("extension", facts_of(matrix.load().major("17")))
+    control, executable = made["tests/control"]
+    assert not executable
+    assert "Test-Command: debian/tests/tracking\n" in control
+    assert "Depends: postgresql-17-ptrack, postgresql-17pt\n" in control
+    text, executable = made["tests/tracking"]
+    assert executable
+    assert "\nmajor=17\n" in text
+
+
+def test_outcomes_are_rows_of_one_table() -> None:
+    row = report.Outcome(session="debian-sid-amd64 17", status="passed", tests=6, skipped=1)
+    assert "5 passed, 0 failed, 1 skipped" in report.table([row])
