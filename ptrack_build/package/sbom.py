@@ -60,7 +60,7 @@ def document(release: Release) -> str:
     bom.metadata.component = whole
     for each in (postgresql, patch, extension, *packages.values(), *builders):
         bom.components.add(each)
-    bom.register_dependency(whole, packages.values())
+    bom.register_dependency(whole, packages.values() or [postgresql])
     bom.register_dependency(postgresql, [patch, *builders])
     for package in release.packages:
         sources = [extension] if _is_extension(package) else [postgresql]
