@@ -203,9 +203,10 @@ def test_loader_killed(factory: Factory, old: int, new: int) -> None:
         cluster.start()
         # A start that takes its time and is killed right then is taken for another server's.
         if "Another server process has been started" not in cluster.log_text():
-            break
+            oracle.check(snapshot, cluster, changed=20)
+            return
         cluster.stop()
-    oracle.check(snapshot, cluster, changed=20)
+    pytest.fail("the machine is too busy for a start of 10 ms")
 
 
 def test_sp_gist_metapage(factory: Factory) -> None:
