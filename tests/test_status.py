@@ -242,12 +242,13 @@ def test_suggested_size(cluster: Cluster, changed: float, extra: float) -> None:
 def test_estimate_holds(factory: Factory) -> None:
     """Scattered single blocks, as many as the small map's slots: the formula's share is extra."""
     cluster = factory.create(shared_buffers="64MB")
-    rows = min(60_000, 60_000 * 8192 // cluster.block_size)
+    if cluster.block_size > 8192:
+        pytest.skip("pages enough for this would take gigabytes")
     cluster.sql("CREATE TABLE t (i int, x text) WITH (fillfactor = 50)")
     cluster.sql("ALTER TABLE t ALTER x SET STORAGE PLAIN")
     cluster.sql(
-        f"INSERT INTO t SELECT i, repeat('x', {cluster.block_size * 19 // 40}) "
-        f"FROM generate_series(1, {rows}) i"
+        f"INSERT INTO t SELECT i, repeat('x', {cluster.block_size * 2 // 5}) "
+        "FROM generate_series(1, 60000) i"
     )
     cluster.sql("VACUUM FREEZE t")
     cluster.checkpoint()
