@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.skipif(fault.compiler() is None, reason="needs a C compiler")
 
 SEEDS = (0, 1)
-EXAMPLES = 6
+EXAMPLES = 10
 SHRINK_SECONDS = 60
 
 DEEP_EXAMPLES = 20
