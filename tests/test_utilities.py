@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import client, files, lsn, oracle, system, verify
+from tests.harness import client, lsn, oracle, system, verify
 from tests.harness.cluster import MAP, MAP_TMP
 
 if TYPE_CHECKING:
