@@ -35,7 +35,8 @@ BLOCK: Final = 8192
 FREE_MB: Final = 2500
 BOOT_SECONDS: Final = 600
 #: What the system has besides the libraries: what of an rpm distribution the packages count on.
-SYSTEM: Final = ("dbus", "rpm", "systemd", "tzdata", "util-linux")
+#: (ExecReload's kill is of util-linux there, and of procps here.)
+SYSTEM: Final = ("dbus", "procps", "rpm", "systemd", "tzdata", "util-linux")
 
 UNIT: Final = """[Unit]
 Description=Packages on trial
@@ -131,6 +132,10 @@ def libraries(packages: Iterable[Path], work: Path) -> list[str]:
     for package in packages:
         if "-debuginfo-" not in package.name:
             unpack(package, root)
+    # Their own are nobody's, also where the system has some of the same name.
+    sonames = [re.fullmatch(r"(lib.+)\.so\.(\d+)", path.name) for path in root.rglob("lib*.so.*")]
+    local = "".join(sorted({f"{name[1]} {name[2]}\n" for name in sonames if name}))
+    control.with_name("shlibs.local").write_text(local)
     linked = [path for path in sorted(root.rglob("*")) if _is_linked(path)]
     own = [f"-l{folder}" for folder in sorted({path.parent for path in linked})]
     argv = ["dpkg-shlibdeps", "-O", "--ignore-missing-info", "--warnings=0", *own]
@@ -163,6 +168,8 @@ def _make_root(place: Path, system: System, needed: Sequence[str], log: Path) ->
     include = ",".join(sorted({*SYSTEM, *needed}))
     argv = ["mmdebstrap", "--variant=minbase", f"--include={include}", suite, str(place / "root")]
     call([*argv, "-"], stdin="\n".join(stanzas), log=log, quiet=True)
+    # An installer's work; without it no server finds its listen_addresses.
+    (place / "root/etc/hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")
 
 
 def _try(root: Path, number: str, files: Iterable[Path], log: Path) -> Tried:

@@ -54,7 +54,7 @@ def test_what_is_cut_off_and_what_are_no_blocks_need_no_report(tmp_path: Path) -
 
 
 @_packages.with_dpkg
-def test_libraries_are_read_off_the_files(
+def test_libraries_are_read_off_the_files_and_their_own_are_nobody_s(
     tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     del own_cache
@@ -66,8 +66,8 @@ def test_libraries_are_read_off_the_files(
         (root / "a.c").write_text("int a(void) { return 0; }\n")
         (root / "b.c").write_text("int a(void); int main(void) { return a(); }\n")
         for words in (
-            ["-shared", "-fPIC", "-Wl,-soname,liba.so.1", "-o", "lib/liba.so.1", "a.c"],
-            ["-o", "bin/b", "b.c", "lib/liba.so.1"],
+            ["-shared", "-fPIC", "-Wl,-soname,libz.so.1", "-o", "lib/libz.so.1", "a.c"],
+            ["-o", "bin/b", "b.c", "lib/libz.so.1"],
         ):
             subprocess.run(["gcc", *words], cwd=root, check=True)
 
