@@ -104,7 +104,8 @@ def _published(dist: Path) -> tuple[System, str, str, list[Path]]:
     except OSError as error:
         what = f"there are no packages in {dist}: {error.strerror}"
         raise HostError(what, hint="make them first: ./nox -s rpm-17") from error
-    listed = [dist / each["file"] for each in said["packages"] if each["architecture"] != "src"]
+    place = dist.absolute()
+    listed = [place / each["file"] for each in said["packages"] if each["architecture"] != "src"]
     number = re.split(r"\D", said["postgresql"]["version"])[0]
     return System(**said["system"]), said["major"], number, listed
 
@@ -168,6 +169,9 @@ def _make_root(place: Path, system: System, needed: Sequence[str], log: Path) ->
     include = ",".join(sorted({*SYSTEM, *needed}))
     argv = ["mmdebstrap", "--variant=minbase", f"--include={include}", suite, str(place / "root")]
     call([*argv, "-"], stdin="\n".join(stanzas), log=log, quiet=True)
+    # Of no package on distributions of rpms but `filesystem`, and empty when the last rpm goes.
+    for folder in ("usr/share/licenses", "usr/src/debug"):
+        (place / "root" / folder).mkdir(parents=True, exist_ok=True)
     # An installer's work; without it no server finds its listen_addresses.
     (place / "root/etc/hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")
 

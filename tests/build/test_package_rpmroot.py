@@ -6,16 +6,13 @@ import json
 import os
 import subprocess
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from ptrack_build.errors import HostError
 from ptrack_build.package import rpmroot
 from tests.build import _packages
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 BLOCK = rpmroot.BLOCK
 A, B = b"a" * BLOCK, b"b" * BLOCK
@@ -106,6 +103,21 @@ def test_packages_of_another_system_are_not_tried(
     monkeypatch.setattr(rpmroot, "this_system", lambda: _packages.system("x86_64"))
     with pytest.raises(HostError, match="slackware-bookworm-x86_64 cannot be tried here"):
         rpmroot.verify(published(tmp_path, "slackware"))
+
+
+def test_the_packages_are_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = published(tmp_path, "debian") / "manifest.json"
+    said = json.loads(manifest.read_text())
+    said["packages"] = [
+        {"file": "a.x86_64.rpm", "architecture": "x86_64"},
+        {"file": "a.src.rpm", "architecture": "src"},
+    ]
+    manifest.write_text(json.dumps(said))
+    monkeypatch.chdir(tmp_path.parent)
+    *_, listed = rpmroot._published(Path(tmp_path.name))
+    assert listed == [tmp_path / "a.x86_64.rpm"]
 
 
 def test_the_number_of_a_major_is_that_of_its_packages(tmp_path: Path) -> None:
