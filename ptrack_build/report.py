@@ -8,11 +8,14 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ptrack_build import cache
-from ptrack_build.progress import duration
+from ptrack_build.errors import BadSource, SourceError
+from ptrack_build.progress import duration, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from ptrack_build.errors import PtrackError
 
 Status = Literal["passed", "failed", "unreachable", "not run"]
 
@@ -33,6 +36,17 @@ class Outcome:
     build_seconds: float = 0.0
     test_seconds: float = 0.0
     note: str = ""
+
+
+def stopped(name: str, error: PtrackError | OSError) -> Outcome:
+    """What kept a major from its end, said and as an outcome.
+
+    A source that is nowhere to be had is no failure; one that is not right is.
+    """
+    say(str(error))
+    if isinstance(error, SourceError) and not isinstance(error, BadSource):
+        return Outcome(session=name, status="unreachable", note=error.what)
+    return Outcome(session=name, status="failed", note=str(error))
 
 
 def counted(junit: Path) -> tuple[int, int, int]:

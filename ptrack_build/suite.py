@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ptrack_build import REPO, cache, host, report
 from ptrack_build import compile as compiling
-from ptrack_build.errors import BadSource, CommandFailed, PtrackError, SourceError, UsageError
+from ptrack_build.errors import CommandFailed, PtrackError, SourceError, UsageError
 from ptrack_build.progress import say
 from ptrack_build.run import call
 
@@ -303,7 +303,7 @@ def every(
         try:
             outcomes.append(one(major, theirs or (), locked=locked, record=record))
         except (PtrackError, OSError) as error:
-            outcomes.append(_stopped(name, error))
+            outcomes.append(report.stopped(name, error))
     report.keep(outcomes, results() / "test.json")
     say("\n" + report.table(outcomes))
     failed = [each.session for each in outcomes if each.status == "failed"]
@@ -316,17 +316,6 @@ def every(
         raise SourceError(what, hint="set PTRACK_PG_GIT to a PostgreSQL repository")
 
 
-def _stopped(name: str, error: PtrackError | OSError) -> report.Outcome:
-    """What kept a major from its end, said and as an outcome.
-
-    A source that is nowhere to be had is no failure; one that is not right is.
-    """
-    say(str(error))
-    if isinstance(error, SourceError) and not isinstance(error, BadSource):
-        return report.Outcome(session=name, status="unreachable", note=error.what)
-    return report.Outcome(session=name, status="failed", note=str(error))
-
-
 def built_all(majors: Sequence[Major], variant: Variant, *, locked: bool = False) -> None:
     """Build all majors whose source can be had; ends like `every`."""
     outcomes = []
@@ -336,7 +325,7 @@ def built_all(majors: Sequence[Major], variant: Variant, *, locked: bool = False
         try:
             made = prefix(major, variant, locked=locked)
         except (PtrackError, OSError) as error:
-            outcomes.append(_stopped(name, error))
+            outcomes.append(report.stopped(name, error))
         else:
             seconds = time.monotonic() - began
             note = f"{made.path} in {seconds:.1f} s"

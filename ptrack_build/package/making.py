@@ -470,11 +470,8 @@ def every(kind: str, majors: Sequence[Major], one: Callable[[Major], Path]) -> N
         name = f"{kind}-{major.name}"
         try:
             place = one(major)
-        except SourceError as error:
-            outcomes.append(report.Outcome(session=name, status="unreachable", note=error.what))
-        except PtrackError as error:
-            say(str(error))
-            outcomes.append(report.Outcome(session=name, status="failed", note=str(error)))
+        except (PtrackError, OSError) as error:
+            outcomes.append(report.stopped(name, error))
         else:
             outcomes.append(report.Outcome(session=name, status="passed", note=str(place)))
     report.keep(outcomes, results() / f"{kind}.json")
