@@ -49,6 +49,29 @@ def stopped(name: str, error: PtrackError | OSError) -> Outcome:
     return Outcome(session=name, status="failed", note=str(error))
 
 
+def close(
+    outcomes: Sequence[Outcome], path: Path, failure: type[PtrackError], nothing: PtrackError | None
+) -> None:
+    """Keep the outcomes in path and show them as a table.
+
+    Raises failure with the sessions that failed, and nothing where that is given.
+    """
+    keep(outcomes, path)
+    say("\n" + table(outcomes))
+    failed = [each.session for each in outcomes if each.status == "failed"]
+    if failed:
+        what = f"failed: {', '.join(failed)}"
+        raise failure(what, hint=f"./nox -s {failed[-1]} shows it alone")
+    if nothing is not None:
+        raise nothing
+
+
+def without_source(done: str) -> SourceError:
+    """No major's source could be had, so nothing was done."""
+    what = f"no major's source could be had, so nothing was {done}"
+    return SourceError(what, hint="set PTRACK_PG_GIT to a PostgreSQL repository")
+
+
 def counted(junit: Path) -> tuple[int, int, int]:
     """Tests, failures (errors too) and skips that a junit file records; zeros where it is not."""
     try:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ptrack_build import REPO, cache, host, report
 from ptrack_build import compile as compiling
-from ptrack_build.errors import CommandFailed, PtrackError, SourceError, UsageError
+from ptrack_build.errors import CommandFailed, PtrackError, UsageError
 from ptrack_build.progress import say
 from ptrack_build.run import call
 
@@ -304,16 +304,9 @@ def every(
             outcomes.append(one(major, theirs or (), locked=locked, record=record))
         except (PtrackError, OSError) as error:
             outcomes.append(report.stopped(name, error))
-    report.keep(outcomes, results() / "test.json")
-    say("\n" + report.table(outcomes))
-    failed = [each.session for each in outcomes if each.status == "failed"]
-    if failed:
-        what = f"failed: {', '.join(failed)}"
-        raise SuiteFailed(what, hint=f"./nox -s {failed[-1]} shows it alone")
-    tested = any(each.status == "passed" and each.version for each in outcomes)
-    if theirs is not None and not tested:
-        what = "no major's source could be had, so nothing was tested"
-        raise SourceError(what, hint="set PTRACK_PG_GIT to a PostgreSQL repository")
+    tested = theirs is None or any(each.status == "passed" and each.version for each in outcomes)
+    nothing = None if tested else report.without_source("tested")
+    report.close(outcomes, results() / "test.json", SuiteFailed, nothing)
 
 
 def built_all(majors: Sequence[Major], variant: Variant, *, locked: bool = False) -> None:
@@ -332,12 +325,6 @@ def built_all(majors: Sequence[Major], variant: Variant, *, locked: bool = False
             outcomes.append(
                 report.Outcome(session=name, status="passed", version=made.version, note=note)
             )
-    report.keep(outcomes, results() / "build.json")
-    say("\n" + report.table(outcomes))
-    failed = [each.session for each in outcomes if each.status == "failed"]
-    if failed:
-        what = f"failed: {', '.join(failed)}"
-        raise SuiteFailed(what, hint=f"./nox -s {failed[-1]} shows it alone")
-    if not any(each.status == "passed" for each in outcomes):
-        what = "no major's source could be had, so nothing was built"
-        raise SourceError(what, hint="set PTRACK_PG_GIT to a PostgreSQL repository")
+    built = any(each.status == "passed" for each in outcomes)
+    nothing = None if built else report.without_source("built")
+    report.close(outcomes, results() / "build.json", SuiteFailed, nothing)

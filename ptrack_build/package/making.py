@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ptrack_build import __version__, cache, host, report
-from ptrack_build.errors import CommandFailed, PtrackError, SourceError
+from ptrack_build.errors import CommandFailed, PtrackError
 from ptrack_build.package import Package, PackageError, Release, System, publish, room, table
 from ptrack_build.package.place import HERE
 from ptrack_build.progress import Step, say, step
@@ -474,12 +474,6 @@ def every(kind: str, majors: Sequence[Major], one: Callable[[Major], Path]) -> N
             outcomes.append(report.stopped(name, error))
         else:
             outcomes.append(report.Outcome(session=name, status="passed", note=str(place)))
-    report.keep(outcomes, results() / f"{kind}.json")
-    say("\n" + report.table(outcomes))
-    failed = [each.session for each in outcomes if each.status == "failed"]
-    if failed:
-        what = f"failed: {', '.join(failed)}"
-        raise PackageError(what, hint=f"./nox -s {failed[-1]} shows it alone")
-    if not any(each.status == "passed" for each in outcomes):
-        what = "no major's source could be had, so nothing was packaged"
-        raise SourceError(what, hint="set PTRACK_PG_GIT to a PostgreSQL repository")
+    made = any(each.status == "passed" for each in outcomes)
+    nothing = None if made else report.without_source("packaged")
+    report.close(outcomes, results() / f"{kind}.json", PackageError, nothing)
