@@ -272,4 +272,5 @@ def test_no_lock_at_all(tmp_path: Path) -> None:
 def test_the_projects_own_lock_can_be_read() -> None:
     path = Path(source.__file__).parents[2] / "matrix.lock"
     rows = source.read_lock(path)
-    assert json.dumps(sorted(rows, key=int)) == json.dumps(list(rows))
+    order = [one.name for one in matrix.load().majors if one.name in rows]
+    assert list(rows) == order
