@@ -12,7 +12,7 @@ import sys
 import threading
 from collections import deque
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any, Protocol, Self
+from typing import IO, TYPE_CHECKING, Any, Protocol, Self, TypedDict
 
 from ptrack_build.errors import CommandFailed
 
@@ -79,6 +79,19 @@ class Completed:
     argv: tuple[str, ...]
     returncode: int
     stdout: str
+
+
+class How(TypedDict, total=False):
+    """How a command is run wherever it is run, here or in a container: see call."""
+
+    cwd: Path | None
+    env: Mapping[str, str] | None
+    log: Path | None
+    capture: bool
+    check: bool
+    quiet: bool
+    user: Account | None
+    on_line: Callable[[str], None] | None
 
 
 def call(

@@ -8,17 +8,19 @@ import itertools
 import os
 import socket
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
 from ptrack_build.container.base import ContainerError, explained
 from ptrack_build.errors import CommandFailed
 from ptrack_build.run import Completed, Held, Listener
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from docker import DockerClient
+
+    from ptrack_build.run import How
 
 OWNER: Final = "ptrack.owner"
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -41,33 +43,23 @@ class Box:
     name: str
     image: str
 
-    def call(
-        self,
-        argv: Sequence[str],
-        *,
-        cwd: Path | None = None,
-        env: Mapping[str, str] | None = None,
-        log: Path | None = None,
-        capture: bool = False,
-        check: bool = True,
-        user: str = "",
-        on_line: Callable[[str], None] | None = None,
-    ) -> Completed:
+    def call(self, argv: Sequence[str], **how: Unpack[How]) -> Completed:
         """Run a command in it, as run.call does here; the environment is env and a plain PATH.
 
-        Raises CommandFailed, and ContainerError where the engine itself fails.
+        All run as the container's user and none is shown, whatever how says of that. Raises
+        CommandFailed, and ContainerError where the engine itself fails.
         """
+        cwd, log, capture = how.get("cwd"), how.get("log"), how.get("capture", False)
         words = tuple(argv)
         api = self.client.api
-        with Listener(log, on_line) as listener:
+        with Listener(log, how.get("on_line")) as listener:
             listener.command(words)
             with explained(f"{self.image}: {words[0]} could not be run"):
                 ident = api.exec_create(
                     self.name,
                     list(words),
-                    user=user,
                     workdir=str(cwd) if cwd else None,
-                    environment={"PATH": PATH, **(env or {})},
+                    environment={"PATH": PATH, **(how.get("env") or {})},
                 )["Id"]
                 out = _Lines(listener, keep=capture)
                 err = _Lines(listener, keep=capture and log is not None)
@@ -81,7 +73,7 @@ class Box:
         if returncode is None:
             what = f"{self.image}: the container ended while {words[0]} ran"
             raise ContainerError(what, log=log, hint="was it removed, or out of memory?")
-        if returncode != 0 and check:
+        if returncode != 0 and how.get("check", True):
             tail = "\n".join(listener.tail)
             raise CommandFailed(words, returncode, log=log, tail=tail)
         return Completed(argv=words, returncode=returncode, stdout="".join(listener.out))

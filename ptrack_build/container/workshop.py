@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from ptrack_build import cache, host
 from ptrack_build.container import box
@@ -20,13 +20,12 @@ from ptrack_build.package import making, parse_os_release
 from ptrack_build.progress import say
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Iterable, Iterator, Sequence
 
     from docker import DockerClient
 
     from ptrack_build.container.base import Reference
-    from ptrack_build.run import Completed
+    from ptrack_build.run import Completed, How
 
 
 class Workshop:
@@ -67,26 +66,11 @@ class Workshop:
             )
         return self._box
 
-    def call(
-        self,
-        argv: Sequence[str],
-        *,
-        cwd: Path | None = None,
-        env: Mapping[str, str] | None = None,
-        log: Path | None = None,
-        capture: bool = False,
-        check: bool = True,
-        quiet: bool = False,
-        user: host.ServerUser | None = None,
-        on_line: Callable[[str], None] | None = None,
-    ) -> Completed:
+    def call(self, argv: Sequence[str], **how: Unpack[How]) -> Completed:
         """See Place: all commands are run by the unprivileged user."""
-        del user
-        if not quiet:
+        if not how.pop("quiet", False):
             say(f"+ {shlex.join(argv)}  (in {self.name})")
-        return self._running().call(
-            argv, cwd=cwd, env=env, log=log, capture=capture, check=check, on_line=on_line
-        )
+        return self._running().call(argv, **how)
 
     def which(self, program: str) -> str | None:
         """See Place."""

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, Unpack
 
 from ptrack_build import cache, host, run
 from ptrack_build.package import os_release
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Iterable, Sequence
 
-    from ptrack_build.run import Completed
+    from ptrack_build.run import Completed, How
 
 
 class Place(Protocol):
@@ -27,19 +26,7 @@ class Place(Protocol):
     def name(self) -> str:
         """How messages call it."""
 
-    def call(
-        self,
-        argv: Sequence[str],
-        *,
-        cwd: Path | None = None,
-        env: Mapping[str, str] | None = None,
-        log: Path | None = None,
-        capture: bool = False,
-        check: bool = True,
-        quiet: bool = False,
-        user: host.ServerUser | None = None,
-        on_line: Callable[[str], None] | None = None,
-    ) -> Completed:
+    def call(self, argv: Sequence[str], **how: Unpack[How]) -> Completed:
         """Run a command there, as run.call does here. A container runs all as its one user."""
 
     def which(self, program: str) -> str | None:
@@ -69,24 +56,9 @@ class Native:
 
     name: Final = "this machine"
 
-    def call(
-        self,
-        argv: Sequence[str],
-        *,
-        cwd: Path | None = None,
-        env: Mapping[str, str] | None = None,
-        log: Path | None = None,
-        capture: bool = False,
-        check: bool = True,
-        quiet: bool = False,
-        user: host.ServerUser | None = None,
-        on_line: Callable[[str], None] | None = None,
-    ) -> Completed:
+    def call(self, argv: Sequence[str], **how: Unpack[How]) -> Completed:
         """See Place."""
-        return run.call(
-            argv, cwd=cwd, env=env, log=log, capture=capture, check=check, quiet=quiet, user=user,
-            on_line=on_line,
-        )  # fmt: skip
+        return run.call(argv, **how)
 
     def which(self, program: str) -> str | None:
         """See Place."""

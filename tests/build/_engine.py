@@ -132,7 +132,7 @@ class FakeEngine:
         self._execs[ident] = (argv, wanted)
         self.commands.append(argv)
         self.networks.append(self.there[name].wanted["network_mode"])
-        self.users.append(wanted["user"] or self.there[name].wanted["user"])
+        self.users.append(self.there[name].wanted["user"])
         return {"Id": ident}
 
     def exec_start(
