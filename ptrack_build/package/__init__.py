@@ -39,7 +39,7 @@ class PackageError(PtrackError):
 class System:
     """What packages are made for: a release of a distribution on an architecture.
 
-    tag: ends the packages' versions, and grows from release to release ("deb12", "ubuntu24.04").
+    tag: ends the packages' versions, and grows from release to release: deb12, deb14~sid, deb14.
     """
 
     distribution: str

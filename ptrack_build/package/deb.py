@@ -225,17 +225,14 @@ def this_system(where: Place = HERE) -> System:
         what = f"Debian packages are made on Debian or Ubuntu, which {where.name} is not"
         raise HostError(what, hint="give it an image of those: -- --image debian:bookworm")
     about = where.os_release()
-    identity = about.get("ID", "debian")
-    release = about.get("VERSION_ID", "")
-    codename = about.get("VERSION_CODENAME", "")
     argv = ["dpkg", "--print-architecture"]
     architecture = where.call(argv, capture=True, quiet=True).stdout.strip()
     return System(
-        distribution=identity,
-        release=release,
-        codename=codename,
+        distribution=about.get("ID", "debian"),
+        release=about.get("VERSION_ID", ""),
+        codename=about.get("VERSION_CODENAME", ""),
         architecture=architecture,
-        tag=re.sub(r"[^a-z0-9.]", "", f"{making.short(identity)}{release or codename}".lower()),
+        tag=making.tag(about, where),
     )
 
 

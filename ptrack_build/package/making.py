@@ -167,9 +167,22 @@ def installed_debs(names: Iterable[str], where: Place = HERE) -> dict[str, str]:
     return {row[0]: row[1] for row in sorted(rows) if len(row) == 3 and row[2] == "installed"}
 
 
-def short(identity: str) -> str:
-    """deb, ubuntu: how a system of apt's is called in the version of a package."""
-    return "deb" if identity == "debian" else identity
+def tag(about: Mapping[str, str], where: Place = HERE) -> str:
+    """What ends a package's version on a system of apt's: deb12, ubuntu24.04, deb14~sid.
+
+    It has to grow with an upgrade of the system. A suite without a number (testing, sid) is on its
+    way to the next release, whose number its base-files has from the day after the last one, and
+    `~` sorts below the end: deb13 < deb14~sid < deb14. Without a suffix, as Debian's own uploads to
+    sid are, a build of sid would be older than those of all releases; with the bare codename it
+    would be newer than those of all to come, and stay when the system has become one of them.
+    """
+    identity = about.get("ID", "debian")
+    short = "deb" if identity == "debian" else identity
+    release, codename = about.get("VERSION_ID", ""), about.get("VERSION_CODENAME", "")
+    if not release:
+        coming = installed_debs(["base-files"], where).get("base-files", "")
+        release = f"{re.split(r'[^0-9]', coming)[0]}~{codename}"
+    return re.sub(r"[^a-z0-9.~]", "", f"{short}{release}".lower())
 
 
 def emptied(*more: str) -> dict[str, str]:

@@ -262,17 +262,15 @@ def this_system(where: Place = HERE) -> System:
         raise HostError(what, hint="run the session there, or give it an image: -- --image")
     where.ensure(["rpm-build"])
     about = where.os_release()
-    identity = about.get("ID", "linux")
-    release = about.get("VERSION_ID", "")
     architecture, dist = _evaluated("%{_target_cpu}\n%{?dist}", where)
     if kind == "apt":
-        dist = f"{making.short(identity)}{release or about.get('VERSION_CODENAME', '')}"
+        dist = making.tag(about, where)
     return System(
-        distribution=identity,
-        release=release,
+        distribution=about.get("ID", "linux"),
+        release=about.get("VERSION_ID", ""),
         codename=about.get("VERSION_CODENAME", ""),
         architecture=architecture,
-        tag=re.sub(r"[^a-z0-9_.]", "", dist.lower().lstrip(".")),
+        tag=re.sub(r"[^a-z0-9_.~]", "", dist.lower().lstrip(".")),
     )
 
 

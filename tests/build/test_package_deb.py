@@ -17,14 +17,18 @@ import pytest
 from ptrack_build import matrix
 from ptrack_build.errors import HostError, PatchError
 from ptrack_build.package import PackageError, Release, deb, making, publish
-from ptrack_build.package.place import HERE
+from ptrack_build.package.place import HERE, Native
 from ptrack_build.patch import edits
+from ptrack_build.run import Completed
 from tests.build import _packages
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
+    from typing import Unpack
 
     from ptrack_build.patch import PatchedTree
+    from ptrack_build.run import How
 
 MAJORS = matrix.load().majors
 BOOKWORM = _packages.system("amd64")
@@ -72,11 +76,67 @@ def words(field: str) -> set[str]:
 # ---- versions
 
 
-@_packages.with_dpkg
-def test_versions_sort_as_they_come_out() -> None:
-    for older, newer in itertools.pairwise(map(making.sortable, _packages.RISING)):
+def in_order(versions: Iterable[str]) -> None:
+    """Each older than the next, as dpkg sees it."""
+    for older, newer in itertools.pairwise(versions):
         compared = subprocess.run(["dpkg", "--compare-versions", older, "lt", newer], check=False)
         assert compared.returncode == 0, f"{older} is not older than {newer}"
+
+
+@_packages.with_dpkg
+def test_versions_sort_as_they_come_out() -> None:
+    in_order(map(making.sortable, _packages.RISING))
+
+
+class Somewhere(Native):
+    """A system of Debian's whose base-files has that version."""
+
+    def __init__(self, base_files: str) -> None:
+        self.base_files = base_files
+
+    def call(self, argv: Sequence[str], **how: Unpack[How]) -> Completed:
+        """Answers dpkg-query."""
+        del how
+        assert argv[0] == "dpkg-query"
+        text = f"base-files {self.base_files} installed\n"
+        return Completed(argv=tuple(argv), returncode=0, stdout=text)
+
+
+#: Releases as they follow each other: number, codename, version of base-files, what is expected.
+SYSTEMS = (
+    ("11", "bullseye", "11.1+deb11u11", "deb11"),
+    ("12", "bookworm", "12.4+deb12u12", "deb12"),
+    ("", "trixie", "13.6", "deb13~trixie"),
+    ("13", "trixie", "13.8+deb13u1", "deb13"),
+    ("", "forky", "14", "deb14~forky"),
+    ("", "sid", "14", "deb14~sid"),
+    ("14", "forky", "14.1", "deb14"),
+)
+
+
+@pytest.mark.parametrize(("number", "codename", "base_files", "expected"), SYSTEMS)
+def test_a_system_s_tag_has_its_number(
+    number: str, codename: str, base_files: str, expected: str
+) -> None:
+    about = {"ID": "debian", "VERSION_CODENAME": codename}
+    about |= {"VERSION_ID": number} if number else {}
+    assert making.tag(about, Somewhere(base_files)) == expected
+
+
+def test_ubuntu_has_a_number_before_its_release() -> None:
+    about = {"ID": "ubuntu", "VERSION_ID": "26.04", "VERSION_CODENAME": "resolute"}
+    assert making.tag(about, Somewhere("14ubuntu3")) == "ubuntu26.04"
+
+
+@_packages.with_dpkg
+def test_an_upgrade_of_the_system_upgrades_the_packages(tree: PatchedTree) -> None:
+    """Also from sid to the release that comes of it, and with no suffix in between."""
+    systems = [dataclasses.replace(BOOKWORM, tag=tag) for *_, tag in SYSTEMS]
+    known = [deb.facts(tree, each, llvm=0) for each in systems]
+    in_order([each.version for each in known])
+    in_order([each.extension_version for each in known])
+    # what verify-packages upgrades from sorts below, also where the tag has a tilde
+    in_order([f"{known[5].version}~before", known[5].version])
 
 
 # ---- templates

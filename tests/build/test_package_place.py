@@ -52,6 +52,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     made = FakeEngine(held={"debian:sid": FakeImage("sha256:sid")})
     made.answers["cat"] = (0, "ID=debian\nVERSION_CODENAME=forky\n")
     made.answers["apt-get"] = (0, "")
+    made.answers["dpkg-query"] = (0, "base-files 14.1 installed\n")
 
     @contextlib.contextmanager
     def running() -> Iterator[FakeEngine]:
@@ -72,10 +73,10 @@ def built(line: Line) -> Release:
 @_packages.with_dpkg
 def test_packages_of_a_container_are_of_its_system(line: Line, fake: FakeEngine) -> None:
     made = built(line)
-    assert (made.system.codename, made.system.tag) == ("sid", "debsid")
+    assert (made.system.codename, made.system.tag) == ("sid", "deb14~sid")
     assert made.system.name.startswith("debian-sid-")
     assert {package.name for package in made.packages} == {"server", "extension"}
-    assert all(package.version.endswith("+debsid") for package in made.packages)
+    assert all(package.version.endswith("+deb14~sid") for package in made.packages)
     assert ["dpkg-buildpackage", "-b", "-us", "-uc"] in fake.commands
     assert not fake.there
     # by root, with the network, only packages are installed; the rest is sealed

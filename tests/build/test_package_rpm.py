@@ -24,6 +24,7 @@ from ptrack_build.patch import edits
 from tests.build import _packages
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 MAJORS = matrix.load().majors
@@ -73,7 +74,13 @@ def query(spec: Path, form: str, *options: str) -> list[str]:
 def test_versions_sort_as_they_come_out() -> None:
     shown = [making.sortable(version) for version in _packages.RISING]
     shown += [f"{shown[-1]}^git20240131.abcdef0", f"{shown[-1]}^git20240201.0123456"]
-    for older, newer in itertools.pairwise(shown):
+    in_order(shown)
+    in_order(f"1ptrack3.0.0.{tag}" for tag in ("deb13", "deb14~sid", "deb14"))  # releases
+
+
+def in_order(versions: Iterable[str]) -> None:
+    """Each older than the next, as rpm sees it."""
+    for older, newer in itertools.pairwise(versions):
         asked = f"%{{lua: print(rpm.vercmp('{older}', '{newer}'))}}"
         said = subprocess.run(
             ["rpm", "--eval", asked], check=True, capture_output=True, text=True
