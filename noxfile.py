@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ptrack_build.matrix import Major
+    from ptrack_build.package.making import Wanted
 
 nox.needs_version = ">=2026.8.10"
 nox.options.default_venv_backend = "none"
@@ -112,7 +113,9 @@ def minutes(text: str) -> float:
 
 
 #: Settings that may be a path; one that is relative is so to where nox was called from.
-PLACES = ("PTRACK_CACHE", "PTRACK_SOURCE", "PTRACK_PG_GIT", "PTRACK_VENV")
+PLACES = (
+    "PTRACK_CACHE", "PTRACK_SOURCE", "PTRACK_PG_GIT", "PTRACK_SIGNING_KEY", "PTRACK_VENV",
+)  # fmt: skip
 
 
 def from_where_nox_was_called(session: nox.Session) -> None:
@@ -122,7 +125,7 @@ def from_where_nox_was_called(session: nox.Session) -> None:
         if not value or value.startswith(("/", "~")):
             continue
         path = Path(session.invoked_from) / value
-        # the other two may be the name of a provider, or an address
+        # the others may be the name of a provider, an address, or a fingerprint
         if name in {"PTRACK_CACHE", "PTRACK_VENV"} or path.exists():
             os.environ[name] = str(path)
 
@@ -166,6 +169,20 @@ def session(
         return guarded
 
     return register
+
+
+def packages_wanted(session: nox.Session, *, images: bool = True) -> Wanted:
+    """What sessions that make packages take."""
+    from ptrack_build.package.making import Wanted
+
+    options = Options(session)
+    options.add_argument("--locked", action="store_true", help="what matrix.lock records")
+    options.add_argument("--no-jit", action="store_true", help="without LLVM")
+    if images:
+        what = "in a container of it: debian:trixie, fedora:43"
+        options.add_argument("--image", default="", help=what)
+    given = options.read()
+    return Wanted(locked=given.locked, jit=not given.no_jit, image=getattr(given, "image", ""))
 
 
 def major_sessions(major: Major) -> None:
@@ -251,33 +268,20 @@ def major_sessions(major: Major) -> None:
         )  # fmt: skip
 
     def deb(session: nox.Session) -> None:
-        from ptrack_build.package import deb
+        from ptrack_build.package import deb, making
 
-        options = Options(session)
-        options.add_argument("--locked", action="store_true", help="what matrix.lock records")
-        options.add_argument("--no-jit", action="store_true", help="without LLVM")
-        options.add_argument("--image", default="", help="in a container of it: debian:trixie")
-        given = options.read()
-        deb.one(major, locked=given.locked, jit=not given.no_jit, image=given.image)
+        making.one("deb", deb.build, major, packages_wanted(session))
 
     def rpm(session: nox.Session) -> None:
-        from ptrack_build.package import rpm
+        from ptrack_build.package import making, rpm
 
-        options = Options(session)
-        options.add_argument("--locked", action="store_true", help="what matrix.lock records")
-        options.add_argument("--no-jit", action="store_true", help="without LLVM")
-        options.add_argument("--image", default="", help="in a container of it: fedora:43")
-        given = options.read()
-        rpm.one(major, locked=given.locked, jit=not given.no_jit, image=given.image)
+        making.one("rpm", rpm.build, major, packages_wanted(session))
 
     def reproduce(session: nox.Session) -> None:
         from ptrack_build.package import reproduce
 
-        options = Options(session)
-        options.add_argument("--locked", action="store_true", help="what matrix.lock records")
-        options.add_argument("--no-jit", action="store_true", help="without LLVM")
-        given = options.read()
-        reproduce.one(major, locked=given.locked, jit=not given.no_jit)
+        wanted = packages_wanted(session, images=False)
+        reproduce.one(major, locked=wanted.locked, jit=wanted.jit)
 
     build.__doc__ = f"{label}{eol} with ptrack: fetch, patch, compile, install; prints where"
     test.__doc__ = f"{label}{eol}: the shared suite on a build with assertions and tiny segments"
@@ -333,27 +337,17 @@ def test_all(session: nox.Session) -> None:
 @session("deb", "all")
 def deb_all(session: nox.Session) -> None:
     """Debian packages of every major whose source can be had; says which could not, and why."""
-    from ptrack_build.package import deb
+    from ptrack_build.package import deb, making
 
-    options = Options(session)
-    options.add_argument("--locked", action="store_true", help="what matrix.lock records")
-    options.add_argument("--no-jit", action="store_true", help="without LLVM")
-    options.add_argument("--image", default="", help="in a container of it: debian:trixie")
-    given = options.read()
-    deb.every(MATRIX.majors, locked=given.locked, jit=not given.no_jit, image=given.image)
+    making.every("deb", deb.build, MATRIX.majors, packages_wanted(session))
 
 
 @session("rpm", "all")
 def rpm_all(session: nox.Session) -> None:
     """RPM packages of every major whose source can be had; says which could not, and why."""
-    from ptrack_build.package import rpm
+    from ptrack_build.package import making, rpm
 
-    options = Options(session)
-    options.add_argument("--locked", action="store_true", help="what matrix.lock records")
-    options.add_argument("--no-jit", action="store_true", help="without LLVM")
-    options.add_argument("--image", default="", help="in a container of it: fedora:43")
-    given = options.read()
-    rpm.every(MATRIX.majors, locked=given.locked, jit=not given.no_jit, image=given.image)
+    making.every("rpm", rpm.build, MATRIX.majors, packages_wanted(session))
 
 
 @session("verify-packages", "package")

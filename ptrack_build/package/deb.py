@@ -12,6 +12,7 @@ for the compiler cache's sake. No path of it gets into a package.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -30,10 +31,9 @@ from ptrack_build.patch import edits
 from ptrack_build.run import call
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
-    from ptrack_build.matrix import Major
     from ptrack_build.package.place import Place
     from ptrack_build.patch import PatchedTree
 
@@ -328,15 +328,9 @@ def build(
         [*needed(controls), "gcc", "g++", "binutils", "libc6-dev", "dpkg-dev", "make", "debhelper"],
         where,
     )
-    with cache.lock(f"packages {slot}"):
-        server = _server_job(tree, known, slot, builders, where)
-        if not server.finished:
-            _make_server(tree, known, server)
-        module = _extension_job(known, slot, server, extension)
-        if not module.finished:
-            _make_extension(known, server, module, extension)
-        making.prune("deb", {server.final, module.final})
-    return making.release(system, tree, (server, module), _made_of(tree, known, builders))
+    server = _server_job(tree, known, slot, builders, where)
+    module = _extension_job(known, slot, server, extension)
+    return making.finished(system, tree, (server, module), _make, _made_of(tree, known, builders))
 
 
 def _made_of(tree: PatchedTree, known: Facts, builders: Mapping[str, str]) -> dict[str, Any]:
@@ -361,6 +355,7 @@ def _server_job(
         place=cache.directory("build", slot) / "server",
         log=cache.directory("log") / f"{slot}.log",
         where=where,
+        provide=functools.partial(_server_sources, tree, known),
         llvm=known.llvm,
         debian=debian,
     )
@@ -380,6 +375,7 @@ def _extension_job(known: Facts, slot: str, server: _Job, extension: Path) -> _J
         place=place,
         log=cache.directory("log") / f"{slot}-extension.log",
         where=server.where,
+        provide=functools.partial(_extension_sources, known, server, extension, place / "root"),
         llvm=known.llvm,
         debian=debian,
         options=("-d",),  # what it builds with is unpacked beside it, not installed
@@ -404,41 +400,36 @@ def _emptied() -> dict[str, str]:
     )  # fmt: skip
 
 
-def _make_server(tree: PatchedTree, known: Facts, job: _Job) -> None:
-    def unpack(work: Path) -> None:
-        call(["cp", "-a", "--no-preserve=ownership", f"{tree.path}/.", str(work)], quiet=True)
-        for plan in edits.load(TEMPLATES / "core", tree.source.major):
-            file = work / plan.path
-            text = file.read_text(encoding="utf-8")
-            where = f"PostgreSQL {tree.source.version}"
-            file.write_text(edits.perform(plan, text, where=where), encoding="utf-8")
-            os.utime(file, (known.epoch, known.epoch))
-
-    _make(job, unpack)
+def _server_sources(tree: PatchedTree, known: Facts, work: Path) -> None:
+    """The patched tree, with the packages' own edits."""
+    call(["cp", "-a", "--no-preserve=ownership", f"{tree.path}/.", str(work)], quiet=True)
+    for plan in edits.load(TEMPLATES / "core", tree.source.major):
+        file = work / plan.path
+        text = file.read_text(encoding="utf-8")
+        where = f"PostgreSQL {tree.source.version}"
+        file.write_text(edits.perform(plan, text, where=where), encoding="utf-8")
+        os.utime(file, (known.epoch, known.epoch))
 
 
-def _make_extension(known: Facts, server: _Job, job: _Job, extension: Path) -> None:
-    def unpack(work: Path) -> None:
-        ignore = shutil.ignore_patterns("*.o", "*.so", "*.bc", ".deps", "results", "tmp_check")
-        shutil.copytree(extension, work, ignore=ignore, dirs_exist_ok=True)
-        (work / "docs").mkdir()
-        for name in DOCS:
-            shutil.copy(REPO / name, work / name)
-        for role in DEVELOPMENT:
-            name = known.roles()[role]
-            (package,) = server.final.glob(f"{name}_*.deb")
-            argv = ["dpkg-deb", "-x", str(package), str(job.place / "root")]
-            job.where.call(argv, quiet=True, user=host.server_user())
-
-    _make(job, unpack)
+def _extension_sources(known: Facts, server: _Job, extension: Path, root: Path, work: Path) -> None:
+    """The extension; below root the server's development packages, unpacked."""
+    ignore = shutil.ignore_patterns("*.o", "*.so", "*.bc", ".deps", "results", "tmp_check")
+    shutil.copytree(extension, work, ignore=ignore, dirs_exist_ok=True)
+    (work / "docs").mkdir()
+    for name in DOCS:
+        shutil.copy(REPO / name, work / name)
+    for role in DEVELOPMENT:
+        (package,) = server.final.glob(f"{known.roles()[role]}_*.deb")
+        argv = ["dpkg-deb", "-x", str(package), str(root)]
+        server.where.call(argv, quiet=True, user=host.server_user())
 
 
-def _make(job: _Job, unpack: Callable[[Path], None]) -> None:
+def _make(job: _Job) -> None:
     """Build one source package as the unprivileged user, and keep its packages under its key."""
     with making.building(job, llvm=f"LLVM {job.llvm}" if job.llvm else "") as bench:
         work = job.place / job.name
         work.mkdir()
-        unpack(work)
+        job.provide(work)
         _write_debian(work / "debian", job)
         bench.give()
         job.where.call(
@@ -480,28 +471,3 @@ def _environment(job: _Job, user: host.ServerUser | None) -> dict[str, str]:
             DEB_BUILD_OPTIONS=f"parallel={host.jobs()}", DEB_BUILD_PROFILES="",
         ),
     }  # fmt: skip
-
-
-# ---- sessions
-
-
-def one(major: Major, *, locked: bool = False, jit: bool = True, image: str = "") -> Path:
-    """Fetch, patch, package and publish a major; prints the packages and where they are.
-
-    image: of the container that they are made in and for; on and for this machine where it is "".
-    """
-
-    def made(tree: PatchedTree, where: Place) -> Release:
-        return build(tree, jit=jit, where=where)
-
-    return making.one("deb", major, made, locked=locked, image=image)
-
-
-def every(
-    majors: Sequence[Major], *, locked: bool = False, jit: bool = True, image: str = ""
-) -> None:
-    """Package all majors whose source can be had; ends with a table that says which could not.
-
-    Raises PackageError if any failed, and SourceError when no source could be had at all.
-    """
-    making.every("deb", majors, lambda major: one(major, locked=locked, jit=jit, image=image))

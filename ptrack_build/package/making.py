@@ -2,7 +2,8 @@
 
 Used by deb and rpm, which differ in what they hand to which tool. Of both the frame is:
 
-    facts of a tree ── Job ── building ── Bench.keep ── release
+    facts of a tree ── Jobs ── finished ── Release
+                         └── building ── Bench.keep
 
 A Job is one source package with a key over all that goes into it; building() is where it is made,
 and what Bench.keep() took is found under the key from then on.
@@ -18,7 +19,7 @@ import shlex
 import shutil
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
 
 from ptrack_build import __version__, cache, host, report
 from ptrack_build.errors import CommandFailed, PtrackError
@@ -213,7 +214,8 @@ class Job:
     """One source package about to be built, or found done.
 
     key: over all that goes into it; place: the directory it is built in, the same each time, for
-    the compiler cache's sake; where: this machine or a container.
+    the compiler cache's sake; where: this machine or a container; provide: puts the sources into
+    a directory below place.
     """
 
     kind: Literal["deb", "rpm"]
@@ -223,6 +225,7 @@ class Job:
     place: Path
     log: Path
     where: Place
+    provide: Callable[[Path], None]
 
     @property
     def final(self) -> Path:
@@ -239,6 +242,9 @@ class Job:
         with contextlib.suppress(OSError):
             os.utime(self.final)
         return [Package(**each) for each in json.loads((self.final / _KEPT).read_text())]
+
+
+J = TypeVar("J", bound=Job)
 
 
 class Bench:
@@ -316,16 +322,29 @@ def building(job: Job, *, llvm: str = "") -> Iterator[Bench]:
     memo.save(time.monotonic() - began, bench.compiled)
 
 
-def release(
-    system: System, tree: PatchedTree, jobs: Sequence[Job], made_of: dict[str, Any]
+def finished(
+    system: System,
+    tree: PatchedTree,
+    jobs: Sequence[J],
+    make: Callable[[J], None],
+    made_of: dict[str, Any],
 ) -> Release:
-    """What finished jobs have made."""
+    """Make those of the jobs, in their order, that have not been; a release of what all have made.
+
+    make: does so with one of them, and ends with Bench.keep.
+    """
+    kind = jobs[0].kind
+    with cache.lock(f"packages {slot(kind, tree.source.major)}"):
+        for job in jobs:
+            if not job.finished:
+                make(job)
+        _prune(kind, {job.final for job in jobs})
     found = sorted(
         ((each, job.final / each.file) for job in jobs for each in job.packages()),
         key=lambda pair: pair[0].file,
     )
     return Release(
-        kind=jobs[0].kind,
+        kind=kind,
         system=system,
         major=tree.source.major.name,
         made_of=made_of,
@@ -381,7 +400,7 @@ def compiler_cache(
     }
 
 
-def prune(kind: str, keep: set[Path]) -> None:
+def _prune(kind: str, keep: set[Path]) -> None:
     """Drop what of <cache>/<kind> nobody used for two weeks."""
     limit = time.time() - KEEP_SECONDS
     for path in cache.directory(kind).iterdir():
@@ -446,24 +465,34 @@ def slot(kind: str, major: Major) -> str:
     return f"{kind}-{major.name}"
 
 
-def one(
-    kind: str,
-    major: Major,
-    build: Callable[[PatchedTree, Place], Release],
-    *,
-    locked: bool = False,
-    image: str = "",
-) -> Path:
-    """Fetch, patch, package and publish a major; prints the packages and where they are.
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What is asked of a session that makes packages.
 
-    image: of the container that they are made in; on this machine where it is "".
+    locked: what matrix.lock records; jit: with LLVM; image: of the container that they are made in
+    and for, on and for this machine where it is "".
     """
+
+    locked: bool = False
+    jit: bool = True
+    image: str = ""
+
+
+class Builder(Protocol):
+    """deb.build, rpm.build."""
+
+    def __call__(self, tree: PatchedTree, *, jit: bool, where: Place) -> Release:
+        """The packages of a tree, made there."""
+
+
+def one(kind: str, build: Builder, major: Major, wanted: Wanted) -> Path:
+    """Fetch, patch, package and publish a major; prints the packages and where they are."""
     from ptrack_build import container, patch, source
 
     host.ensure(["git"])
-    tree = patch.apply(source.fetch(major, locked=locked))
-    with container.place(image, slot(kind, major), kept=kind) as where:
-        made = build(tree, where)
+    tree = patch.apply(source.fetch(major, locked=wanted.locked))
+    with container.place(wanted.image, slot(kind, major), kept=kind) as where:
+        made = build(tree, jit=wanted.jit, where=where)
     with cache.lock(f"dist {made.system.name} {made.major}"):
         place = publish(made)
     say(table(made.packages))
@@ -473,7 +502,7 @@ def one(
     return place
 
 
-def every(kind: str, majors: Sequence[Major], one: Callable[[Major], Path]) -> None:
+def every(kind: str, build: Builder, majors: Sequence[Major], wanted: Wanted) -> None:
     """Package all majors whose source can be had; ends with a table that says which could not.
 
     Raises PackageError if any failed, and SourceError when no source could be had at all.
@@ -482,7 +511,7 @@ def every(kind: str, majors: Sequence[Major], one: Callable[[Major], Path]) -> N
     for major in majors:
         name = f"{kind}-{major.name}"
         try:
-            place = one(major)
+            place = one(kind, build, major, wanted)
         except (PtrackError, OSError) as error:
             outcomes.append(report.stopped(name, error))
         else:

@@ -14,6 +14,7 @@ trying; the source packages are the same and can be rebuilt anywhere.
 
 from __future__ import annotations
 
+import functools
 import gzip
 import io
 import json
@@ -43,7 +44,7 @@ from ptrack_build.source.mirror import environment as git_environment
 from ptrack_build.source.mirror import git_program
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable
     from pathlib import Path
 
     from ptrack_build.matrix import Major
@@ -375,15 +376,11 @@ def build(
     machine = _machine(major, jit=jit, where=where)
     known = facts(tree, machine.builder)
     slot = making.slot("rpm", major)
-    with cache.lock(f"packages {slot}"):
-        server = _server_job(tree, known, slot, machine, where)
-        if not server.finished:
-            _make(server, known, lambda place: _server_sources(tree, known, place))
-        module = _extension_job(known, slot, server, machine, extension)
-        if not module.finished:
-            _make(module, known, lambda place: _extension_sources(known, server, place, extension))
-        making.prune("rpm", {server.final, module.final})
-    return making.release(machine.system, tree, (server, module), _made_of(tree, machine))
+    server = _server_job(tree, known, slot, machine, where)
+    module = _extension_job(known, slot, server, machine, extension)
+    make = functools.partial(_make, known)
+    made_of = _made_of(tree, machine)
+    return making.finished(machine.system, tree, (server, module), make, made_of)
 
 
 def _made_of(tree: PatchedTree, machine: _Machine) -> dict[str, Any]:
@@ -439,6 +436,7 @@ def _server_job(
         place=cache.directory("build", slot) / "server",
         log=cache.directory("log") / f"{slot}.log",
         where=where,
+        provide=functools.partial(_server_sources, tree, known),
         files=files,
         options=options,
         neutral=_neutral(machine),
@@ -461,6 +459,7 @@ def _extension_job(
         place=place,
         log=cache.directory("log") / f"{slot}-extension.log",
         where=server.where,
+        provide=functools.partial(_extension_sources, known, server, extension),
         files=files,
         options=(*_options(machine), "--define", f"unpacked {root}"),
         neutral=_neutral(machine),
@@ -549,7 +548,7 @@ def _tarball(folder: Path, target: Path, name: str, epoch: int) -> None:
                     archive.addfile(entry)
 
 
-def _extension_sources(known: Facts, server: _Job, place: Path, extension: Path) -> None:
+def _extension_sources(known: Facts, server: _Job, extension: Path, place: Path) -> None:
     """The extension as a tarball; the server's development packages, unpacked."""
     work = place / "tree"
     for file in making.extension_files(extension):
@@ -583,13 +582,13 @@ def unpack(
     where.call(argv, cwd=root, quiet=True, user=user, on_line=lambda _line: None)
 
 
-def _make(job: _Job, known: Facts, provide: Callable[[Path], None]) -> None:
+def _make(known: Facts, job: _Job) -> None:
     """Build one source package as the unprivileged user, and keep its packages under its key."""
     jit = "--without=llvmjit" not in job.options
     with making.building(job, llvm="the system's LLVM" if jit else "") as bench:
         for name in ("SOURCES", "SPECS", "BUILD", "BUILDROOT", "RPMS", "SRPMS", "tmp"):
             (job.place / name).mkdir()
-        provide(job.place)
+        job.provide(job.place)
         for name, text in job.files.items():
             file = job.place / ("SPECS" if name == job.spec else "SOURCES") / name
             file.write_text(text, encoding="utf-8")
@@ -654,28 +653,3 @@ def _environment(job: _Job, known: Facts, user: host.ServerUser | None) -> dict[
             SOURCE_DATE_EPOCH=str(known.epoch),
         ),
     }  # fmt: skip
-
-
-# ---- sessions
-
-
-def one(major: Major, *, locked: bool = False, jit: bool = True, image: str = "") -> Path:
-    """Fetch, patch, package and publish a major; prints the packages and where they are.
-
-    image: of the container that they are made in and for; on and for this machine where it is "".
-    """
-
-    def made(tree: PatchedTree, where: Place) -> Release:
-        return build(tree, jit=jit, where=where)
-
-    return making.one("rpm", major, made, locked=locked, image=image)
-
-
-def every(
-    majors: Sequence[Major], *, locked: bool = False, jit: bool = True, image: str = ""
-) -> None:
-    """Package all majors whose source can be had; ends with a table that says which could not.
-
-    Raises PackageError if any failed, and SourceError when no source could be had at all.
-    """
-    making.every("rpm", majors, lambda major: one(major, locked=locked, jit=jit, image=image))
