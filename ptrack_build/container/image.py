@@ -201,15 +201,24 @@ def _bootstrap_hint(error: CommandFailed) -> str:
 # ---- images with packages
 
 
-def with_packages(client: DockerClient, image: Image, manager: str, names: Iterable[str]) -> Image:
+def with_packages(
+    client: DockerClient,
+    image: Image,
+    manager: str,
+    names: Iterable[str],
+    *,
+    kept: Iterable[str] = (),
+    folder: str = "",
+) -> Image:
     """An image with more packages installed, made once for each image and list.
 
+    kept: packages that are not installed (apt's only), but whose files are put into folder.
     Raises CommandFailed with the log's tail where they cannot be installed.
     """
     import docker.errors
 
-    listed = sorted(set(names))
-    key = cache.digest(FORMAT, image.id, manager, *listed)[:32]
+    listed, files = sorted(set(names)), sorted(set(kept))
+    key = cache.digest(FORMAT, image.id, manager, *listed, *files, folder)[:32]
     log = cache.directory("log") / "images.log"
     with cache.lock(f"image {key}"):
         with explained("the engine fails"), contextlib.suppress(docker.errors.ImageNotFound):
@@ -220,7 +229,11 @@ def with_packages(client: DockerClient, image: Image, manager: str, names: Itera
         with step(title), box.opened(
             client, image.id, user="0:0", network="host", called=str(image.reference)
         ) as container:  # fmt: skip
-            for argv in _commands(manager, listed):
+            commands = _commands(manager, listed)
+            if files:
+                script = 'mkdir -p "$0" && cd "$0" && apt-get download "$@"'
+                commands.insert(1, ["sh", "-c", script, folder, *files])
+            for argv in commands:
                 container.call(argv, env=unattended(), log=log)
             with explained(f"{title} could not be kept"):
                 changes = [f"LABEL {LABEL}=packages"]

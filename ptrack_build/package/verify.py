@@ -5,7 +5,9 @@
 For each system there is a container without network for each major. Everything but our own packages
 is installed before, into an image that is kept; what the packages leave behind when they are purged
 is what a list of all files has more, or less, than before. The steps are shell, in
-packaging/deb/verify, and the test that packages bring along for autopkgtest is one of them.
+packaging/deb/verify, and the test that packages bring along for autopkgtest is one of them. Before
+them the system's own lintian looks at the packages; after them, where the system has a plain server
+of that major, a cluster goes from that one to ours, back and forth.
 """
 
 from __future__ import annotations
@@ -23,10 +25,11 @@ from ptrack_build.container import image as images
 from ptrack_build.errors import CommandFailed, HostError, PtrackError, UsageError
 from ptrack_build.package import DIST, MANIFEST, SUMS, PackageError, deb, making, sha256
 from ptrack_build.progress import say, step
+from ptrack_build.source.base import version_key
 from ptrack_build.suite import results
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from docker import DockerClient
@@ -34,15 +37,19 @@ if TYPE_CHECKING:
 STEPS: Final = deb.TEMPLATES / "verify" / "steps.sh"
 TRACKING: Final = deb.TEMPLATES / "extension" / "tests" / "tracking.j2"
 
-#: The steps in order; what a step does is in steps.sh.
+#: The steps in order; but for the first, what a step does is in steps.sh.
 ORDER: Final = {
+    "lint": "lintian has neither errors nor warnings",
     "install": "an earlier version, with a first cluster",
     "track": "a cluster with the extension; each changed block is reported",
     "upgrade": "to the version in dist/; clusters run on, and their map stays valid",
     "upgradecluster": "from the previous major, by dump and by pg_upgrade",
     "remove": "clusters are stopped and kept",
     "purge": "nothing is left",
+    "swap": "a cluster of the plain server runs on ours, back, and forth",
 }
+APART: Final = ("lint", "swap")  # not in the one container that all others are in, in turn
+PLAIN: Final = "/var/cache/ptrack-plain"
 OLDER: Final = "packages of an earlier version are those of dist/ with `~before` behind theirs"
 
 
@@ -194,53 +201,116 @@ def previous(each: Published, everything: Sequence[Published]) -> Published | No
     return max(below, key=lambda other: other.number, default=None)
 
 
+class _Course:
+    """The steps with one directory of dist/, and what became of them."""
+
+    def __init__(self, each: Published, log: Path) -> None:
+        self.each = each
+        self.log = log
+        self.began = time.monotonic()
+        self.passed = 0
+        self.failures = 0
+        self.skipped = 0
+        self.notes: list[str] = []
+
+    def take(self, name: str, action: Callable[[], object]) -> bool:
+        """Take a step; whether it went well."""
+        try:
+            with step(f"{self.each.name}: {name} ({ORDER[name]})"):
+                action()
+        except CommandFailed as error:
+            self.failures += 1
+            self.notes.append(f"{name} failed: {_why(error)} (log: {self.log})")
+            return False
+        self.passed += 1
+        return True
+
+    def skip(self, name: str, why: str) -> None:
+        """Leave a step out."""
+        self.skipped += 1
+        self.notes.append(f"skipped {name}: {why}")
+
+    def outcome(self) -> report.Outcome:
+        """The row of the table."""
+        return report.Outcome(
+            session=self.each.name,
+            status="failed" if self.failures else "passed",
+            version=self.each.version,
+            tests=self.passed + self.failures + self.skipped,
+            failures=self.failures,
+            skipped=self.skipped,
+            test_seconds=time.monotonic() - self.began,
+            note="\n".join(self.notes),
+        )
+
+
 def one(client: DockerClient, each: Published, before: Published | None) -> report.Outcome:
     """Verify the packages of a major for a system; the outcome's note has what was skipped."""
-    began = time.monotonic()
     log = cache.directory("log") / f"verify-{each.system}-{each.major}.log"
     log.unlink(missing_ok=True)
+    course = _Course(each, log)
     reference = Reference.parse(each.image)
     base = images.get(client, reference)
     say(f"verifying {each.name} in {reference} ({base.how})")
-    failures, skipped, notes, done = 0, 0, [], 0
     with _prepared(each, before) as (mounts, env):
-        image = _with_dependencies(client, base, each, before, mounts, log)
-        with box.opened(
-            client, image.id, user="0:0", mounts=mounts, called=str(reference)
-        ) as container:  # fmt: skip
-            for name, title in ORDER.items():
-                if name == "upgradecluster" and before is None:
-                    skipped += 1
-                    notes.append(f"skipped {name}: no earlier major's packages for {each.system}")
-                    continue
-                done += 1
-                argv = ["sh", env["STEPS"], name]
-                try:
-                    with step(f"{each.name}: {name} ({title})"):
-                        container.call(argv, env=env, log=log)
-                except CommandFailed as error:
-                    failures += 1
-                    notes.append(f"{name} failed: {_why(error)} (log: {log})")
-                    rest = list(ORDER)[list(ORDER).index(name) + 1 :]
-                    skipped += len(rest)
-                    notes += [f"skipped {later}: {name} failed" for later in rest]
-                    break
-    return report.Outcome(
-        session=each.name,
-        status="failed" if failures else "passed",
-        version=each.version,
-        tests=done + skipped,
-        failures=failures,
-        skipped=skipped,
-        test_seconds=time.monotonic() - began,
-        note="\n".join(notes),
-    )
+
+        def opened(image: images.Image) -> contextlib.AbstractContextManager[box.Box]:
+            return box.opened(
+                client, image.id, user="0:0", mounts=mounts, called=str(reference)
+            )  # fmt: skip
+
+        image, plain = _with_dependencies(client, base, each, before, mounts, log)
+        course.take("lint", lambda: _lint(client, base, each, opened, log))
+        with opened(image) as container:
+            _in_turn(course, container, before, env)
+        if not plain.packages:
+            course.skip("swap", plain.why)
+        else:
+            beside = images.with_packages(
+                client, image, "apt", plain.depends, kept=plain.packages, folder=PLAIN
+            )
+            with opened(beside) as container:
+                argv = ["sh", env["STEPS"], "swap"]
+                course.take("swap", lambda: container.call(argv, env=env, log=log))
+    return course.outcome()
+
+
+def _in_turn(
+    course: _Course, container: box.Box, before: Published | None, env: Mapping[str, str]
+) -> None:
+    """The steps that need what those before them left: the first that fails ends them."""
+    names = [name for name in ORDER if name not in APART]
+    for at, name in enumerate(names):
+        if name == "upgradecluster" and before is None:
+            course.skip(name, f"no earlier major's packages for {course.each.system}")
+            continue
+        argv = ["sh", env["STEPS"], name]
+        if not course.take(name, lambda: container.call(argv, env=env, log=course.log)):  # noqa: B023
+            for later in names[at + 1 :]:
+                course.skip(later, f"{name} failed")
+            return
+
+
+def _lint(
+    client: DockerClient,
+    base: images.Image,
+    each: Published,
+    opened: Callable[[images.Image], contextlib.AbstractContextManager[box.Box]],
+    log: Path,
+) -> None:
+    """Let the system's lintian look at all packages. Raises CommandFailed for what it finds."""
+    image = images.with_packages(client, base, "apt", ["lintian"])
+    files = [str(each.folder / file) for file in each.files]
+    with opened(image) as container:
+        argv = ["lintian", "--allow-root", "--fail-on", "error,warning", *files]
+        container.call(argv, env={"LC_ALL": "C.UTF-8"}, log=log)
 
 
 def _why(error: CommandFailed) -> str:
-    """What a step says of its failure, else the last line."""
+    """What a step says of its failure, or lintian's first finding, else the last line."""
     lines = [line for line in error.tail.splitlines() if line.strip()]
     said = [line for line in lines if line.startswith("FAILED: ")]
+    said = said or [line for line in lines if re.match("[EW]: ", line)][:1]
     return (said or lines or ["it said nothing"])[-1].removeprefix("FAILED: ")
 
 
@@ -262,12 +332,22 @@ def _prepared(
             "PACKAGES": " ".join(map(str, each.packages())),
             "PREVIOUS": str(before.number) if before else "",
             "PREVIOUS_PACKAGES": " ".join(map(str, before.packages())) if before else "",
+            "PLAIN": PLAIN,
             "STEPS": str(work / "steps.sh"),
             "TRACKING": str(tracking),
         }
         yield [box.Mount(path=folder) for folder in folders], env
     finally:
         cache.remove(work)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plain:
+    """The distribution's own packages of a major, what they depend on, or why there are none."""
+
+    packages: tuple[str, ...] = ()
+    depends: tuple[str, ...] = ()
+    why: str = ""
 
 
 def _with_dependencies(
@@ -277,10 +357,10 @@ def _with_dependencies(
     before: Published | None,
     mounts: Sequence[box.Mount],
     log: Path,
-) -> images.Image:
-    """The clean image with all that the packages depend on, and none of them.
+) -> tuple[images.Image, Plain]:
+    """The clean image with all that the packages depend on, and none of them; the plain ones.
 
-    Raises CommandFailed where apt cannot satisfy one of them, be it never installed here.
+    Raises CommandFailed where apt cannot satisfy one of ours, be it never installed here.
     """
     ours = [each.folder / file for file in each.files]
     used = [*each.packages(), *(before.packages() if before else [])]
@@ -295,6 +375,29 @@ def _with_dependencies(
         container.call(["apt-get", "update"], env=env, log=log)
         container.call([*simulate, *map(str, ours)], env=env, log=log)
         said = container.call([*simulate, *map(str, used)], env=env, log=log, capture=True).stdout
+        name = f"postgresql-{each.number}"
+        other = container.call([*simulate, name], env=env, log=log, capture=True, check=False)
     own = {file.name.partition("_")[0] for file in used}
-    names = [name for name in re.findall(r"^Inst (\S+)", said, re.MULTILINE) if name not in own]
-    return images.with_packages(client, base, "apt", names)
+    names = [name for name, _ in _installs(said) if name not in own]
+    image = images.with_packages(client, base, "apt", names)
+    return image, _plain(each, other.stdout if other.returncode == 0 else "")
+
+
+def _installs(said: str) -> list[tuple[str, str]]:
+    """Names and versions in what apt-get would do."""
+    return re.findall(r"^Inst (\S+) (?:\[\S+\] )?\((\S+)", said, re.MULTILINE)
+
+
+def _plain(each: Published, said: str) -> Plain:
+    """The plain server and its client out of what apt-get would do to install it.
+
+    PostgreSQL does not promise that an earlier minor reads what a later one wrote.
+    """
+    listed = dict(_installs(said))
+    names = (f"postgresql-{each.number}", f"postgresql-client-{each.number}")
+    if not all(name in listed for name in names):
+        return Plain(why=f"{each.image} has no {names[0]}")
+    theirs = listed[names[0]].partition("-")[0].replace("~", "")
+    if version_key(theirs) > version_key(each.version):
+        return Plain(why=f"{names[0]} of {each.image} is {theirs}, and this is {each.version}")
+    return Plain(packages=names, depends=tuple(name for name in listed if name not in names))

@@ -93,6 +93,16 @@ class FakeEngine:
     def containers(self) -> _Containers:
         return _Containers(self)
 
+    def ends(self, first: str, last: str, text: str) -> None:
+        """Commands of that first and last word (any where it is "") say that and fail."""
+        before = self.on_exec
+
+        def answer(argv: list[str]) -> tuple[int | None, str] | None:
+            found = argv[0] == first and last in {"", argv[-1]}
+            return (1, text) if found else before(argv)
+
+        self.on_exec = answer
+
     # images
 
     def get(self, name: str) -> FakeImage:

@@ -101,14 +101,26 @@ def test_the_previous_major_is_the_nearest_of_the_same_system(tmp_path: Path) ->
 # ---- what is said
 
 
+OURS = "Inst postgresql-17pt [1~before] (1 Debian [amd64])\n"
+PLAIN_17 = """Inst libpq5 (17.1-0+deb12u1 Debian:12/stable [amd64])
+Inst postgresql-client-17 (17.1-0+deb12u1 Debian:12/stable [amd64])
+Inst postgresql-17 (17.1-0+deb12u1 Debian:12/stable [amd64])
+Conf postgresql-17 (17.1-0+deb12u1 Debian:12/stable [amd64])
+"""
+
+
 @pytest.fixture
 def fake(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     """An engine in whose containers all steps go well."""
     made = FakeEngine(held={"debian:bookworm": FakeImage("sha256:b")})
-    made.answers = {
-        "apt-get": (0, "Inst libx (1 Debian)\nInst postgresql-17pt (1 Debian)\n"),
-        "sh": (0, ""),
-    }
+    made.answers = {"sh": (0, ""), "lintian": (0, "")}
+
+    def apt(argv: list[str]) -> tuple[int, str] | None:
+        if argv[0] != "apt-get":
+            return None
+        return 0, PLAIN_17 if argv[-1] == "postgresql-17" else "Inst libx (1 Debian)\n" + OURS
+
+    made.on_exec = apt
 
     @contextlib.contextmanager
     def running() -> Iterator[FakeEngine]:
@@ -121,7 +133,8 @@ def fake(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
 
 def steps(fake: FakeEngine) -> list[str]:
     """The steps that were run."""
-    return [argv[-1] for argv in fake.commands if argv[0] == "sh"]
+    run = [argv for argv in fake.commands if argv[0] in {"sh", "lintian"} and argv[1] != "-c"]
+    return ["lint" if argv[0] == "lintian" else argv[-1] for argv in run]
 
 
 def test_all_steps_are_run_and_a_skip_says_why(
@@ -130,22 +143,26 @@ def test_all_steps_are_run_and_a_skip_says_why(
     put(tmp_path, "16")
     put(tmp_path, "17")
     first, second = verify.verify(dist=tmp_path)
-    assert (first.status, first.tests, first.skipped) == ("passed", len(verify.ORDER), 1)
+    assert (first.status, first.tests, first.skipped) == ("passed", len(verify.ORDER), 2)
     assert "skipped upgradecluster: no earlier major's packages" in first.note
+    assert "skipped swap: debian:bookworm has no postgresql-16" in first.note
     assert (second.status, second.skipped, second.note) == ("passed", 0, "")
-    assert steps(fake) == [name for name in verify.ORDER if name != "upgradecluster"] + list(
-        verify.ORDER
-    )
+    assert steps(fake) == [
+        *(name for name in verify.ORDER if name not in {"upgradecluster", "swap"}),
+        *verify.ORDER,
+    ]
     assert "skipped upgradecluster" in capsys.readouterr().out
     kept = json.loads((own_cache / "verify-packages.json").read_text())
     assert [row["status"] for row in kept] == ["passed", "passed"]
     # what the packages depend on is installed, of themselves nothing; no step has a network
     installed = [argv[4:] for argv in fake.commands if argv[:3] == ["apt-get", "install", "-y"]]
-    assert installed[1] == ["libx"]  # of 17
+    assert installed[1:] == [["lintian"], ["libx"], ["libpq5"]]  # the last two are of 17
+    downloads = [argv[3:] for argv in fake.commands if argv[:2] == ["sh", "-c"]]
+    assert downloads == [[verify.PLAIN, "postgresql-17", "postgresql-client-17"]]
     networks = {
         network
         for argv, network in zip(fake.commands, fake.networks, strict=True)
-        if argv[0] == "sh"
+        if argv[0] == "sh" and argv[1] != "-c"
     }
     assert networks == {"none"}
     assert not fake.there
@@ -156,14 +173,10 @@ def test_a_step_that_fails_fails_the_session_and_ends_its_row(
     tmp_path: Path, fake: FakeEngine, own_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     put(tmp_path, "17")
-    fake.on_exec = lambda argv: (
-        (1, "noise\nFAILED: the map did not survive\nmore noise\n")
-        if argv[0] == "sh" and argv[-1] == "upgrade"
-        else None
-    )
+    fake.ends("sh", "upgrade", "noise\nFAILED: the map did not survive\nmore noise\n")
     with pytest.raises(verify.VerifyFailed, match="debian-bookworm-amd64 17"):
         verify.verify(dist=tmp_path)
-    assert steps(fake) == ["install", "track", "upgrade"]
+    assert steps(fake) == ["lint", "install", "track", "upgrade", "swap"]
     said = capsys.readouterr().out
     assert "upgrade failed: the map did not survive" in said
     assert "skipped purge: upgrade failed" in said
@@ -172,14 +185,40 @@ def test_a_step_that_fails_fails_the_session_and_ends_its_row(
     assert not fake.there
 
 
+def test_what_lintian_finds_fails_and_keeps_nothing_else_from_being_tried(
+    tmp_path: Path, fake: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(tmp_path, "17")
+    fake.ends("lintian", "", "N: a note\nW: postgresql-17pt: no-manual-page\nW: more\n")
+    with pytest.raises(verify.VerifyFailed, match="debian-bookworm-amd64 17"):
+        verify.verify(dist=tmp_path)
+    assert "lint failed: W: postgresql-17pt: no-manual-page" in capsys.readouterr().out
+    assert steps(fake)[-1] == "swap"
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ("", "debian:bookworm has no postgresql-17"),
+        (PLAIN_17.replace("17.1", "17.2"), "is 17.2, and this is 17.1"),
+        (PLAIN_17.replace("17.1", "17~rc1"), ""),
+    ],
+)
+def test_a_cluster_is_swapped_where_its_minor_may_be(said: str, why: str, tmp_path: Path) -> None:
+    put(tmp_path, "17")
+    (each,) = verify.published(tmp_path)
+    plain = verify._plain(each, said)
+    assert why in plain.why
+    assert plain.packages == (() if why else ("postgresql-17", "postgresql-client-17"))
+    assert plain.depends == (() if why else ("libpq5",))
+
+
 def test_a_package_that_cannot_be_installed_fails(
     tmp_path: Path, fake: FakeEngine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     put(tmp_path, "17")
-    fake.answers["apt-get"] = (
-        100,
-        "E: Unable to correct problems, you have held broken packages\n",
-    )
+    broken = "E: Unable to correct problems, you have held broken packages\n"
+    fake.on_exec = lambda argv: (100, broken) if argv[0] == "apt-get" else None
     with pytest.raises(verify.VerifyFailed):
         verify.verify(dist=tmp_path)
     assert "held broken packages" in capsys.readouterr().out
@@ -234,9 +273,10 @@ def test_rpms_that_were_not_tried_or_failed_are_no_success(
 def test_an_interruption_removes_the_container(tmp_path: Path, fake: FakeEngine) -> None:
     put(tmp_path, "17")
 
-    def interrupt(argv: list[str]) -> None:
+    def interrupt(argv: list[str]) -> tuple[int, str]:
         if argv[0] == "sh":
             raise KeyboardInterrupt
+        return 0, ""
 
     fake.on_exec = interrupt
     with pytest.raises(KeyboardInterrupt):
@@ -251,7 +291,7 @@ def test_each_step_is_one_that_the_script_knows(tmp_path: Path) -> None:
         for line in script.splitlines()
         if line[:1].isalpha() and line.endswith(")")
     }
-    assert known == set(verify.ORDER)
+    assert known == set(verify.ORDER) - {"lint"}
     env = {**os.environ, "MAJOR": "17"}
     done = subprocess.run(
         ["sh", str(verify.STEPS), "nosuch"], env=env, cwd=tmp_path, text=True, capture_output=True,

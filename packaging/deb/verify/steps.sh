@@ -4,7 +4,8 @@
 #   steps.sh STEP
 #
 # In the environment: MAJOR; PREVIOUS, the major to come from, or nothing; PACKAGES and PREVIOUS_PACKAGES, the
-# files to install; TRACKING, the test of the extension's package. What has to be remembered is in /var/tmp/verify.
+# files to install; TRACKING, the test of the extension's package; PLAIN, where the distribution's own packages of
+# the major lie. What has to be remembered is in /var/tmp/verify.
 set -eu
 export LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive
 cd /
@@ -58,12 +59,32 @@ older() {
 	done
 }
 
-case $1 in
-install)
-	# Services are to be started as on a machine. Images of containers may forbid it, and without an
-	# init system it has to be allowed in so many words.
+# Services are to be started as on a machine. Images of containers may forbid it, and without an init system it
+# has to be allowed in so many words.
+services() {
 	printf '#!/bin/sh\nexit 0\n' > /usr/sbin/policy-rc.d
 	chmod 755 /usr/sbin/policy-rc.d
+}
+
+# The major's first cluster runs, on a server that is ours or not, with all that was put into it.
+runs_on() {
+	[ "$(status "$MAJOR" main)" = online ] || fail "$MAJOR/main does not run on $1"
+	case $(sql "$MAJOR/main" -c 'SHOW server_version') in
+	*+ptrack*) [ "$1" = ours ] || fail "the server is not the plain one" ;;
+	*) [ "$1" = plain ] || fail "the server is not ours" ;;
+	esac
+	[ "$(sql "$MAJOR/main" -c 'SELECT count(*) FROM kept')" = "$2" ] || fail "rows are missing on $1"
+}
+
+tracked() {
+	pg_conftool "$MAJOR" main set shared_preload_libraries ptrack
+	pg_ctlcluster "$MAJOR" main restart
+	sql "$MAJOR/main" -c 'CHECKPOINT' -c 'SELECT ptrack.ptrack_init_lsn()'
+}
+
+case $1 in
+install)
+	services
 	listing > "$state/before"
 	dpkg-query -W -f '${Package} ${db:Status-Status}\n' > "$state/packages"
 	older
@@ -134,6 +155,46 @@ purge)
 		cat "$state/difference"
 		fail "files are not as before"
 	}
+	;;
+swap)
+	# In a container of its own, with the plain server's packages at hand.
+	services
+	install "$PLAIN"/*.deb
+	sql "$MAJOR/main" -c 'CREATE TABLE kept AS SELECT n FROM generate_series(1, 1000) n'
+	runs_on plain 1000
+	# Who says nothing keeps the plain server, and is told what is between the two.
+	set +e
+	apt-get install --assume-no --no-install-recommends $PACKAGES > "$state/said"
+	dpkg --dry-run --install $PACKAGES > "$state/conflicts" 2>&1
+	set -e
+	sed -En '/REMOV(ED|ING):/,/^[^ ]/p' "$state/said" | grep -qw "postgresql-$MAJOR" ||
+		fail "apt does not say that it removes postgresql-$MAJOR"
+	grep -Eq "${MAJOR}pt conflicts with postgresql-|removing postgresql-\S+ in favour of postgresql-" "$state/conflicts" ||
+		{ cat "$state/conflicts" >&2; fail "dpkg does not name what is between the two"; }
+	runs_on plain 1000
+	install $PACKAGES 2> "$state/said" || { cat "$state/said" >&2; fail "ours could not be installed"; }
+	cat "$state/said"
+	grep -q "note: do not purge postgresql-$MAJOR now" "$state/said" || fail "nothing was said of purging"
+	runs_on ours 1000
+	sql "$MAJOR/main" -c 'CREATE SCHEMA ptrack'
+	pg_conftool "$MAJOR" main set ptrack.map_size 16MB
+	pg_conftool "$MAJOR" main set shared_preload_libraries ptrack
+	pg_ctlcluster "$MAJOR" main restart
+	sql "$MAJOR/main" -c 'CREATE EXTENSION ptrack SCHEMA ptrack'
+	first=$(tracked)
+	# back, with what the documentation says, and something written meanwhile
+	pg_conftool "$MAJOR" main remove shared_preload_libraries
+	install "$PLAIN"/*.deb
+	runs_on plain 1000
+	sql "$MAJOR/main" -c 'INSERT INTO kept SELECT n FROM generate_series(1001, 2000) n' -c CHECKPOINT
+	[ -e "$(sql "$MAJOR/main" -c 'SHOW data_directory')/global/ptrack.map" ] || fail "the map was not left behind"
+	# forth again: what the plain server did is in no map, so the old one must not be trusted
+	install $PACKAGES
+	runs_on ours 2000
+	again=$(tracked)
+	[ "$(sql "$MAJOR/main" -c "SELECT '$again'::pg_lsn > '$first'")" = t ] || fail "the old map is trusted ($first, $again)"
+	grep -q 'ptrack init: map file .* does not know all that has happened' \
+		"/var/log/postgresql/postgresql-$MAJOR-main.log" || fail "the log does not say why the map was refused"
 	;;
 *)
 	fail "what is $1?"
