@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import subprocess
+import textwrap
 import threading
 import time
 import xml.etree.ElementTree as ET
@@ -410,10 +411,36 @@ def test_yum_listing_and_packages_are_signed_and_dist_is_left_alone(
     assert json.loads((kept / MANIFEST).read_text())["kind"] == "rpm"
     if shutil.which("dnf") is None:
         pytest.skip("all but dnf itself was tried: this machine has none")
+    dnf_installs_from_it_and_refuses_what_was_altered(tmp_path, place, yum / file.name)
+
+
+def dnf_installs_from_it_and_refuses_what_was_altered(
+    tmp_path: Path, place: Path, package: Path
+) -> None:
+    """What a machine is told to write into its .repo file is what dnf is given."""
     with served(place) as address:
-        url = f"{address}/yum/{system.name}"
-        dnf = ("dnf", "--installroot", tmp_path / "root", "--releasever", "42", "--repofrompath",
-               f"p,{url}", "--repo", "p", "--setopt", f"p.gpgkey={address}/{repo.KEY_FILE}",
-               "--setopt", "p.repo_gpgcheck=1", "-y")  # fmt: skip
-        done = run(*dnf, "repoquery", "greeting")
-        assert "greeting-0:17.2-1.noarch" in done.stdout
+        told = repo.usage(place, unsigned=False).partition(".repo:\n")[2].replace("URL", address)
+        (tmp_path / "repos").mkdir()
+        (tmp_path / "repos" / "ptrack.repo").write_text(textwrap.dedent(told) + "\n")
+
+        def dnf(root: str, *words: str) -> subprocess.CompletedProcess[str]:
+            """One that knows this repository and no other, of a system that is empty."""
+            return run(
+                "dnf", "-y", "--installroot", tmp_path / root, "--releasever", "42", "--setopt",
+                f"reposdir={tmp_path}/repos", "--setopt", f"cachedir={tmp_path}/{root}-cache",
+                "--setopt", "proxy=_none_", *words,
+            )  # fmt: skip
+
+        done = dnf("one", "install", "greeting")
+        assert done.returncode == 0, done.stdout
+        assert "greeting-17.2-1" in run("rpm", "--root", tmp_path / "one", "-qa").stdout
+        data = bytearray(package.read_bytes())
+        data[-1] ^= 1
+        package.write_bytes(data)
+        done = dnf("two", "install", "greeting")
+        assert done.returncode != 0
+        listing = package.parent / "repodata" / "repomd.xml"
+        listing.write_text(listing.read_text().replace("<revision>", "<revision>1"))
+        done = dnf("three", "install", "greeting")
+        assert done.returncode != 0
+        assert "signature" in done.stdout.lower()
