@@ -172,7 +172,8 @@ swap)
 	grep -Eq "${MAJOR}pt conflicts with postgresql-|removing postgresql-\S+ in favour of postgresql-" "$state/conflicts" ||
 		{ cat "$state/conflicts" >&2; fail "dpkg does not name what is between the two"; }
 	runs_on plain 1000
-	install $PACKAGES 2> "$state/said" || { cat "$state/said" >&2; fail "ours could not be installed"; }
+	# apt shows what scripts say, on whichever stream
+	install $PACKAGES > "$state/said" 2>&1 || { cat "$state/said"; fail "ours could not be installed"; }
 	cat "$state/said"
 	grep -q "note: do not purge postgresql-$MAJOR now" "$state/said" || fail "nothing was said of purging"
 	runs_on ours 1000
