@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from ptrack_build import source
+from ptrack_build import matrix, source
 from ptrack_build.errors import HostError, SourceError, UsageError
 from ptrack_build.source import base, lock
 from ptrack_build.source.distro import DistroProvider
