@@ -58,13 +58,16 @@ nox.options.stop_on_first_error = False
 
 def _worth_telling(record: logging.LogRecord) -> bool:
     """Drop what does not matter here, and give a mistyped session's name a next step."""
+    if record.name.partition(".")[0] != "nox":  # which shows whatever any library logs
+        return record.levelno >= logging.WARNING
     if str(record.msg).startswith("Sessions not found"):
         record.msg = f"{record.msg}\nnext: ./nox -l lists the sessions"
     # No session has an environment of nox's, so that there is no uv is nothing to tell.
     return "uv binary" not in str(record.msg)
 
 
-logging.getLogger("nox").addFilter(_worth_telling)
+for _handler in logging.getLogger().handlers:
+    _handler.addFilter(_worth_telling)
 
 try:
     MATRIX = matrix.load()

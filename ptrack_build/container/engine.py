@@ -8,7 +8,6 @@ filter nor forwarding: containers have no network, or (to install packages) the 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import shutil
 import signal
@@ -42,8 +41,6 @@ def running() -> Iterator[DockerClient]:
     Raises NoEngine, with the line that brings one, and ContainerError where DOCKER_HOST leads
     nowhere or to another machine, whose engine could not see the cache.
     """
-    for talkative in ("docker", "urllib3"):  # nox shows whatever is logged
-        logging.getLogger(talkative).setLevel(logging.WARNING)
     named = os.environ.get("DOCKER_HOST", "")
     if named:
         if not named.startswith("unix://"):

@@ -191,6 +191,20 @@ def test_an_unknown_session_is_told_what_to_do_next() -> None:
     assert "Sessions not found: bild-17\nnext: ./nox -l" in asked.stderr
 
 
+def test_what_libraries_log_is_not_shown_unless_it_matters(checkout: Path) -> None:
+    with (checkout / "noxfile.py").open("a") as noxfile:
+        noxfile.write(
+            '\n\n@session("talk")\ndef talk(session: nox.Session) -> None:\n    """Talk."""\n'
+            '    logging.getLogger("some.library").info("noise")\n'
+            '    logging.getLogger("some.library").warning("trouble")\n'
+        )
+    asked = nox("-s", "talk", cwd=checkout)
+    assert asked.returncode == 0, asked.stderr
+    assert "Session talk was successful" in asked.stderr
+    assert "trouble" in asked.stderr
+    assert "noise" not in asked.stderr
+
+
 def test_a_typo_in_the_matrix_is_told_without_a_traceback(checkout: Path) -> None:
     path = checkout / "matrix.toml"
     path.write_text(path.read_text().replace("branch =", "branhc =", 1))
