@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -159,7 +160,7 @@ def _bootstrap(client: DockerClient, reference: Reference) -> Image:
                 call(argv, log=log, quiet=True, env=UNATTENDED)
                 held = _imported(client, reference, archive)
         except CommandFailed as error:
-            what = f"{named} could not be bootstrapped: {_last(error)}"
+            what = f"{named} could not be bootstrapped: {_reason(error)}"
             raise ContainerError(what, log=log, hint=_bootstrap_hint(error)) from error
         except OSError as error:
             what = f"{named} could not be bootstrapped: {error}"
@@ -185,14 +186,21 @@ def _imported(client: DockerClient, reference: Reference, archive: Path) -> Held
         return client.images.get(f"{repository}:{reference.tag}")
 
 
-def _last(error: CommandFailed) -> str:
+def _reason(error: CommandFailed) -> str:
+    """The first complaint: those that follow from it come after it."""
     lines = [line for line in error.tail.splitlines() if line.startswith("E: ")]
-    return (lines or error.tail.splitlines() or [error.what])[-1]
+    return (lines or error.tail.splitlines()[-1:] or [error.what])[0].removeprefix("E: ")
 
 
 def _bootstrap_hint(error: CommandFailed) -> str:
     if "No space left" in error.tail:
         return f"free some space below {cache.root()} and in $TMPDIR"
+    if re.search(r"\bis expired\b|\binvalid since\b", error.tail):
+        # Not for us to overlook: who answers with what is long past may hold back what is newer.
+        return (
+            "ask a mirror that is up to date; where this one is kept back on purpose, its entry "
+            "in apt's sources may say `Check-Valid-Until: no`, which is taken over"
+        )
     if "permission" in error.tail.lower() or "unshare" in error.tail:
         return "run it as root once; the image is kept"
     return "read the log"

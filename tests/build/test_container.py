@@ -308,6 +308,27 @@ def test_a_full_disk_leaves_no_half_an_image(
     assert list(cache.directory("build", "images").iterdir()) == []
 
 
+@pytest.mark.usefixtures("_apt")
+def test_a_mirror_whose_index_is_long_past_is_told_from_a_broken_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = (
+        "I: running apt-get update...\n"
+        "E: Release file for http://mirror.example/dists/sid/InRelease is expired (invalid since "
+        "19d 14h 4min 20s). Updates for this repository will not be applied.\n"
+        "E: apt-get update --error-on=any failed\nI: removing tempdir\n"
+        "E: mmdebstrap failed to run\n"
+    )
+
+    def expired(argv: Sequence[str], **_: object) -> None:
+        raise CommandFailed(argv, 25, tail=said)
+
+    monkeypatch.setattr(images, "call", expired)
+    with pytest.raises(ContainerError, match=r"InRelease is expired \(invalid since 19d") as caught:
+        images.get(FakeEngine(), Reference.parse("debian:sid"))
+    assert "Check-Valid-Until: no" in (caught.value.hint or "")
+
+
 def test_a_digest_is_matched_and_never_bootstrapped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "_bootstrap", lambda *_: pytest.fail("bootstrapped a digest"))
     image = FakeImage("sha256:1", digests=(digest("a"),))
