@@ -198,8 +198,8 @@ def _bootstrap_hint(error: CommandFailed) -> str:
     if re.search(r"\bis expired\b|\binvalid since\b", error.tail):
         # Not for us to overlook: who answers with what is long past may hold back what is newer.
         return (
-            "ask a mirror that is up to date; where this one is kept back on purpose, its entry "
-            "in apt's sources may say `Check-Valid-Until: no`, which is taken over"
+            "ask a mirror that is up to date; where this one is kept back on purpose, apt can be "
+            "told so (`Acquire::Check-Valid-Until`), which is taken over"
         )
     if "permission" in error.tail.lower() or "unshare" in error.tail:
         return "run it as root once; the image is kept"

@@ -44,6 +44,9 @@ from ptrack_build.source.base import (
 UPDATED_SECONDS = 900.0  # for so long a package index just fetched is not fetched again
 UPDATE_SECONDS = 240.0
 _DISTRUST = re.compile(r"(?i)hash sum mismatch|NO_PUBKEY|not signed|invalid signature|BADSIG")
+_TRANSPORT = re.compile(
+    r"(?i)acquire::(https?::(.*::)?proxy\b|check-valid-until\b|check-date\b|(min|max)-validtime\b)"
+)
 POCKETS = ("", "-updates", "-proposed-updates", "-backports")
 ROLLING = {"sid", "unstable", "experimental", "rc-buggy"}
 ALIASES = ROLLING | {"stable", "testing", "oldstable", "oldoldstable"}
@@ -183,10 +186,14 @@ class DistroProvider:
         return stanzas
 
     def transport(self) -> list[str]:
-        """Apt's settings for getting through to the mirror: proxies."""
+        """Apt's settings for getting through to the mirror, and what age of it is good enough.
+
+        Whoever keeps a mirror back on purpose has told apt so. Whether its signatures are wanted is
+        not among what is taken over: they are.
+        """
         argv = ["apt-config", *self.options, "dump", "--format", '%F "%v";%n']
         dumped = call(argv, capture=True, quiet=True).stdout.splitlines()
-        return [line for line in dumped if re.match(r"(?i)acquire::https?::(.*::)?proxy\b", line)]
+        return [line for line in dumped if _TRANSPORT.match(line)]
 
     def _carries(self, entry: Entry, suite: str) -> bool:
         """Whether an archive has a suite, by apt's own ways of getting there."""

@@ -267,6 +267,23 @@ class Archive:
         return DistroProvider(etc=etc, release=release, options=tuple(options))
 
 
+def test_images_get_to_the_mirror_as_the_host_does_and_want_its_signatures() -> None:
+    settings = {
+        "Acquire::http::Proxy": "http://p.example:3128",
+        "Acquire::https::Proxy::a.example": "DIRECT",
+        "Acquire::Check-Valid-Until": "false",
+        "Acquire::Max-ValidTime": "86400",
+        "Acquire::AllowInsecureRepositories": "true",
+        "APT::Get::AllowUnauthenticated": "true",
+        "Acquire::Retries": "0",
+    }
+    options = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
+    taken = DistroProvider(options=("-c", "/dev/null", *options)).transport()
+    for name, value in list(settings.items())[:4]:
+        assert f'{name} "{value}";' in taken
+    assert not [line for line in taken if "Allow" in line or "Retries" in line]
+
+
 @pytest.fixture
 def archive(tmp_path: Path) -> Iterator[Archive]:
     """An archive without uploads yet."""
