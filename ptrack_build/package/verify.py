@@ -16,7 +16,7 @@ import contextlib
 import json
 import re
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from ptrack_build import cache, report
@@ -29,7 +29,7 @@ from ptrack_build.source.base import version_key
 from ptrack_build.suite import results
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from docker import DockerClient
@@ -343,7 +343,10 @@ def _prepared(
 
 @dataclass(frozen=True, kw_only=True)
 class Plain:
-    """The distribution's own packages of a major, what they depend on, or why there are none."""
+    """The distribution's own packages of a major, with versions; or why there are none.
+
+    depends: what else is installed with them.
+    """
 
     packages: tuple[str, ...] = ()
     depends: tuple[str, ...] = ()
@@ -375,29 +378,36 @@ def _with_dependencies(
         container.call(["apt-get", "update"], env=env, log=log)
         container.call([*simulate, *map(str, ours)], env=env, log=log)
         said = container.call([*simulate, *map(str, used)], env=env, log=log, capture=True).stdout
-        name = f"postgresql-{each.number}"
-        other = container.call([*simulate, name], env=env, log=log, capture=True, check=False)
+        server = f"postgresql-{each.number}"
+        argv = ["apt-cache", "madison", server]
+        listed = container.call(argv, env=env, log=log, capture=True, check=False).stdout
+        plain = _plain(each, listed)
+        if plain.packages:
+            argv = [*simulate, *plain.packages]
+            depends = container.call(argv, env=env, log=log, capture=True).stdout
+            plain = replace(plain, depends=_others(depends, plain.packages))
     own = {file.name.partition("_")[0] for file in used}
-    names = [name for name, _ in _installs(said) if name not in own]
-    image = images.with_packages(client, base, "apt", names)
-    return image, _plain(each, other.stdout if other.returncode == 0 else "")
+    return images.with_packages(client, base, "apt", _others(said, own)), plain
 
 
-def _installs(said: str) -> list[tuple[str, str]]:
-    """Names and versions in what apt-get would do."""
-    return re.findall(r"^Inst (\S+) (?:\[\S+\] )?\((\S+)", said, re.MULTILINE)
+def _others(said: str, own: Iterable[str]) -> tuple[str, ...]:
+    """What apt-get would install besides our own (or the plain ones, with their versions)."""
+    names = {name.partition("=")[0] for name in own}
+    installed: list[str] = re.findall(r"^Inst (\S+)", said, re.MULTILINE)
+    return tuple(name for name in installed if name not in names)
 
 
-def _plain(each: Published, said: str) -> Plain:
-    """The plain server and its client out of what apt-get would do to install it.
+def _plain(each: Published, listed: str) -> Plain:
+    """The newest plain server and client that may come before ours, of those that apt knows.
 
-    PostgreSQL does not promise that an earlier minor reads what a later one wrote.
+    listed: what `apt-cache madison` says of the server. PostgreSQL does not promise that an earlier
+    minor reads what a later one wrote.
     """
-    listed = dict(_installs(said))
-    names = (f"postgresql-{each.number}", f"postgresql-client-{each.number}")
-    if not all(name in listed for name in names):
-        return Plain(why=f"{each.image} has no {names[0]}")
-    theirs = listed[names[0]].partition("-")[0].replace("~", "")
-    if version_key(theirs) > version_key(each.version):
-        return Plain(why=f"{names[0]} of {each.image} is {theirs}, and this is {each.version}")
-    return Plain(packages=names, depends=tuple(name for name in listed if name not in names))
+    server, client = f"postgresql-{each.number}", f"postgresql-client-{each.number}"
+    versions: list[str] = re.findall(r"^ *\S+ \| *(\S+) \|.* Packages$", listed, re.MULTILINE)
+    for version in versions:  # the newest comes first
+        if version_key(version.partition("-")[0]) <= version_key(each.version):
+            return Plain(packages=(f"{server}={version}", f"{client}={version}"))
+    if versions:
+        return Plain(why=f"{server} of {each.image} is {versions[-1]}, this is {each.version}")
+    return Plain(why=f"{each.image} has no {server}")

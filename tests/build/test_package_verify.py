@@ -102,10 +102,10 @@ def test_the_previous_major_is_the_nearest_of_the_same_system(tmp_path: Path) ->
 
 
 OURS = "Inst postgresql-17pt [1~before] (1 Debian [amd64])\n"
-PLAIN_17 = """Inst libpq5 (17.1-0+deb12u1 Debian:12/stable [amd64])
-Inst postgresql-client-17 (17.1-0+deb12u1 Debian:12/stable [amd64])
-Inst postgresql-17 (17.1-0+deb12u1 Debian:12/stable [amd64])
-Conf postgresql-17 (17.1-0+deb12u1 Debian:12/stable [amd64])
+PLAIN_17 = "Inst libpq5 (1 Debian [amd64])\nInst postgresql-17 (17.1-0 Debian [amd64])\n"
+MADISON = """postgresql-17 | 17.2-0+deb12u1 | http://mirror.example security/main amd64 Packages
+postgresql-17 | 17.1-0+deb12u1 | http://mirror.example bookworm/main amd64 Packages
+postgresql-17 | 17~rc1-1 | http://mirror.example bookworm/main Sources
 """
 
 
@@ -116,9 +116,17 @@ def fake(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     made.answers = {"sh": (0, ""), "lintian": (0, "")}
 
     def apt(argv: list[str]) -> tuple[int, str] | None:
-        if argv[0] != "apt-get":
-            return None
-        return 0, PLAIN_17 if argv[-1] == "postgresql-17" else "Inst libx (1 Debian)\n" + OURS
+        match argv:
+            case ["apt-cache", "madison", "postgresql-17"]:
+                return 0, MADISON
+            case ["apt-get", *_, "postgresql-17=17.1-0+deb12u1", _]:
+                return 0, PLAIN_17
+            case ["apt-get", *_]:
+                return 0, "Inst libx (1 Debian)\n" + OURS
+            case ["apt-cache", *_]:
+                return 0, ""
+            case _:
+                return None
 
     made.on_exec = apt
 
@@ -158,7 +166,9 @@ def test_all_steps_are_run_and_a_skip_says_why(
     installed = [argv[4:] for argv in fake.commands if argv[:3] == ["apt-get", "install", "-y"]]
     assert installed[1:] == [["lintian"], ["libx"], ["libpq5"]]  # the last two are of 17
     downloads = [argv[3:] for argv in fake.commands if argv[:2] == ["sh", "-c"]]
-    assert downloads == [[verify.PLAIN, "postgresql-17", "postgresql-client-17"]]
+    assert downloads == [
+        [verify.PLAIN, "postgresql-17=17.1-0+deb12u1", "postgresql-client-17=17.1-0+deb12u1"]
+    ]
     networks = {
         network
         for argv, network in zip(fake.commands, fake.networks, strict=True)
@@ -197,20 +207,24 @@ def test_what_lintian_finds_fails_and_keeps_nothing_else_from_being_tried(
 
 
 @pytest.mark.parametrize(
-    ("said", "why"),
+    ("listed", "version", "why"),
     [
-        ("", "debian:bookworm has no postgresql-17"),
-        (PLAIN_17.replace("17.1", "17.2"), "is 17.2, and this is 17.1"),
-        (PLAIN_17.replace("17.1", "17~rc1"), ""),
+        (MADISON, "17.1-0+deb12u1", ""),
+        (MADISON.replace("17.1", "17~beta2"), "17~beta2-0+deb12u1", ""),
+        (MADISON.replace("17.1", "17.11"), "", "postgresql-17 of debian:bookworm is 17.11-0+deb1"),
+        (MADISON.replace("Packages", "Sources"), "", "debian:bookworm has no postgresql-17"),
+        ("", "", "debian:bookworm has no postgresql-17"),
     ],
 )
-def test_a_cluster_is_swapped_where_its_minor_may_be(said: str, why: str, tmp_path: Path) -> None:
+def test_a_cluster_is_swapped_where_its_minor_may_be(
+    listed: str, version: str, why: str, tmp_path: Path
+) -> None:
     put(tmp_path, "17")
     (each,) = verify.published(tmp_path)
-    plain = verify._plain(each, said)
-    assert why in plain.why
-    assert plain.packages == (() if why else ("postgresql-17", "postgresql-client-17"))
-    assert plain.depends == (() if why else ("libpq5",))
+    plain = verify._plain(each, listed)
+    assert plain.why.startswith(why)
+    names = (f"postgresql-17={version}", f"postgresql-client-17={version}")
+    assert plain.packages == (() if why else names)
 
 
 def test_a_package_that_cannot_be_installed_fails(
@@ -218,7 +232,7 @@ def test_a_package_that_cannot_be_installed_fails(
 ) -> None:
     put(tmp_path, "17")
     broken = "E: Unable to correct problems, you have held broken packages\n"
-    fake.on_exec = lambda argv: (100, broken) if argv[0] == "apt-get" else None
+    fake.on_exec = lambda argv: (100, broken) if argv[0].startswith("apt-") else None
     with pytest.raises(verify.VerifyFailed):
         verify.verify(dist=tmp_path)
     assert "held broken packages" in capsys.readouterr().out
