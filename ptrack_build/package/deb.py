@@ -239,7 +239,7 @@ def this_system(where: Place = HERE) -> System:
 def needed(control: str) -> list[str]:
     """The packages that a rendered control file names in Build-Depends, without their versions."""
     found = re.search(r"^Build-Depends:(.*?)(?=^\S)", control + "\n.", re.MULTILINE | re.DOTALL)
-    listed = found[1].split(",") if found else []
+    listed = re.split(r"[,|]", found[1]) if found else []
     return [name for each in listed if (name := re.sub(r"\s*\(.*", "", each).strip())]
 
 
@@ -252,20 +252,27 @@ def _ensure(control: str, slot: str, where: Place) -> None:
     lacking = _unmet(control, slot, where)
     if not lacking:
         return
+    # `name | older` is what an older release has by another name: all by the one, else the other.
+    names, older = ([each.split("|")[at] for each in lacking] for at in (0, -1))
     if where.may_install():
         try:
-            where.install(lacking)
+            try:
+                where.install(names)
+            except CommandFailed:
+                if older == names:
+                    raise
+                where.install(older)
         except CommandFailed as error:
             what = f"could not install what the packages are built with: {error.what}"
-            raise HostError(what, hint=host.paste_packages(lacking), log=error.log) from error
+            raise HostError(what, hint=host.paste_packages(names), log=error.log) from error
         lacking = _unmet(control, slot, where)
     if lacking:
         what = f"{where.name} lacks {', '.join(lacking)}, which the packages are built with"
-        raise HostError(what, hint=host.paste_packages(lacking))
+        raise HostError(what, hint=host.paste_packages([each.split("|")[0] for each in lacking]))
 
 
 def _unmet(control: str, slot: str, where: Place) -> list[str]:
-    """Names from dpkg-checkbuilddeps; debhelper-compat is debhelper."""
+    """Names from dpkg-checkbuilddeps, `a|b` where either does; debhelper-compat is debhelper."""
     said: list[str] = []
     file = cache.directory("build", slot) / f".control.{os.getpid()}"
     file.write_text(control)
@@ -280,7 +287,7 @@ def _unmet(control: str, slot: str, where: Place) -> list[str]:
     if found is None:
         what = f"dpkg-checkbuilddeps cannot read the rendered control file: {' '.join(said)}"
         raise PackageError(what, hint="correct packaging/deb")
-    names = re.sub(r"\([^)]*\)", "", found[1]).split()
+    names = re.sub(r"\s*\|\s*", "|", re.sub(r"\s*\([^)]*\)", "", found[1])).split()
     return sorted({"debhelper" if name == "debhelper-compat" else name for name in names})
 
 

@@ -190,8 +190,9 @@ def test_scripts_are_shell_and_name_no_other_major(major: matrix.Major, tmp_path
 
 
 def test_what_is_needed_is_read_off_the_control_file() -> None:
-    control = "Source: a\nBuild-Depends:\n b,\n c (>= 2),\n d-compat (= 13),\n\nPackage: e\n"
-    assert deb.needed(control) == ["b", "c", "d-compat"]
+    control = "Source: a\nBuild-Depends:\n b,\n c (>= 2),\n d-compat (= 13),\n f | g (> 1),\n"
+    control += "\nPackage: e\n"
+    assert deb.needed(control) == ["b", "c", "d-compat", "f", "g"]
 
 
 PRISTINE = {
@@ -273,7 +274,8 @@ def test_missing_build_dependencies_are_named_in_a_line(
     del own_cache
     monkeypatch.setenv("PTRACK_NO_INSTALL", "1")
     control = "Source: a\nMaintainer: A <a@b.c>\n"
-    control += "Build-Depends: no-such-thing, dpkg-dev, nor-this (>= 3)\n\nPackage: a\n"
+    control += "Build-Depends: no-such-thing, dpkg-dev, nor-this (>= 3) | or-this | nor-that,\n"
+    control += " dpkg-dev | no-more\n\nPackage: a\n"
     control += "Architecture: any\nDescription: a\n a\n"
     with pytest.raises(HostError) as caught:
         deb._ensure(control, "deb-17", HERE)

@@ -127,6 +127,30 @@ def test_an_image_without_dpkg_makes_no_debian_packages(line: Line, fake: FakeEn
 
 
 @_packages.with_dpkg
+def test_a_build_dependency_with_another_name_is_installed_by_that(
+    line: Line, fake: FakeEngine
+) -> None:
+    """As in an older release."""
+    unmet = ["dpkg-checkbuilddeps: error: Unmet build dependencies: debhelper-compat (= 13) a | b"]
+
+    def answer(argv: list[str]) -> tuple[int, str] | None:
+        match argv:
+            case ["dpkg-checkbuilddeps", *_] if unmet:
+                return 1, unmet[0]
+            case ["apt-get", "install", *_, "a", "debhelper"]:
+                return 100, "E: Unable to locate package a"
+            case ["apt-get", "install", *_, "b", "debhelper"]:
+                unmet.clear()
+            case _:
+                pass
+        return None
+
+    fake.on_exec = answer
+    assert built(line).packages
+    assert not unmet
+
+
+@_packages.with_dpkg
 def test_build_dependencies_that_the_image_cannot_have_are_named(
     line: Line, fake: FakeEngine
 ) -> None:
