@@ -426,7 +426,7 @@ def test_packages_bring_their_test_along() -> None:
     made = deb.render("extension", facts_of(matrix.load().major("17")))
     control, executable = made["tests/control"]
     assert not executable
-    assert "Test-Command: debian/tests/tracking\n" in control
+    assert "Tests: tracking\n" in control
     assert "Depends: postgresql-17-ptrack, postgresql-17pt\n" in control
     text, executable = made["tests/tracking"]
     assert executable
