@@ -168,7 +168,7 @@ def _fetch_locked(major: Major, spec: str, *, refresh: bool) -> SourceTree:
         what = f"matrix.lock has no PostgreSQL {major.name}"
         raise SourceError(what, hint="build it without --locked")
     mirror = open_mirror()
-    if spec in {"auto", row.provider} and mirror.commit(row.commit):
+    if spec in {"auto", row.provider} and mirror.whole(row.commit):
         tree = _locked_tree(major, mirror, row)
         say(f"PostgreSQL {tree.version}: {tree.provider}, {tree.origin}, as locked")
         return tree
