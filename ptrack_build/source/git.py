@@ -40,16 +40,13 @@ class GitProvider:
     name: ClassVar[str] = "git"
 
     def repositories(self) -> list[str]:
-        """The repositories to try, in order."""
+        """The repositories to try, in order. Raises UsageError for what cannot be a URL."""
         named = os.environ.get("PTRACK_PG_GIT", "").strip()
         if not named:
             return list(SERVERS)
         if Path(named).expanduser().is_dir():
             return [str(Path(named).expanduser().absolute())]
-        return [
-            str(Path(word).expanduser().absolute()) if Path(word).expanduser().is_dir() else word
-            for word in named.split()
-        ]
+        return [_repository(word) for word in named.split()]
 
     def key(self) -> str:
         """See Provider."""
@@ -139,6 +136,15 @@ class GitProvider:
         except SourceError:
             return False
         return bool(want.mirror.whole(commit))
+
+
+def _repository(word: str) -> str:
+    """One word of PTRACK_PG_GIT: a directory as its whole path, anything else as it is."""
+    path = Path(word).expanduser()
+    if path.is_dir():
+        return str(path.absolute())
+    scheme = word.partition("://")[0]
+    return net.checked(word, "PTRACK_PG_GIT") if scheme in net.PORTS else word
 
 
 def is_local(repository: str) -> bool:

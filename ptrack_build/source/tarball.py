@@ -48,8 +48,9 @@ class TarballProvider:
     name: ClassVar[str] = "tarball"
 
     def server(self) -> str:
-        """The URL below which there is v17.2/postgresql-17.2.tar.bz2."""
-        return os.environ.get("PTRACK_PG_TARBALLS", "").strip().rstrip("/") or SERVER
+        """The URL below which there is v17.2/postgresql-17.2.tar.bz2. Raises UsageError."""
+        named = os.environ.get("PTRACK_PG_TARBALLS", "").strip().rstrip("/")
+        return net.checked(named, "PTRACK_PG_TARBALLS", ("http", "https")) if named else SERVER
 
     def key(self) -> str:
         """See Provider."""

@@ -156,6 +156,29 @@ def test_a_wrong_setting_is_not_papered_over(
     assert repo.is_dir()
 
 
+@pytest.mark.parametrize("spec", ["auto", "git", "tarball"])
+@pytest.mark.parametrize(
+    "address", ["http://[::1", "http://host:99999/x", "https://:80/", "http://a\tb/"]
+)
+def test_an_address_that_is_none(
+    server: Server, monkeypatch: pytest.MonkeyPatch, spec: str, address: str
+) -> None:
+    for name, provider in (("PTRACK_PG_GIT", "git"), ("PTRACK_PG_TARBALLS", "tarball")):
+        if spec not in {"auto", provider} or ("\t" in address and provider == "git"):
+            continue
+        with monkeypatch.context() as patched:
+            patched.setenv(name, address)
+            with pytest.raises(UsageError, match=f"{name}=.* is no address"):
+                source.fetch(major(), spec=spec)
+    assert server.requests == []
+
+
+def test_an_address_without_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PTRACK_PG_TARBALLS", "mirror.example.org/pub")
+    with pytest.raises(UsageError, match="does not begin with http:// or https://"):
+        source.fetch(major(), spec="tarball")
+
+
 def test_no_number_of_seconds(monkeypatch: pytest.MonkeyPatch, server: Server) -> None:
     monkeypatch.setenv("PTRACK_SOURCE_TTL", "a day")
     server.release("17.3", tarball(tree("17.3")))
