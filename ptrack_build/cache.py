@@ -105,8 +105,10 @@ def private_parents(path: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def lock(name: str) -> Iterator[None]:
+def lock(name: str, doing: str = "") -> Iterator[None]:
     """Wait for, then keep, the lock of that name; says once for whom it waits.
+
+    doing: what its holder does, in words that follow "another run that"; else it builds the name.
 
     The lock ends with the process that holds it, however that ends.
     """
@@ -117,7 +119,7 @@ def lock(name: str) -> Iterator[None]:
     try:
         handle.acquire(timeout=0)
     except filelock.Timeout:
-        print(f"waiting for another run that builds {name}", flush=True)
+        print(f"waiting for another run that {doing or f'builds {name}'}", flush=True)
         handle.acquire()
     try:
         yield

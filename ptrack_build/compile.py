@@ -339,7 +339,7 @@ def workbench(prefix: Prefix) -> Iterator[Workbench]:
     plan = _plan(prefix.tree, prefix.variant)
     place = cache.directory("build", f"{plan.slot}-bench")
     log = cache.directory("log") / f"bench-{plan.slot}.log"
-    with cache.lock(f"PostgreSQL {plan.slot} for experiments"):
+    with cache.lock(f"PostgreSQL {plan.slot} for experiments", f"makes mutants of {plan.slot}"):
         _room()
         log.unlink(missing_ok=True)
         work = _place_for_work(place)

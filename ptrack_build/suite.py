@@ -18,7 +18,7 @@ from ptrack_build import REPO, cache, host, report
 from ptrack_build import compile as compiling
 from ptrack_build.errors import CommandFailed, PtrackError, UsageError
 from ptrack_build.progress import say
-from ptrack_build.run import call
+from ptrack_build.run import call, deaf_to_hangup
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -183,15 +183,17 @@ def _nothing(args: Sequence[str]) -> UsageError:
 def patiently(words: Sequence[str], env: Mapping[str, str] | None = None) -> int:
     """Run a program of this repository that runs servers; its status.
 
-    What ends this early gives it the time to stop them.
+    What ends this early gives it the time to stop them. A terminal that is closed ends it by us.
     """
-    process = subprocess.Popen(words, cwd=REPO, env=env, stdin=subprocess.DEVNULL)
+    with deaf_to_hangup():
+        process = subprocess.Popen(words, cwd=REPO, env=env, stdin=subprocess.DEVNULL)
     try:
         return process.wait()
-    except BaseException:
+    except BaseException as error:
         # The terminal's ctrl-C reached it as well; it is given time to stop its servers.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(PATIENCE / 3)
+        if isinstance(error, KeyboardInterrupt):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(PATIENCE / 3)
         if process.poll() is None:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -451,7 +451,7 @@ def one(
     tree = patch.apply(source.fetch(major, locked=locked))
     with container.place(image, slot(kind, major), kept=kind) as where:
         made = build(tree, where)
-    with cache.lock(f"dist {made.system.name} {made.major}"):
+    with cache.lock(f"dist {made.system.name} {made.major}", f"publishes {made.major}"):
         place = publish(made)
     say(table(made.packages))
     if native := made.made_of.get("native"):

@@ -287,7 +287,7 @@ def _exported(objects: Objects, source: SourceTree, fit: _Fit) -> PatchedTree:
     key = cache.digest(LAYOUT, source.digest, patch_digest)[:20]
     final = cache.directory("tree") / key
     if not final.is_dir():
-        with cache.lock(f"tree-{key}"):
+        with cache.lock(f"tree-{key}", f"patches PostgreSQL {source.version}"):
             if not final.is_dir():
                 with cache.building(final) as scratch:
                     objects.export(source.commit, fit.new, scratch)

@@ -104,7 +104,7 @@ def fetch(
     lasting = all(p.lasting() for p in chosen)
     if lasting and not refresh and (known := _remembered(want, key)):
         return known
-    with cache.lock(f"source-{major.name}"):
+    with cache.lock(f"source-{major.name}", f"looks for PostgreSQL {major.name}"):
         if lasting and not refresh and (known := _remembered(want, key)):
             return known  # another run looked it up meanwhile
         return _look(want, chosen, key)
@@ -178,7 +178,7 @@ def _fetch_locked(major: Major, spec: str, *, refresh: bool) -> SourceTree:
         chosen = tuple(p for p in chosen if (p.name == "git") == (row.provider == "git"))
     failures: list[tuple[str, str]] = []
     kind: type[SourceError] = SourceError
-    with cache.lock(f"source-{major.name}"):
+    with cache.lock(f"source-{major.name}", f"looks for PostgreSQL {major.name}"):
         for provider in chosen:
             pin = row.commit if provider.name == "git" else row.version
             digest = "" if provider.name in {"git", "path"} else row.sha256

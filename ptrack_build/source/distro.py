@@ -295,7 +295,7 @@ class DistroProvider:
     def _import(self, apt: Apt, want: Want, upload: Upload, where: str) -> None:
         if imported(want.mirror, upload.sha256):
             return
-        with cache.lock(f"download-{upload.sha256[:16]}"):
+        with cache.lock(f"download-{upload.sha256[:16]}", f"downloads {upload.file}"):
             if imported(want.mirror, upload.sha256):
                 return
             file = apt.download(upload)
@@ -396,7 +396,7 @@ class Apt:
         Raises SourceError when no server answers.
         """
         stamp = self.home / "updated"
-        with cache.lock(f"apt-{self.home.name}"):
+        with cache.lock(f"apt-{self.home.name}", f"asks the archive of {self.label}"):
             if not self.want.refresh and _younger(stamp, UPDATED_SECONDS):
                 return stamp.read_text(encoding="utf-8")
             uris = (

@@ -172,7 +172,7 @@ class Mirror:
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Hold the lock and put right what a killed writer may have left."""
-        with cache.lock(LOCK):
+        with cache.lock(LOCK, "fetches sources"):
             self._sweep()
             self._drop_halves()
             yield
@@ -264,7 +264,7 @@ class Mirror:
 
         It depends on the files and the message alone. Nothing is named before all is there.
         """
-        with cache.lock(f"import-{cache.digest(ref)[:16]}"):
+        with cache.lock(f"import-{cache.digest(ref)[:16]}", "unpacks the same source"):
             if before := self.whole(ref):
                 return before
             with self._annex() as annex:

@@ -92,7 +92,7 @@ class TarballProvider:
         where = url
         if not imported(want.mirror, sha256):
             file = cache.directory("source", "download") / f"{sha256[:16]}-{Path(url).name}"
-            with cache.lock(f"download-{sha256[:16]}"):
+            with cache.lock(f"download-{sha256[:16]}", f"downloads {Path(url).name}"):
                 if not imported(want.mirror, sha256):
                     with step(f"downloading {Path(url).name}") as progress:
                         download(http, url, file, sha256, progress.update)

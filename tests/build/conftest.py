@@ -43,12 +43,13 @@ class Script:
     code: str
     env: Mapping[str, str]
 
-    def start(self) -> subprocess.Popen[str]:
+    def start(self, *, start_new_session: bool = False) -> subprocess.Popen[str]:
         """Start it; both streams are one pipe."""
         return subprocess.Popen(
             [sys.executable, "-c", self.code], cwd=REPO, text=True,
             env={**os.environ, "PYTHONPATH": str(REPO), "PYTHONUNBUFFERED": "1", **self.env},
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            start_new_session=start_new_session,
         )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,27 @@ def test_the_lock_makes_the_second_wait_and_say_so(own_cache: Path) -> None:
         assert process.poll() is None
     out, _ = process.communicate(timeout=20)
     assert out == "mine\n"
+
+
+def test_the_lock_says_what_is_waited_for(
+    own_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def wait() -> None:
+        with cache.lock("source-15", "looks for PostgreSQL 15"):
+            pass
+
+    with cache.lock("source-15"):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        said = ""
+        for _ in range(200):
+            said += capsys.readouterr().out
+            if said:
+                break
+            time.sleep(0.05)
+    thread.join()
+    assert said == "waiting for another run that looks for PostgreSQL 15\n"
+    assert own_cache.is_dir()
 
 
 def test_the_lock_ends_with_a_killed_holder(own_cache: Path) -> None:

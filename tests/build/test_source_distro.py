@@ -425,7 +425,7 @@ def test_an_index_that_was_tampered_with_is_not_passed_over(archive: Archive, fe
     archive.publish()
     signed = archive.server.files[f"/dists/{SUITE}/InRelease"]
     signed.data = signed.data.replace(b"Label: trial", b"Label: other")
-    with pytest.raises(BadSource, match="(?i)signature|BADSIG"):
+    with pytest.raises(BadSource, match=r"(?i)signature|BADSIG"):
         fetch(suites=(SUITE, "older"))
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from ptrack_build import source
+from ptrack_build import matrix, source
 from ptrack_build.errors import HostError, SourceError, UsageError
 from ptrack_build.source import base, lock
 from ptrack_build.source.distro import DistroProvider
@@ -196,6 +196,30 @@ def test_a_damaged_memory_is_forgotten(server: Server, cache_root: Path, text: s
 
 
 # ---- matrix.lock
+
+
+def test_two_recorders_at_once_lose_no_row(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "matrix.lock"
+    trees = []
+    for name in ("16", "17"):
+        server.release(f"{name}.1", tarball(tree(f"{name}.1")))
+        trees.append(source.fetch(major(name), spec="tarball"))
+    read = lock.read_lock
+
+    def slowly(path: Path | None = None) -> dict[str, lock.Row]:
+        rows = read(path)
+        time.sleep(0.3)
+        return rows
+
+    monkeypatch.setattr(lock, "read_lock", slowly)
+    threads = [threading.Thread(target=source.write_lock, args=([each], path)) for each in trees]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert list(read(path)) == ["16", "17"]
 
 
 def test_locked_is_what_was_proven(server: Server, tmp_path: Path) -> None:

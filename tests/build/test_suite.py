@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,7 @@ import pytest
 from ptrack_build import compile as compiling
 from ptrack_build import matrix, report, suite
 from ptrack_build.errors import BadSource, SourceError, UsageError
+from tests.build.conftest import Script
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -164,3 +167,33 @@ def test_pytest_runs_there_and_its_record_is_read(closed: Path) -> None:
     assert report.counted(closed / "results" / "one.xml") == (1, 1, 0)
     left = {path.name for path in checkout.iterdir()} - {"__pycache__"}
     assert left == {"pytest.ini", "test_one.py"}
+
+
+def test_what_runs_servers_is_given_time_to_stop_them(tmp_path: Path) -> None:
+    """A closed terminal tells all of its processes; those of the suite hear of it from us."""
+    said = tmp_path / "said"
+    child = (
+        "import pathlib, signal, sys, time\n"
+        f"said = pathlib.Path({str(said)!r})\n"
+        "def end(*_): said.write_text('stopped'); sys.exit()\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        "said.write_text('started'); time.sleep(60)\n"
+    )
+    code = (
+        "import sys\n"
+        "from ptrack_build import suite\n"
+        "from ptrack_build.run import terminate_politely\n"
+        "terminate_politely()\n"
+        f"suite.patiently([sys.executable, '-c', {child!r}])\n"
+    )
+    process = Script(code, {}).start(start_new_session=True)
+    for _ in range(400):
+        if said.exists() and said.read_text() == "started":
+            break
+        time.sleep(0.05)
+    began = time.monotonic()
+    os.killpg(process.pid, signal.SIGHUP)
+    process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGHUP
+    assert said.read_text() == "stopped"
+    assert time.monotonic() - began < suite.PATIENCE / 3
