@@ -299,6 +299,26 @@ def test_compile_commands_name_the_sources_where_they_are_edited(fake: Fake) -> 
     assert not any("prefix-map" in word for word in entries[0]["arguments"])
 
 
+def test_editors_are_told_of_the_usual_cache_alone(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And find the headers where they stay when this very server is removed."""
+    monkeypatch.setattr(compiling, "REPO", tmp_path)
+    monkeypatch.setattr(compiling, "EXTENSION", fake.extension)
+    pgxs = fake.tree.path / "pgxs.mk"
+    pgxs.write_text(pgxs.read_text().replace("-fPIC", "-fPIC -I$(shell $(PG_CONFIG) --pkglibdir)"))
+    target = tmp_path / "compile_commands.json"
+    built = compiling.build(fake.tree, RELEASE, extension=fake.extension)
+    assert not target.exists()
+    monkeypatch.setattr(cache, "usual", lambda: True)
+    compiling.build(fake.tree, RELEASE, extension=fake.extension)
+    (entry,) = json.loads(target.read_text())
+    assert entry["directory"] == str(fake.extension)
+    assert f"-I{cache.root()}/pg-17/lib" in entry["arguments"]
+    assert str(cache.root() / "server") not in target.read_text()
+    assert (cache.root() / "pg-17").resolve() == built.path
+
+
 def test_the_mask_of_the_process_does_not_reach_the_prefix(fake: Fake) -> None:
     before = os.umask(0o077)
     try:
