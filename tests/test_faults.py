@@ -9,14 +9,14 @@ import contextlib
 import errno
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
 
 from tests.harness import fault, oracle
 from tests.harness.fault import Action, Fault, Kind
-from tests.harness.grown import emptied, grow_and_lose, lost, pages
+from tests.harness.grown import grow_and_lose, grow_hash, lost, pages
 from tests.harness.parent import CHANGE, TABLE, before, refused, safe
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def test_killed_in_the_flush_at_the_end_of_recovery(faulty: tuple[Cluster, Fault
     cluster, orders = faulty
     snapshot = before(cluster)
     reached = 0
-    for number in range(4, STEPS):  # by then the header knows of this life
+    for number in range(1, STEPS):
         cluster.sql(CHANGE if number % 2 else MORE)
         cluster.evict()
         cluster.kill_all()
@@ -183,17 +183,18 @@ def test_killed_in_the_flush_of_a_standby(factory: Factory) -> None:
 
 
 def test_killed_in_a_durable_mark(faulty: tuple[Cluster, Fault]) -> None:
-    """A truncation writes its marks through before it happens."""
+    """A build of an index writes its marks through before it writes its pages."""
     cluster, orders = faulty
     snapshot = before(cluster)
-    cluster.sql(CHANGE)
+    cluster.sql("CREATE INDEX t_x ON t (x)")
 
     def change(number: int) -> None:
         cluster.sql(CHANGE if number % 2 else MORE)
-        cluster.sql("INSERT INTO t SELECT i, repeat('y', 300) FROM generate_series(1, 2000) i")
-        cluster.sql("DELETE FROM t WHERE x LIKE 'y%'")
 
-    steps = _killed_at_each_step(snapshot, cluster, orders, change, lambda: cluster.sql("VACUUM t"))
+    def build() -> None:
+        cluster.sql("REINDEX INDEX t_x")
+
+    steps = _killed_at_each_step(snapshot, cluster, orders, change, build)
     assert steps >= 2
 
 
@@ -235,9 +236,8 @@ def test_durable_mark_that_fails(faulty: tuple[Cluster, Fault]) -> None:
     """No file that a start would accept may stay behind."""
     cluster, orders = faulty
     snapshot = before(cluster)
-    cluster.sql("DELETE FROM t WHERE i > 1500")
     orders.order(MAP, Kind.WRITE | Kind.SYNC, Action.FAIL, onwards=True)
-    cluster.sql("VACUUM t")
+    cluster.sql("CREATE INDEX t_x ON t (x)")
     assert orders.count > 0
     orders.clear()
     oracle.look(snapshot, cluster)
@@ -448,29 +448,6 @@ def test_backup_starts_while_a_move_fails(factory: Factory) -> None:
         oracle.check(snapshot, cluster, changed=12)
 
 
-def test_backup_starts_while_a_drop_cannot_be_marked(faulty: tuple[Cluster, Fault]) -> None:
-    """A checkpoint goes on, and the map does not serve the backup that starts with it."""
-    cluster, orders = faulty
-    place = cluster.tablespace("ts")
-    cluster.sql(f"CREATE TABLESPACE ts LOCATION '{place}'")
-    cluster.sql("CREATE DATABASE d TABLESPACE ts")
-    snapshot = before(cluster)
-    orders.order("pg_tblspc/", Kind.UNLINK, Action.STOP_BEFORE)
-    with beside(lambda: cluster.sql("DROP DATABASE d")):
-        orders.wait()
-        place.chmod(0)
-        mark = cluster.log_size()
-        cluster.checkpoint()
-        redo = cluster.redo()
-        place.chmod(0o700)
-        assert redo > snapshot.lsn
-        assert cluster.init_lsn() > redo
-        assert "could not open directory" in cluster.log_text(mark)
-        orders.clear()
-    assert not cluster.sql("SELECT FROM pg_database WHERE datname = 'd'")
-    refused(snapshot, cluster)
-
-
 def test_what_left_is_not_marked_for_ever(cluster: Cluster) -> None:
     """After a move and a drop nothing of them is reported to later parents."""
     cluster.sql(f"CREATE TABLESPACE ts LOCATION '{cluster.tablespace('ts')}'")
@@ -491,8 +468,8 @@ def test_page_zeroed_that_a_flush_left_before_its_header(factory: Factory) -> No
     cluster = factory.create(checksums=True, fsync=True, start=False, ptrack__map_size=8)
     with Fault(cluster, factory.shared) as orders:
         cluster.start()
-        pages(cluster)
-        emptied(cluster)
+        cluster.script(["CREATE TABLE t (i int)", "CREATE INDEX t_hash ON t USING hash (i)"])
+        cluster.sql("INSERT INTO t SELECT generate_series(1, 2000)")
         snapshot = oracle.take(cluster)
         for i in range(20):
             cluster.sql(f"CREATE TABLE more{i} AS SELECT 1 AS a")
@@ -505,7 +482,8 @@ def test_page_zeroed_that_a_flush_left_before_its_header(factory: Factory) -> No
         assert cluster.init_lsn() <= snapshot.lsn  # and all pages are read
         counted, found = _pages_in_use(cluster)
         assert len(found) > counted, "the flush has left none"
-        cluster.sql("VACUUM t")  # truncates
+        with cluster.connect() as connection:
+            grow_hash(connection)  # in a chunk that has marks already
         cluster.kill_all()
         with cluster.map.open("r+b") as file:
             for page in found[: len(found) - counted]:
@@ -532,27 +510,15 @@ def test_durable_mark_that_fails_twice(factory: Factory) -> None:
         cluster.sql("INSERT INTO t SELECT generate_series(1, 2000)")
         snapshot = oracle.take(cluster)
         index = cluster.path_of("t_hash")
-        insert = "INSERT INTO t SELECT generate_series(1, 20)"
-
-        def size() -> int:
-            return cluster.value("SELECT pg_relation_size('t_hash')")  # type: ignore[no-any-return]
-
-        def grow(connection: psycopg.Connection[Any]) -> None:
-            before = size()
-            for _ in range(1000):
-                connection.execute(insert)
-                if size() > before:
-                    return
-
         with lost(cluster, "SELECT count(*) FROM t") as connection:
             connection.commit()
             connection.autocommit = True
             connection.execute("SET synchronous_commit = off")
             orders.order(MAP, Kind.WRITE | Kind.SYNC | Kind.UNLINK, Action.FAIL, onwards=True)
             with pytest.raises(psycopg.Error, match="could not remove file"):
-                grow(connection)
+                grow_hash(connection)
             orders.clear()
-            grow(connection)
+            grow_hash(connection)
         assert cluster.path_of("t_hash") == index
         if cluster.init_lsn() <= snapshot.lsn:
             oracle.check(snapshot, cluster)

@@ -6,11 +6,12 @@ What makes each its own: nothing that the other hooks see happens to the blocks 
 write          rows changed in place on pages that exist; no crash, so nothing is redone
 extend         a copy made page by page past the buffer pool, which only ever extends
 zero-extend    a page that the file grew by, and that is not written yet
-truncate       blocks cut off before a checkpoint, come back as zeros after a crash
 copydir        a database copied file by file, not opened since
 redo           pages that were on disk before the crash, without full page images
 flush          marks over a clean restart
 =============  =========================================================================
+
+Truncation needs none: :mod:`tests.test_tail`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.harness import files, oracle
-from tests.harness.grown import grow_and_lose, pages
+from tests.harness.grown import pages
 
 if TYPE_CHECKING:
     from tests.harness.cluster import Cluster
@@ -75,22 +76,6 @@ def test_zero_extend_hook(factory: Factory) -> None:
     assert not any(on_disk[40 * cluster.block_size :]), "it was written already"
     assert set(range(40, len(on_disk) // cluster.block_size)) <= cluster.reported("t", snapshot.lsn)
     oracle.check(snapshot, cluster)
-
-
-def test_truncate_hook(factory: Factory) -> None:
-    """Cut off, checkpoint, grown again by a transaction whose WAL is lost in the crash."""
-    cluster = factory.create(
-        checksums=True, shared_buffers="16MB", wal_buffers="16MB", wal_writer_delay="10s"
-    )
-    pages(cluster, first=0)
-    snapshot = oracle.take(cluster)
-    cluster.sql("DELETE FROM t")
-    cluster.sql("VACUUM t")
-    assert cluster.value("SELECT pg_relation_size('t')") == 0
-    cluster.checkpoint()
-    grow_and_lose(cluster, "t", 12)
-    assert set(range(12)) <= cluster.reported("t", snapshot.lsn)
-    oracle.check(snapshot, cluster, changed=12)
 
 
 def test_copydir_hook(cluster: Cluster) -> None:

@@ -119,7 +119,10 @@ def test_library_out_and_in(cluster: Cluster, first: str, second: str) -> None:
 
 
 def test_library_out_crash_without_checkpoint(factory: Factory) -> None:
-    """Out, changes, a crash in it before any checkpoint, in again: the redo point has not moved."""
+    """Out, changes, a crash in it before any checkpoint, in again: the redo point has not moved.
+
+    So all of it is replayed, and the map is kept.
+    """
     cluster = factory.create(checksums=True, full_page_writes=False)
     snapshot = before(cluster)
     cluster.restart(shared_preload_libraries="")
@@ -130,7 +133,8 @@ def test_library_out_crash_without_checkpoint(factory: Factory) -> None:
     cluster.evict()
     assert cluster.redo() == redo
     cluster.restart("immediate", shared_preload_libraries="ptrack")
-    refused(snapshot, cluster)
+    assert cluster.init_lsn() <= snapshot.lsn, "the map was refused"
+    oracle.check(snapshot, cluster, changed=20)
 
 
 def test_library_out_during_recovery(cluster: Cluster) -> None:
@@ -331,12 +335,12 @@ def test_pages_zeroed_that_were_written_since_the_header(factory: Factory) -> No
     snapshot = before(cluster)
     cluster.sql(CHANGE)
     for i in range(20):
-        cluster.script([f"CREATE TABLE z{i} AS SELECT 1 AS a", f"DELETE FROM z{i}"])
+        cluster.sql(f"CREATE TABLE z{i} AS SELECT 1 AS a")
     cluster.checkpoint()
     cluster.checkpoint()
     flushed = _used_pages(cluster.map.read_bytes())
     for i in range(20):
-        cluster.sql(f"VACUUM z{i}")  # truncates
+        cluster.sql(f"CREATE INDEX ON z{i} (a)")
     cluster.kill_all()
     content = bytearray(cluster.map.read_bytes())
     added = len(_used_pages(content)) - len(flushed)

@@ -40,7 +40,7 @@ static inline void
 change(SMgrRelation reln, BlockNumber first, BlockNumber end)
 {
 	if (change_begin_hook)
-		change_begin_hook(reln, MAIN_FORKNUM, first, end, CHANGE_WRITE, NULL);
+		change_begin_hook(reln, MAIN_FORKNUM, first, end, false, NULL);
 	if (change_end_hook)
 		change_end_hook();
 }

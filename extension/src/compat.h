@@ -90,13 +90,6 @@ typedef RelFileNode RelFileLocator;
 #define GetWALInsertionTimeLine()	ThisTimeLineID
 #endif
 
-/* When a file was changed last, in nanoseconds. */
-#ifdef __APPLE__
-#define stat_mtime_ns(st)	((int64) (st)->st_mtimespec.tv_sec * 1000000000 + (st)->st_mtimespec.tv_nsec)
-#else
-#define stat_mtime_ns(st)	((int64) (st)->st_mtim.tv_sec * 1000000000 + (st)->st_mtim.tv_nsec)
-#endif
-
 /*
  * Shared memory is requested by a hook (4f2400cb3f); before, by _PG_init
  * itself, where MaxBackends is not known yet.

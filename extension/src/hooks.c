@@ -10,23 +10,19 @@
  * checkpoint the mark is there, and a change after the redo point is redone
  * and marked again if a crash takes its mark away.
  *
- * Three kinds of changes have no buffer that a checkpoint would wait for:
+ * Two kinds of changes have no buffer that a checkpoint would wait for: pages
+ * written past the buffer pool, and copies of directories.  Their WAL may lie
+ * before the redo point of a checkpoint whose flush is over when the file is
+ * changed, or may not have reached the disk yet: a crash then does not redo
+ * the change, and a mark in memory would be gone.  So they are marked, and the
+ * map is written through, before they happen, and marked once more after.  A
+ * flush in between, of a checkpoint that begins later, finds the range
+ * published and marks it for a backup that starts there.
  *
- * - pages written past the buffer pool;
- * - truncation;
- * - copies of directories.
- *
- * Their WAL may lie before the redo point of a checkpoint whose flush is over
- * when the file is changed, or may not have reached the disk yet: a crash
- * then does not redo the change, and a mark in memory would be gone.  So they
- * are marked, and the map is written through, before they happen, and marked
- * once more after.  A flush in between, of a checkpoint that begins later,
- * finds the range published and marks it for a backup that starts there.
- *
- * A directory that a database leaves behind, moving or dropped, is there for
- * a while after it has been marked.  A backup that starts meanwhile holds its
- * files, so that each flush marks them once more until they are gone; and those
- * of the copy, which goes if the move fails.
+ * Truncation has no buffer either, but no mark of it has to survive a crash.
+ * What grows again after it is logged, or it is pages at the end of the file
+ * that no WAL describes, and a query looks for those itself (query.c).  The
+ * same holds for files that go with a database and come again shorter.
  *
  * A directory copy is not marked by such a flush, nor does it need to be: its
  * record is written after it, so that a crash either redoes the copy or
@@ -36,13 +32,7 @@
  */
 #include "postgres.h"
 
-#include <sys/stat.h>
-
-#include "access/xact.h"
-#include "access/xlog_internal.h"
-#include "catalog/objectaccess.h"
-#include "catalog/pg_database.h"
-#include "common/relpath.h"
+#include "access/xlog.h"
 #include "compat.h"
 #include "hooks.h"
 #include "map.h"
@@ -63,32 +53,28 @@
 #pragma weak checkpoint_guts_hook
 
 static void (*prev_change_begin_hook) (SMgrRelation reln, ForkNumber forknum, BlockNumber first,
-									   BlockNumber end, ChangeKind kind, const void **pages) = NULL;
+									   BlockNumber end, bool extends, const void **pages) = NULL;
 static void (*prev_change_end_hook) (void) = NULL;
 static void (*prev_redo_block_hook) (RelFileLocator rlocator, ForkNumber forknum, BlockNumber blkno) = NULL;
 static void (*prev_copydir_hook) (const char *fromdir, const char *todir, bool done) = NULL;
 static void (*prev_checkpoint_guts_hook) (XLogRecPtr redo, int flags) = NULL;
-static object_access_hook_type prev_object_access_hook = NULL;
 
 /*
  * Does no buffer, and no WAL that is sure to be there after a crash, stand
  * for the change?  A page without an LSN needs none: zeros that extend a
  * file, an unlogged relation.
- *
- * Truncation needs one in recovery, too: replayed once more after a crash, it
- * finds nothing to cut, and nobody would mark what grows there again.
  */
 static bool
-needs_durable_mark(BlockNumber first, BlockNumber end, ChangeKind kind, const void **pages)
+needs_durable_mark(BlockNumber first, BlockNumber end, bool extends, const void **pages)
 {
 	BlockNumber npages = 0;
 
 	if (pages != NULL)
-		npages = kind == CHANGE_EXTEND ? 1 : end - first;
+		npages = extends ? 1 : end - first;
 	for (BlockNumber i = 0; i < npages; i++)
 		if (PageGetLSN((Page) unconstify(void *, pages[i])) != InvalidXLogRecPtr)
 			return !RecoveryInProgress();
-	return kind == CHANGE_TRUNCATE;
+	return false;
 }
 
 /*
@@ -100,7 +86,7 @@ needs_durable_mark(BlockNumber first, BlockNumber end, ChangeKind kind, const vo
  * published the range, so that a flush that begins from now on marks it.
  */
 static void
-mark_durably(const PtrackFork *fork, BlockNumber first, BlockNumber end, ChangeKind kind)
+mark_durably(const PtrackFork *fork, BlockNumber first, BlockNumber end, bool extends)
 {
 	static PtrackRange durable; /* marked and written through ... */
 	static XLogRecPtr durable_redo; /* ... since the flush with this redo */
@@ -111,7 +97,7 @@ mark_durably(const PtrackFork *fork, BlockNumber first, BlockNumber end, ChangeK
 		first >= durable.first && end <= durable.first + durable.nblocks)
 		return;
 
-	if (kind == CHANGE_EXTEND)
+	if (extends)
 	{
 		/* from the beginning of a chunk: what was skipped may be filled in */
 		first -= first % PTRACK_CHUNK_BLOCKS;
@@ -123,7 +109,7 @@ mark_durably(const PtrackFork *fork, BlockNumber first, BlockNumber end, ChangeK
 	ptrack_file_write_through();
 
 	/* not before: it may have failed */
-	if (kind == CHANGE_EXTEND)
+	if (extends)
 	{
 		durable.fork = *fork;
 		durable.first = first;
@@ -132,34 +118,24 @@ mark_durably(const PtrackFork *fork, BlockNumber first, BlockNumber end, ChangeK
 	}
 }
 
-/* Before the first change since the start, the file's header is told of it. */
-static inline void
-begin_life(void)
-{
-	if (unlikely(pg_atomic_read_u32(&ptrack_shared->begun) == 0))
-		ptrack_file_begin_life();
-}
-
 static void
 change_begin(SMgrRelation reln, ForkNumber forknum, BlockNumber first,
-			 BlockNumber end, ChangeKind kind, const void **pages)
+			 BlockNumber end, bool extends, const void **pages)
 {
 	if (prev_change_begin_hook)
-		prev_change_begin_hook(reln, forknum, first, end, kind, pages);
+		prev_change_begin_hook(reln, forknum, first, end, extends, pages);
 
 	if (!RelnIsTemp(reln))
 	{
 		RelFileLocator locator = RelnLocator(reln);
 		PtrackFork	fork = {locator.spcOid, locator.dbOid, locator.relNumber, forknum};
 
-		begin_life();
-
 		/* "extended" where there was something already */
 		first = Min(first, end - 1);
 
 		ptrack_publish(&fork, first, end - first);
-		if (needs_durable_mark(first, end, kind, pages))
-			mark_durably(&fork, first, end, kind);
+		if (needs_durable_mark(first, end, extends, pages))
+			mark_durably(&fork, first, end, extends);
 	}
 }
 
@@ -186,22 +162,22 @@ redo_block(RelFileLocator locator, ForkNumber forknum, BlockNumber block)
 	if (prev_redo_block_hook)
 		prev_redo_block_hook(locator, forknum, block);
 
-	begin_life();
 	if (!reachedConsistency)
 		ptrack_mark(&fork, block, 1, ptrack_now());
 }
 
 /*
  * Mark the relations' files in dir as all changed, under the names that they
- * have in the database of fork.  False if not all could be, after a message
- * at elevel.
+ * have in the database of fork.
  */
-static bool
-mark_directory(const char *dir, PtrackFork fork, int elevel)
+static void
+mark_directory(const char *dir, PtrackFork fork)
 {
 	RelFileList list = {0};
-	bool		complete = relfile_list(dir, &list, elevel);
-	XLogRecPtr	now = ptrack_now();
+	XLogRecPtr	now;
+
+	relfile_list(dir, &list);
+	now = ptrack_now();
 
 	for (size_t i = 0; i < list.nfiles; i++)
 	{
@@ -214,49 +190,6 @@ mark_directory(const char *dir, PtrackFork fork, int elevel)
 	}
 	if (list.files != NULL)
 		pfree(list.files);
-	return complete;
-}
-
-/* Of a database that is about to be removed: what is marked, and how. */
-typedef struct Removed
-{
-	int			elevel;			/* of what cannot be read */
-	bool		complete;		/* all of it could */
-} Removed;
-
-static void
-mark_removed(const char *path, Oid spc, Oid db, void *arg)
-{
-	Removed    *removed = arg;
-	PtrackFork	fork = {spc, db, InvalidOid, MAIN_FORKNUM};
-
-	if (!mark_directory(path, fork, removed->elevel))
-		removed->complete = false;
-}
-
-/*
- * The same for all that is about to be removed of a database: its directory
- * in a tablespace that it moves out of, or in each if spc is invalid; and the
- * copy in copy_spc, if that is valid, which will have what there is here and
- * may be there in part yet.
- */
-static bool
-mark_leaving(Oid spc, Oid db, Oid copy_spc, int elevel)
-{
-	Removed		removed = {elevel, true};
-
-	if (OidIsValid(spc))
-	{
-		char	   *path = GetDatabasePath(db, spc);
-
-		mark_removed(path, spc, db, &removed);
-		if (OidIsValid(copy_spc))
-			mark_removed(path, copy_spc, db, &removed);
-		pfree(path);
-	}
-	else
-		relfile_each_of_database(db, mark_removed, &removed);
-	return removed.complete;
 }
 
 /*
@@ -266,7 +199,6 @@ static void
 copydir_changed(const char *fromdir, const char *todir, bool done)
 {
 	PtrackFork	to = {InvalidOid, InvalidOid, InvalidOid, MAIN_FORKNUM};
-	PtrackFork	from = to;
 
 	if (prev_copydir_hook)
 		prev_copydir_hook(fromdir, todir, done);
@@ -275,111 +207,23 @@ copydir_changed(const char *fromdir, const char *todir, bool done)
 		return;
 	if (done)
 	{
-		(void) mark_directory(todir, to, ERROR);
+		mark_directory(todir, to);
 		ptrack_unpublish();
 		return;
 	}
 
-	begin_life();
 	ptrack_publish(&to, 0, 0);
-
-	/*
-	 * A database that moves: its old files go, or, if it fails, the new ones,
-	 * and may come back otherwise.
-	 */
-	if (relfile_parse_dir(fromdir, &from.spc, &from.db) && from.db == to.db)
-	{
-		ptrack_set_leaving(from.spc, from.db, to.spc);
-		(void) mark_leaving(from.spc, from.db, InvalidOid, ERROR);
-	}
-	(void) mark_directory(fromdir, to, ERROR);
+	mark_directory(fromdir, to);
 	ptrack_file_write_through();
-}
-
-/*
- * A database is about to be dropped.  Another may be made with its OID, whose
- * files, of the same names, can grow by zeros that no WAL describes.
- */
-static void
-object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, void *arg)
-{
-	if (prev_object_access_hook)
-		prev_object_access_hook(access, class_id, object_id, sub_id, arg);
-
-	if (access == OAT_DROP && class_id == DatabaseRelationId)
-	{
-		begin_life();
-		ptrack_set_leaving(InvalidOid, object_id, InvalidOid);
-		(void) mark_leaving(InvalidOid, object_id, InvalidOid, ERROR);
-		ptrack_file_write_through();
-	}
-}
-
-/*
- * The end of a transaction: is what it was to remove gone?  A database that
- * moves leaves its old directory in the transaction after the one that copies.
- */
-static void
-xact_end(XactEvent event, void *arg pg_attribute_unused())
-{
-	Oid			spc;
-	Oid			db;
-	Oid			copy_spc;
-	struct stat st;
-	bool		there = false;
-
-	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT)
-		return;
-	if (MyProc == NULL || !ptrack_leaving(MyProcNumber, &spc, &db, &copy_spc))
-		return;
-	if (event == XACT_EVENT_COMMIT && OidIsValid(spc))
-	{
-		char	   *path = GetDatabasePath(db, spc);
-
-		there = stat(path, &st) == 0;
-		pfree(path);
-	}
-	if (there)
-		ptrack_clear_copy();
-	else
-		ptrack_clear_leaving();
-}
-
-/*
- * Mark what is in directories that are about to be removed.  The backup that
- * starts with this flush holds it, and their marks are older.  False if not
- * all could be marked: no reason for the checkpoint to fail.
- */
-static bool
-mark_all_leaving(void)
-{
-	bool		complete = true;
-
-	for (int i = 0; i < ptrack_shared->nprocs; i++)
-	{
-		Oid			spc;
-		Oid			db;
-		Oid			copy_spc;
-
-		if (ptrack_leaving(i, &spc, &db, &copy_spc) &&
-			!mark_leaving(spc, db, copy_spc, WARNING))
-			complete = false;
-	}
-	return complete;
 }
 
 static void
 checkpoint_guts(XLogRecPtr redo, int flags)
 {
-	bool		complete;
-
 	if (prev_checkpoint_guts_hook)
 		prev_checkpoint_guts_hook(redo, flags);
 
-	pg_memory_barrier();
-	complete = mark_all_leaving();
-	ptrack_file_flush(redo, complete, (flags & CHECKPOINT_END_OF_RECOVERY) != 0,
-					  (flags & CHECKPOINT_IS_SHUTDOWN) != 0);
+	ptrack_file_flush(redo, (flags & CHECKPOINT_END_OF_RECOVERY) != 0);
 }
 
 /*
@@ -415,7 +259,4 @@ ptrack_install_hooks(void)
 	copydir_hook = copydir_changed;
 	prev_checkpoint_guts_hook = checkpoint_guts_hook;
 	checkpoint_guts_hook = checkpoint_guts;
-	prev_object_access_hook = object_access_hook;
-	object_access_hook = object_access;
-	RegisterXactCallback(xact_end, NULL);
 }

@@ -136,7 +136,6 @@ ptrack_map_attach(void)
 	ptrack_shared->nprocs = ptrack_max_procs();
 	pg_atomic_init_u64(&ptrack_shared->init_lsn, 0);
 	pg_atomic_init_u64(&ptrack_shared->whole_lsn, 0);
-	pg_atomic_init_u32(&ptrack_shared->begun, 0);
 	pg_atomic_init_u32(&ptrack_shared->replayed, 0);
 	pg_atomic_init_u32(&ptrack_shared->unread, 0);
 	pg_atomic_init_u64(&ptrack_shared->flush_redo, 0);
@@ -483,49 +482,4 @@ ptrack_mark_published(void)
 		if (read_entry(i, &range) && OidIsValid(range.fork.rel))
 			ptrack_mark(&range.fork, range.first, range.nblocks, now);
 	pg_memory_barrier();
-}
-
-/*
- * Say that this process is about to remove a database's directory, or all of
- * a database's if spc is 0; and that it makes a copy in the tablespace
- * copy_spc, if that is not 0, which is removed if the process fails.  Followed
- * by a full barrier.  Until it is taken back each flush marks what is there,
- * for a backup that starts with that flush holds it.
- */
-void
-ptrack_set_leaving(Oid spc, Oid db, Oid copy_spc)
-{
-	PtrackInflight *entry = &inflight[MyProcNumber];
-
-	ptrack_clear_copy();
-	pg_atomic_write_u64(&entry->leaving, (uint64) spc << 32 | db);
-	if (OidIsValid(copy_spc))
-		pg_atomic_write_u64(&entry->copy, copy_spc);
-	pg_memory_barrier();
-}
-
-void
-ptrack_clear_leaving(void)
-{
-	ptrack_clear_copy();
-	pg_atomic_write_u64(&inflight[MyProcNumber].leaving, 0);
-}
-
-/* The copy stays. */
-void
-ptrack_clear_copy(void)
-{
-	pg_atomic_write_u64(&inflight[MyProcNumber].copy, 0);
-}
-
-/* What a process is about to remove, if anything, and where its copy is. */
-bool
-ptrack_leaving(int proc, Oid *spc, Oid *db, Oid *copy_spc)
-{
-	uint64		leaving = pg_atomic_read_u64(&inflight[proc].leaving);
-
-	*spc = (Oid) (leaving >> 32);
-	*db = (Oid) leaving;
-	*copy_spc = (Oid) pg_atomic_read_u64(&inflight[proc].copy);
-	return leaving != 0;
 }

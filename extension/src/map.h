@@ -59,15 +59,7 @@ typedef struct PtrackInflight
 	BlockNumber first;
 	uint32		pad;
 	uint64		nblocks;
-
-	/*
-	 * A directory that this process is about to remove, tablespace and
-	 * database, or 0; and its copy, which goes if the process fails.  Backups
-	 * that start meanwhile hold their files.
-	 */
-	pg_atomic_uint64 leaving;
-	pg_atomic_uint64 copy;
-	char		fill[PG_CACHE_LINE_SIZE - 5 * sizeof(uint64) - sizeof(PtrackFork)];
+	char		fill[PG_CACHE_LINE_SIZE - 3 * sizeof(uint64) - sizeof(PtrackFork)];
 } PtrackInflight;
 
 /* A copy of a published entry. */
@@ -103,14 +95,11 @@ typedef struct PtrackShared
 	int			nprocs;			/* entries in the in-flight table */
 	uint64		sysid;
 	XLogRecPtr	start_redo;		/* where this start began to replay */
-	int64		start_time;		/* by the clock, in nanoseconds */
 
 	/* atomic: read without the lock, written with it */
 	pg_atomic_uint64 init_lsn;	/* 0: not decided yet */
 	pg_atomic_uint64 whole_lsn; /* up to here what WAL does not describe in
 								 * full is reported whole */
-	pg_atomic_uint32 begun;		/* the file's header knows of this start, or
-								 * there is no file */
 	pg_atomic_uint32 replayed;	/* this start replays WAL, and no flush after
 								 * the replay has set whole_lsn yet */
 	pg_atomic_uint32 unread;	/* pages of the file not merged yet */
@@ -185,10 +174,5 @@ extern void ptrack_publish(const PtrackFork *fork, BlockNumber first, uint64 nbl
 extern void ptrack_unpublish(void);
 extern int	ptrack_published(PtrackRange *ranges);
 extern void ptrack_mark_published(void);
-
-extern void ptrack_set_leaving(Oid spc, Oid db, Oid copy_spc);
-extern void ptrack_clear_leaving(void);
-extern void ptrack_clear_copy(void);
-extern bool ptrack_leaving(int proc, Oid *spc, Oid *db, Oid *copy_spc);
 
 #endif							/* PTRACK_MAP_H */

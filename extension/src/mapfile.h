@@ -16,13 +16,11 @@
 
 extern void ptrack_file_delete(void);
 extern void ptrack_file_start(void);
-extern void ptrack_file_begin_life(void);
 extern bool ptrack_file_read_some(void);
 extern void ptrack_file_read_all(void);
 extern bool ptrack_read_next(int rounds);
 extern void ptrack_read_pages(int fd, uint32 number, uint32 n);
-extern void ptrack_file_flush(XLogRecPtr redo, bool complete, bool end_of_recovery,
-							  bool shutdown);
+extern void ptrack_file_flush(XLogRecPtr redo, bool end_of_recovery);
 extern void ptrack_file_write_through(void);
 extern XLogRecPtr ptrack_decide_init_lsn(void);
 

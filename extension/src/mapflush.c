@@ -43,9 +43,9 @@
  * stays.
  *
  * Locking: ptrack_shared->lock covers the file and all that is said to be
- * under lock in map.h.  Code here may run in a critical section (truncation)
- * and in the checkpointer: it allocates nothing, and what goes wrong with the
- * file is a WARNING.
+ * under lock in map.h.  Code here runs in the checkpointer and may run in a
+ * critical section: it allocates nothing, and what goes wrong with the file is
+ * a WARNING.
  *
  *-------------------------------------------------------------------------
  */
@@ -216,8 +216,6 @@ make_header(XLogRecPtr redo, TimeLineID tli, uint32 flags)
 	header->segment_blocks = RELSEG_SIZE;
 	header->reset = shared->reset;
 	header->reset_time = shared->reset_time;
-	header->opts_time = ptrack_opts_time();
-	header->start_time = shared->start_time;
 	header->crc = mapheader_crc(&header_page);
 }
 
@@ -389,11 +387,9 @@ end_of_wal_before(XLogRecPtr redo)
 
 /*
  * The checkpoint with this redo point has written its buffers and files.
- * Unless complete, a backup that starts with it may hold what should have been
- * marked for it, and could not be: the map does not serve it.
  */
 void
-ptrack_file_flush(XLogRecPtr redo, bool complete, bool end_of_recovery, bool shutdown)
+ptrack_file_flush(XLogRecPtr redo, bool end_of_recovery)
 {
 	PtrackShared *shared = ptrack_shared;
 	bool		in_recovery = RecoveryInProgress();
@@ -405,8 +401,6 @@ ptrack_file_flush(XLogRecPtr redo, bool complete, bool end_of_recovery, bool shu
 
 	if (end_of_recovery)
 		flags |= HEADER_END_OF_RECOVERY;
-	if (shutdown)
-		flags |= HEADER_SHUTDOWN;
 	if (in_recovery)
 		(void) GetXLogReplayRecPtr(&tli);
 	else
@@ -427,13 +421,6 @@ ptrack_file_flush(XLogRecPtr redo, bool complete, bool end_of_recovery, bool shu
 	init_lsn = pg_atomic_read_u64(&shared->init_lsn);
 	if (shared->fresh && (init_lsn == 0 || redo < init_lsn))
 		pg_atomic_write_u64(&shared->init_lsn, redo);
-	if (!complete)
-	{
-		pg_atomic_write_u64(&shared->init_lsn, Max(ptrack_now(), redo + 8));
-		ereport(WARNING,
-				(errmsg("ptrack checkpoint: files that are about to be removed could not be marked"),
-				 errhint("The next backup must be a full one.")));
-	}
 
 	if (pg_atomic_read_u32(&shared->replayed) != 0)
 	{
@@ -458,7 +445,6 @@ ptrack_file_flush(XLogRecPtr redo, bool complete, bool end_of_recovery, bool shu
 	}
 	else
 	{
-		pg_atomic_write_u32(&shared->begun, 1);
 		shared->fresh = false;
 		shared->file_redo = redo;
 		shared->file_tli = tli;

@@ -17,7 +17,6 @@
  */
 #include "postgres.h"
 
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "compat.h"
@@ -171,17 +170,4 @@ ptrack_unlink(const char *path)
 {
 	if (access(path, F_OK) == 0)
 		(void) durable_unlink(path, WARNING);
-}
-
-/*
- * When a postmaster last began here, in nanoseconds; 0 if nothing tells.  Each
- * writes this file anew, whatever it has loaded, so that two lives of the
- * cluster can be told apart.  Copies of a cluster need not have it.
- */
-int64
-ptrack_opts_time(void)
-{
-	struct stat st;
-
-	return stat("postmaster.opts", &st) == 0 ? stat_mtime_ns(&st) : 0;
 }

@@ -18,9 +18,6 @@
 #define HEADER_END_OF_RECOVERY	0x01	/* stamped by an end-of-recovery
 										 * checkpoint, whose timeline may be
 										 * one that the header does not name */
-#define HEADER_SHUTDOWN			0x02	/* stamped by a shutdown checkpoint,
-										 * and the server has not been started
-										 * with ptrack since */
 
 /*
  * Pages read or written in one call.  File systems keep what was written, or
@@ -49,10 +46,6 @@ typedef struct MapHeader
 	uint32		reset;			/* PtrackReset: why this map began */
 	pg_crc32c	crc;			/* of the page, with this field zero */
 	int64		reset_time;		/* when this map began, a TimestampTz */
-	int64		opts_time;		/* when the postmaster that this map knows of
-								 * last began, as ptrack_opts_time tells */
-	int64		start_time;		/* when a postmaster last took this map over,
-								 * by the clock, in nanoseconds */
 } MapHeader;
 
 typedef union HeaderPage
@@ -89,6 +82,5 @@ extern bool mappage_is_zero(const MapPage *page);
 extern bool ptrack_read(int fd, void *buf, size_t size, off_t offset);
 extern bool ptrack_write(int fd, const void *buf, size_t size, off_t offset);
 extern void ptrack_unlink(const char *path);
-extern int64 ptrack_opts_time(void);
 
 #endif							/* PTRACK_MAPFORMAT_H */

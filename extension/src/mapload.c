@@ -24,7 +24,6 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "access/timeline.h"
@@ -37,12 +36,6 @@
 #include "mapformat.h"
 #include "storage/fd.h"
 #include "utils/timestamp.h"
-
-/*
- * Nanoseconds between taking a map over and postmaster.opts, at most, and
- * between the clock and the times of files.
- */
-#define OPTS_SLACK	INT64CONST(10000000)
 
 /* I/O buffers of this process: no allocation in a critical section */
 static HeaderPage header_page;
@@ -61,11 +54,10 @@ ptrack_file_delete(void)
 
 /*
  * Where this start begins to replay: backup_label says, if there is one, else
- * pg_control.  Sets *replays if WAL will be replayed at all, and *restored if
- * this is a backup.
+ * pg_control.  Sets *replays if WAL will be replayed at all.
  */
 static XLogRecPtr
-start_of_replay(const ControlFileData *control, TimeLineID *tli, bool *replays, bool *restored)
+start_of_replay(const ControlFileData *control, TimeLineID *tli, bool *replays)
 {
 	XLogRecPtr	redo = control->checkPointCopy.redo;
 	struct stat st;
@@ -77,7 +69,6 @@ start_of_replay(const ControlFileData *control, TimeLineID *tli, bool *replays, 
 		stat("recovery.signal", &st) == 0;
 
 	label = AllocateFile("backup_label", "r");
-	*restored = label != NULL;
 	if (label != NULL)
 	{
 		char		line[MAXPGPATH];
@@ -116,45 +107,11 @@ same_history(const MapHeader *header, XLogRecPtr start_redo, TimeLineID start_tl
 }
 
 /*
- * May the server have lived without ptrack since the map was in use, and have
- * left pg_control's redo point where it was?
- *
- * It has, if it was started after the clean stop that closed the map and has
- * crashed.  And what a life without ptrack has replayed (a standby, a recovery
- * cut short) may be replayed once more without a trace: a truncation that
- * finds nothing to cut.
- *
- * A life of ours that was killed before it could tell the header has written
- * postmaster.opts right after it took the map over, sooner than any other
- * server could have started.  Where the header knows that postmaster.opts, its
- * life was told, and what came after it was a stand-alone backend.
- */
-static bool
-other_life(const ControlFileData *control, const MapHeader *header, XLogRecPtr start_redo,
-		   bool replays)
-{
-	int64		opts_time = ptrack_opts_time();
-	int64		since_start = opts_time - header->start_time;
-	bool		untold = opts_time != header->opts_time &&
-		since_start >= -OPTS_SLACK && since_start <= OPTS_SLACK;
-
-	/* stand-alone backends write no such file, but pg_control */
-	if ((header->flags & HEADER_SHUTDOWN) != 0 && header->redo == start_redo &&
-		control->state != DB_SHUTDOWNED && control->state != DB_SHUTDOWNED_IN_RECOVERY)
-		return !(untold && (int64) control->time <= header->start_time / 1000000000 + 2);
-
-	return replays && !untold &&
-		opts_time != 0 && header->opts_time != 0 && opts_time != header->opts_time;
-}
-
-/*
  * Why the file must not be taken over, or PTRACK_RESET_NONE with its header
- * in header_page.  Says so in the log.  If again, this postmaster has taken it
- * over before, and its children have crashed.
+ * in header_page.  Says so in the log.
  */
 static PtrackReset
-judge_file(const ControlFileData *control, XLogRecPtr start_redo, TimeLineID start_tli,
-		   bool again, bool check_opts)
+judge_file(const ControlFileData *control, XLogRecPtr start_redo, TimeLineID start_tli)
 {
 	const MapHeader *header = &header_page.header;
 	struct stat st;
@@ -247,36 +204,7 @@ judge_file(const ControlFileData *control, XLogRecPtr start_redo, TimeLineID sta
 				 errhint("The server has run without ptrack, or could not write the map.  The next backup must be a full one.")));
 		return PTRACK_RESET_STALE;
 	}
-
-	if (!again && other_life(control, header, start_redo, check_opts))
-	{
-		ereport(WARNING,
-				(errmsg("ptrack init: map file \"%s\" does not know all that has happened, deleting",
-						ptrack_map_path()),
-				 errdetail("Another server process has been started here since the map's own."),
-				 errhint("The server has run without ptrack.  The next backup must be a full one.")));
-		return PTRACK_RESET_STALE;
-	}
 	return PTRACK_RESET_NONE;
-}
-
-/*
- * Put header_page, edited, into the file.
- */
-static bool
-write_header(int fd)
-{
-	header_page.header.crc = mapheader_crc(&header_page);
-	return ptrack_write(fd, &header_page, sizeof(header_page), 0) && pg_fsync(fd) == 0;
-}
-
-static void
-complain_of_header(void)
-{
-	ereport(WARNING,
-			(errcode_for_file_access(),
-			 errmsg("ptrack init: could not write map file \"%s\": %m", ptrack_map_path()),
-			 errhint("If the server crashes before the next checkpoint, the next backup must be a full one.")));
 }
 
 /*
@@ -292,13 +220,6 @@ ptrack_file_start(void)
 	PtrackReset reset;
 	bool		crc_ok;
 	bool		replays;
-	bool		restored;
-	struct timespec now;
-	int			fd;
-
-	/* of this postmaster, which goes on after a crash of its children */
-	static int64 start_time = 0;
-	bool		again = false;
 
 	control = get_controlfile(DataDir, &crc_ok);
 	if (!crc_ok)
@@ -306,22 +227,14 @@ ptrack_file_start(void)
 				(errcode(ERRCODE_DATA_CORRUPTED),
 				 errmsg("ptrack init: incorrect checksum in control file")));
 
-	if (start_time == 0)
-	{
-		clock_gettime(CLOCK_REALTIME, &now);
-		start_time = (int64) now.tv_sec * 1000000000 + now.tv_nsec;
-	}
-	else
-		again = true;
-	shared->start_time = start_time;
 	shared->sysid = control->system_identifier;
-	shared->start_redo = start_of_replay(control, &start_tli, &replays, &restored);
+	shared->start_redo = start_of_replay(control, &start_tli, &replays);
 	pg_atomic_write_u32(&shared->replayed, replays ? 1 : 0);
 
 	ptrack_unlink(PTRACK_FILE_TMP);
 	ptrack_unlink(PTRACK_FILE_MMAP);
 
-	reset = judge_file(control, shared->start_redo, start_tli, again, replays && !restored && !again);
+	reset = judge_file(control, shared->start_redo, start_tli);
 	if (reset == PTRACK_RESET_NONE)
 	{
 		const MapHeader *header = &header_page.header;
@@ -344,19 +257,6 @@ ptrack_file_start(void)
 		if (shared->same_shape)
 			memset(ptrack_page_state, PAGE_UNREAD, shared->npages);
 		pg_atomic_write_u32(&shared->unread, shared->file_npages);
-
-		header_page.header.start_time = start_time;
-		if (again)
-		{
-			header_page.header.flags &= ~HEADER_SHUTDOWN;
-			header_page.header.opts_time = ptrack_opts_time();
-			shared->file_flags = header_page.header.flags;
-		}
-		fd = BasicOpenFile(PTRACK_FILE, O_RDWR | PG_BINARY);
-		if (fd < 0 || !write_header(fd))
-			complain_of_header();
-		if (fd >= 0)
-			close(fd);
 	}
 	else
 	{
@@ -369,49 +269,6 @@ ptrack_file_start(void)
 				 errhint("The next backup must be a full one.")));
 	}
 	pfree(control);
-}
-
-/*
- * Tell the file's header of this life of the server: that the map is in use
- * again, and which postmaster it is.  Before anything changes, but not when
- * the start may still fail without a change: a life without ptrack that ends
- * in a crash leaves pg_control's redo point where it was, and is told from
- * ours by what is written here.
- */
-void
-ptrack_file_begin_life(void)
-{
-	PtrackShared *shared = ptrack_shared;
-	MapHeader  *header = &header_page.header;
-	int			fd = -1;
-
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	if (pg_atomic_read_u32(&shared->begun) == 0 && shared->exists)
-	{
-		bool		ok;
-
-		fd = BasicOpenFile(PTRACK_FILE, O_RDWR | PG_BINARY);
-		ok = fd >= 0 && ptrack_read(fd, &header_page, sizeof(header_page), 0);
-		if (ok && !EQ_CRC32C(header->crc, mapheader_crc(&header_page)))
-		{
-			/* not to be made to look sound */
-			errno = EIO;
-			ok = false;
-		}
-		if (ok)
-		{
-			header->flags &= ~HEADER_SHUTDOWN;
-			header->opts_time = ptrack_opts_time();
-			shared->file_flags = header->flags;
-			ok = write_header(fd);
-		}
-		if (!ok)
-			complain_of_header();
-		if (fd >= 0)
-			close(fd);
-	}
-	pg_atomic_write_u32(&shared->begun, 1);
-	LWLockRelease(shared->lock);
 }
 
 /*

@@ -116,7 +116,6 @@ ptrack_loader_main(Datum main_arg pg_attribute_unused())
 	/* not to die in the signal's handler, with the lock held */
 	pqsignal(SIGTERM, die);
 	BackgroundWorkerUnblockSignals();
-	ptrack_file_begin_life();
 	ptrack_file_read_all();
 	proc_exit(0);
 }

@@ -12,16 +12,34 @@
  *
  * A block that is on disk at 2 is marked or in flight then.  No lock is held.
  *
+ * A crash takes the marks of what came after the last flush.  Redo makes most
+ * of them again; two things it does not come to:
+ *
+ * - what WAL does not describe in full: it is reported whole (scan_database);
+ *
+ * - pages that a file has grown by, which is not logged.  They matter where
+ *	 the parent has something else there: the file was cut off before, or it is
+ *	 another one of the same name.  All that such a file has from there on has
+ *	 come to be since: it is marked, or a page that redo does not know.  So it
+ *	 is found from the file's end (scan_tail).
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
+#include "access/xlog.h"
+#include "access/xlog_internal.h"
 #include "compat.h"
 #include "map.h"
 #include "mapfile.h"
 #include "port/pg_bitutils.h"
 #include "ptrack.h"
 #include "relfile.h"
+#include "storage/bufpage.h"
+#include "storage/fd.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
 #include "utils/numeric.h"
@@ -45,7 +63,7 @@ struct BlockScan
 {
 	XLogRecPtr	lsn;
 	bool		everything;		/* the map cannot tell: all that is there */
-	bool		whole;			/* all of what WAL does not describe in full */
+	bool		replayed;		/* WAL was replayed since lsn */
 	PtrackRange *inflight;
 	int			ninflight;
 
@@ -115,6 +133,65 @@ inflight_bits(const BlockScan *scan, const PtrackFork *fork, uint64 base)
 }
 
 /*
+ * May the page have been written since the parent without a mark that a crash
+ * leaves?  Its LSN is read from the file: it is no place in WAL if the page was
+ * never logged (the first segment of WAL has no records), and not below the
+ * parent's if the page was written with WAL that the crash took.
+ */
+static bool
+page_unmarked(const BlockScan *scan, int fd, const char *path, uint64 block)
+{
+	PageHeaderData header;
+	XLogRecPtr	lsn;
+	ssize_t		n = pg_pread(fd, &header, sizeof(header), (off_t) (block * BLCKSZ));
+
+	if (n < 0)
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not read file \"%s\": %m", path)));
+	if (n < (ssize_t) sizeof(header))
+		return true;			/* cut off just now */
+	lsn = PageGetLSN((Page) &header);
+	return lsn < (XLogRecPtr) wal_segment_size || lsn >= scan->lsn;
+}
+
+/*
+ * Set the bits of what a file of nblocks blocks has grown by, from its end on
+ * to where there is a page that is neither reported nor may have come without
+ * a mark.  Returns how many are new.
+ */
+static uint64
+scan_tail(const BlockScan *scan, const char *path, uint64 nblocks)
+{
+	int			fd = -1;
+	uint64		found = 0;
+
+	for (uint64 block = nblocks; block-- > 0;)
+	{
+		uint8	   *byte = &scan->bitmap[block / BITS_PER_BYTE];
+		uint8		bit = (uint8) (1 << block % BITS_PER_BYTE);
+
+		if ((*byte & bit) != 0)
+			continue;
+		if (fd < 0)
+			fd = OpenTransientFile(path, O_RDONLY | PG_BINARY);
+		if (fd < 0 && errno == ENOENT)
+			return found;		/* dropped just now */
+		if (fd < 0)
+			ereport(ERROR,
+					(errcode_for_file_access(),
+					 errmsg("could not open file \"%s\": %m", path)));
+		if (!page_unmarked(scan, fd, path, block))
+			break;
+		*byte |= bit;
+		found++;
+	}
+	if (fd >= 0)
+		CloseTransientFile(fd);
+	return found;
+}
+
+/*
  * Ask the map for one file, and pass it on if any of its blocks changed.
  */
 static void
@@ -144,7 +221,7 @@ scan_file(BlockScan *scan, const char *dir, const PtrackFork *fork, const RelFil
 			uint64		bits = changed[k] | inflight_bits(scan, fork, first);
 
 			/* an SP-GiST index changes its metapage without WAL */
-			if (first == 0 && scan->whole)
+			if (first == 0 && scan->replayed)
 				bits |= 1;
 			if (bits == 0)
 				continue;
@@ -154,17 +231,19 @@ scan_file(BlockScan *scan, const char *dir, const PtrackFork *fork, const RelFil
 			nblocks += pg_popcount64(bits);
 		}
 	}
-	if (nblocks == 0)
-		return;
-
-	for (nbytes = (end - start + BITS_PER_BYTE - 1) / BITS_PER_BYTE; scan->bitmap[nbytes - 1] == 0; nbytes--)
-		;
 	if (file->segment > 0)
 		snprintf(segment, sizeof(segment), ".%u", file->segment);
 	snprintf(path, sizeof(path), "%s/%u%s%s%s", dir, file->rel,
 			 file->fork == MAIN_FORKNUM ? "" : "_",
 			 file->fork == MAIN_FORKNUM ? "" : forkNames[file->fork],
 			 segment);
+	if (scan->replayed && !whole)
+		nblocks += scan_tail(scan, path, end - start);
+	if (nblocks == 0)
+		return;
+
+	for (nbytes = (end - start + BITS_PER_BYTE - 1) / BITS_PER_BYTE; scan->bitmap[nbytes - 1] == 0; nbytes--)
+		;
 	scan->callback(scan, fork, path, nblocks, nbytes);
 	memset(scan->bitmap, 0, nbytes);
 }
@@ -189,12 +268,12 @@ scan_database(const char *path, Oid spc, Oid db, void *arg)
 	Oid		   *unlogged = NULL;
 	size_t		nunlogged = 0;
 
-	(void) relfile_list(path, &list, ERROR);
+	relfile_list(path, &list);
 	if (list.nfiles == 0)
 		return;
 
 	/* a relation with an init fork is unlogged */
-	if (scan->whole && !scan->everything)
+	if (scan->replayed && !scan->everything)
 	{
 		unlogged = palloc_extended(list.nfiles * sizeof(Oid), MCXT_ALLOC_HUGE);
 		for (size_t i = 0; i < list.nfiles; i++)
@@ -210,7 +289,7 @@ scan_database(const char *path, Oid spc, Oid db, void *arg)
 		bool		whole = scan->everything;
 
 		CHECK_FOR_INTERRUPTS();
-		if (scan->whole && !whole)
+		if (scan->replayed && !whole)
 			whole = file->fork != MAIN_FORKNUM ||
 				bsearch(&file->rel, unlogged, nunlogged, sizeof(Oid), compare_oids) != NULL;
 		scan_file(scan, path, &fork, file, whole);
@@ -229,10 +308,10 @@ scan_cluster(BlockScan *scan)
 	XLogRecPtr	init_lsn = ptrack_decide_init_lsn();
 
 	/* in this order: whoever clears "replayed" has set whole_lsn */
-	scan->whole = pg_atomic_read_u32(&ptrack_shared->replayed) != 0;
+	scan->replayed = pg_atomic_read_u32(&ptrack_shared->replayed) != 0;
 	pg_memory_barrier();
 	if (scan->lsn < pg_atomic_read_u64(&ptrack_shared->whole_lsn))
-		scan->whole = true;
+		scan->replayed = true;
 
 	/* nothing happened yet that lies in the future */
 	if (scan->lsn > ptrack_now())

@@ -4,8 +4,7 @@
  *	  Files of relations: their names and their directories.
  *
  * No locks: what is dropped while we look is not there.  Anything else that
- * cannot be read is an ERROR, for an answer without it would be wrong; or the
- * caller is told, where it can make up for it.
+ * cannot be read is an ERROR, for an answer without it would be wrong.
  *
  *-------------------------------------------------------------------------
  */
@@ -113,25 +112,17 @@ relfile_blocks(const RelFile *file)
 
 /*
  * Append the relations' files in a database's directory, without the empty
- * ones; one that does not exist has none.  False if they cannot all be had,
- * after a message at elevel.
+ * ones; one that does not exist has none.
  */
-bool
-relfile_list(const char *path, RelFileList *list, int elevel)
+void
+relfile_list(const char *path, RelFileList *list)
 {
 	DIR		   *dir = AllocateDir(path);
 	struct dirent *de;
 
 	if (dir == NULL && errno == ENOENT)
-		return true;
-	if (dir == NULL)
-	{
-		ereport(elevel,
-				(errcode_for_file_access(),
-				 errmsg("could not open directory \"%s\": %m", path)));
-		return false;
-	}
-	while (errno = 0, (de = readdir(dir)) != NULL)
+		return;
+	while ((de = ReadDir(dir, path)) != NULL)
 	{
 		char		file_path[MAXPGPATH * 2];
 		struct stat st;
@@ -145,11 +136,9 @@ relfile_list(const char *path, RelFileList *list, int elevel)
 		{
 			if (errno == ENOENT)
 				continue;
-			ereport(elevel,
+			ereport(ERROR,
 					(errcode_for_file_access(),
 					 errmsg("could not stat file \"%s\": %m", file_path)));
-			FreeDir(dir);
-			return false;
 		}
 		if (!S_ISREG(st.st_mode) || st.st_size == 0)
 			continue;
@@ -164,16 +153,7 @@ relfile_list(const char *path, RelFileList *list, int elevel)
 		}
 		list->files[list->nfiles++] = file;
 	}
-	if (errno != 0)
-	{
-		ereport(elevel,
-				(errcode_for_file_access(),
-				 errmsg("could not read directory \"%s\": %m", path)));
-		FreeDir(dir);
-		return false;
-	}
 	FreeDir(dir);
-	return true;
 }
 
 /*
@@ -232,54 +212,13 @@ each_database_in_tablespace(Oid spc, DatabaseDirCallback callback, void *arg)
 }
 
 /*
- * The next tablespace in pg_tblspc, which is open as dir.
- */
-static bool
-next_tablespace(DIR *dir, Oid *spc)
-{
-	struct dirent *de;
-
-	while ((de = ReadDir(dir, "pg_tblspc")) != NULL)
-	{
-		const char *p = de->d_name;
-
-		if (parse_number(&p, spc) && *p == '\0')
-			return true;
-	}
-	return false;
-}
-
-/*
- * Call back for each directory that a database may have, if it is there or
- * not.
- */
-void
-relfile_each_of_database(Oid db, DatabaseDirCallback callback, void *arg)
-{
-	char		path[MAXPGPATH];
-	DIR		   *dir;
-	Oid			spc;
-
-	snprintf(path, sizeof(path), "base/%u", db);
-	callback(path, DEFAULTTABLESPACE_OID, db, arg);
-
-	dir = AllocateDir("pg_tblspc");
-	while (next_tablespace(dir, &spc))
-	{
-		snprintf(path, sizeof(path), "pg_tblspc/%u/%s/%u", spc, TABLESPACE_VERSION_DIRECTORY, db);
-		callback(path, spc, db, arg);
-	}
-	FreeDir(dir);
-}
-
-/*
  * Call back for each directory of relations' files, wherever it is.
  */
 void
 relfile_each_database(DatabaseDirCallback callback, void *arg)
 {
 	DIR		   *dir;
-	Oid			spc;
+	struct dirent *de;
 
 	callback("global", GLOBALTABLESPACE_OID, InvalidOid, arg);
 	if (!each_database_in("base", DEFAULTTABLESPACE_OID, callback, arg))
@@ -288,7 +227,13 @@ relfile_each_database(DatabaseDirCallback callback, void *arg)
 				 errmsg("directory \"%s\" does not exist", "base")));
 
 	dir = AllocateDir("pg_tblspc");
-	while (next_tablespace(dir, &spc))
-		each_database_in_tablespace(spc, callback, arg);
+	while ((de = ReadDir(dir, "pg_tblspc")) != NULL)
+	{
+		const char *p = de->d_name;
+		Oid			spc;
+
+		if (parse_number(&p, &spc) && *p == '\0')
+			each_database_in_tablespace(spc, callback, arg);
+	}
 	FreeDir(dir);
 }

@@ -30,9 +30,8 @@ typedef void (*DatabaseDirCallback) (const char *path, Oid spc, Oid db, void *ar
 
 extern bool relfile_parse_name(const char *name, RelFile *file);
 extern bool relfile_parse_dir(const char *path, Oid *spc, Oid *db);
-extern bool relfile_list(const char *dir, RelFileList *list, int elevel);
+extern void relfile_list(const char *dir, RelFileList *list);
 extern uint64 relfile_blocks(const RelFile *file);
 extern void relfile_each_database(DatabaseDirCallback callback, void *arg);
-extern void relfile_each_of_database(Oid db, DatabaseDirCallback callback, void *arg);
 
 #endif							/* PTRACK_RELFILE_H */

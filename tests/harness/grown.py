@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -73,6 +75,15 @@ def grow_and_lose(
     assert not any(on_disk), "the rows' WAL was not lost"
 
 
+def zeros_before_a_row(primary: Cluster, database: str = "postgres") -> None:
+    """Let the empty table t have zeros, and a row behind them that is logged."""
+    # all on one page of WAL: early minors of 14 wait for ever for half of a record that is lost
+    primary.sql("ALTER TABLE t SET (fillfactor = 10)", database=database)
+    primary.sql("SELECT pg_switch_wal()")
+    grow_and_lose(primary, "t", 6, database=database, width=primary.block_size // 10)
+    primary.sql("INSERT INTO t VALUES (1, 'x')", database=database)
+
+
 def emptied(cluster: Cluster) -> None:
     """Leave nothing to do for the next VACUUM but to truncate: no record of it names a block."""
     cluster.sql("DELETE FROM t")
@@ -86,3 +97,19 @@ def killed(standby: Cluster, primary: Cluster) -> None:
     standby.kill_all()
     standby.start()
     standby.catch_up(primary)
+
+
+def grow_hash(connection: psycopg.Connection[tuple[Any, ...]]) -> None:
+    """Insert into t until its index t_hash has new buckets: pages written past the buffer pool."""
+
+    def size() -> int:
+        row = connection.execute("SELECT pg_relation_size('t_hash')").fetchone()
+        assert row is not None
+        return int(row[0])
+
+    before = size()
+    for _ in range(1000):
+        connection.execute("INSERT INTO t SELECT generate_series(1, 20)")
+        if size() > before:
+            return
+    pytest.fail("the index does not grow")
