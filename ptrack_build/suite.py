@@ -32,6 +32,8 @@ PATIENCE = 30.0
 
 #: Where the tests of the build line are; all others need a server.
 OWN = "tests/build"
+#: The session that runs those alone.
+SELFTEST = "selftest"
 #: Pytest's status where no test matches.
 NOTHING = 5
 
@@ -274,7 +276,20 @@ def own(args: Sequence[str]) -> report.Outcome:
     """The build line's own tests, which need no server."""
     if not _matched([OWN], args):
         raise _nothing(args)
-    return judged(OWN, pytest("build-line", [OWN], args), "", 0.0)
+    return judged(SELFTEST, pytest("build-line", [OWN], args), "", 0.0)
+
+
+def ready() -> None:
+    """Raise now what would keep every major from its end.
+
+    UsageError for a setting, HostError for what the machine lacks.
+    """
+    from ptrack_build import source
+
+    _workers()
+    host.jobs()
+    source.check_settings()
+    host.ensure(host.TOOLS)
 
 
 def every(
@@ -284,12 +299,12 @@ def every(
 
     Ends with a table that also says which majors could not be had, and why. Words may choose tests
     of one part only. Raises SuiteFailed if anything that ran failed, and when no major could be had
-    at all.
+    at all; what holds for every major, before anything is run.
     """
     if record and args:
         what = "--record is for the whole suite"
         raise UsageError(what, hint="./nox -s test -- --record")
-    outcomes = []
+    outcomes: list[report.Outcome] = []
     mine, theirs = _share(args, own=True), _share(args, own=False)
     if mine is not None and not _matched([OWN], mine):
         mine = None
@@ -297,15 +312,19 @@ def every(
         theirs = None
     if mine is None and theirs is None:
         raise _nothing(args)
+    if theirs is not None:
+        ready()
+        host.check_reachable(cache.root(), host.server_user())
     if mine is not None and any((REPO / OWN).glob("test_*.py")):
         outcomes.append(own(mine))
-    for major in majors if theirs is not None else ():
+
+    def test(major: Major) -> report.Outcome:
         say(f"\n==== PostgreSQL {major.name} ====")
-        name = f"test-{major.name}"
-        try:
-            outcomes.append(one(major, theirs or (), locked=locked, record=record))
-        except (PtrackError, OSError) as error:
-            outcomes.append(report.stopped(name, error))
+        return one(major, theirs or (), locked=locked, record=record)
+
+    if theirs is not None:
+        sessions = [(f"test-{each.name}", functools.partial(test, each)) for each in majors]
+        report.through(sessions, outcomes)
     tested = theirs is None or any(each.status == "passed" and each.version for each in outcomes)
     nothing = None if tested else report.without_source("tested")
     report.close(outcomes, results() / "test.json", SuiteFailed, nothing)
@@ -313,20 +332,18 @@ def every(
 
 def built_all(majors: Sequence[Major], variant: Variant, *, locked: bool = False) -> None:
     """Build all majors whose source can be had; ends like `every`."""
-    outcomes = []
-    for major in majors:
-        name = f"build-{major.name}"
+    outcomes: list[report.Outcome] = []
+
+    def build(major: Major) -> report.Outcome:
         began = time.monotonic()
-        try:
-            made = prefix(major, variant, locked=locked)
-        except (PtrackError, OSError) as error:
-            outcomes.append(report.stopped(name, error))
-        else:
-            seconds = time.monotonic() - began
-            note = f"{made.path} in {seconds:.1f} s"
-            outcomes.append(
-                report.Outcome(session=name, status="passed", version=made.version, note=note)
-            )
+        made = prefix(major, variant, locked=locked)
+        note = f"{made.path} in {time.monotonic() - began:.1f} s"
+        name = f"build-{major.name}"
+        return report.Outcome(session=name, status="passed", version=made.version, note=note)
+
+    ready()
+    sessions = [(f"build-{each.name}", functools.partial(build, each)) for each in majors]
+    report.through(sessions, outcomes)
     built = any(each.status == "passed" for each in outcomes)
     nothing = None if built else report.without_source("built")
     report.close(outcomes, results() / "build.json", SuiteFailed, nothing)

@@ -11,6 +11,7 @@ and what Bench.keep() took is found under the key from then on.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ptrack_build import __version__, cache, host, report
-from ptrack_build.errors import CommandFailed, PtrackError
+from ptrack_build.errors import CommandFailed
 from ptrack_build.package import Package, PackageError, Release, System, publish, room, table
 from ptrack_build.package.place import HERE
 from ptrack_build.progress import Step, say, step
@@ -465,15 +466,17 @@ def every(kind: str, majors: Sequence[Major], one: Callable[[Major], Path]) -> N
 
     Raises PackageError if any failed, and SourceError when no source could be had at all.
     """
-    outcomes = []
-    for major in majors:
+    outcomes: list[report.Outcome] = []
+
+    def package(major: Major) -> report.Outcome:
         name = f"{kind}-{major.name}"
-        try:
-            place = one(major)
-        except (PtrackError, OSError) as error:
-            outcomes.append(report.stopped(name, error))
-        else:
-            outcomes.append(report.Outcome(session=name, status="passed", note=str(place)))
+        return report.Outcome(session=name, status="passed", note=str(one(major)))
+
+    from ptrack_build import source
+
+    source.check_settings()
+    sessions = [(f"{kind}-{each.name}", functools.partial(package, each)) for each in majors]
+    report.through(sessions, outcomes)
     made = any(each.status == "passed" for each in outcomes)
     nothing = None if made else report.without_source("packaged")
     report.close(outcomes, results() / f"{kind}.json", PackageError, nothing)

@@ -55,6 +55,7 @@ __all__ = [
     "Mirror",
     "SourceTree",
     "bring",
+    "check_settings",
     "export",
     "fetch",
     "open_mirror",
@@ -143,7 +144,17 @@ def _look(want: Want, chosen: tuple[Provider, ...], key: str) -> SourceTree:
         what = f"{title}: {only.what}"
         raise kind(what, hint=only.hint or WAYS_OUT) from only
     lines = [f"{title}: no source could be had", *(f"  {n}: {e.what}" for n, e in failures)]
+    if len({error.what for _, error in failures}) == 1:
+        lines = [f"{lines[0]}: {failures[0][1].what}"]
     raise kind("\n".join(lines), hint=WAYS_OUT)
+
+
+def check_settings() -> None:
+    """Raise UsageError for a setting that can be of use to no major."""
+    chosen, _ = _choose(os.environ.get("PTRACK_SOURCE") or "auto")
+    for provider in chosen:
+        provider.key()
+    _ttl()
 
 
 def _choose(spec: str) -> tuple[tuple[Provider, ...], str]:
@@ -155,7 +166,7 @@ def _choose(spec: str) -> tuple[tuple[Provider, ...], str]:
     if name in known:
         return (known[name],), pin
     path = Path(spec).expanduser()
-    if "/" not in spec and not path.exists():
+    if not path.exists():
         what = f"PTRACK_SOURCE={spec} is neither a provider nor a path"
         hint = f"take auto, {', '.join(known)}, or a directory or tarball of PostgreSQL"
         raise UsageError(what, hint=hint)

@@ -72,6 +72,13 @@ def test_all_fail() -> None:
     assert caught.value.exit_code == 1
 
 
+def test_a_reason_that_all_give_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PTRACK_OFFLINE", "1")
+    with pytest.raises(SourceError) as caught:
+        source.fetch(major())
+    assert caught.value.what == "PostgreSQL 17: no source could be had: PTRACK_OFFLINE is set"
+
+
 def test_remembered(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     server.release("17.3", tarball(tree("17.3")))
     first = source.fetch(major())
