@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
 import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +19,7 @@ from tests.harness.cluster import MAP_TMP
 from tests.harness.parent import CHANGE, TABLE, before, refused, safe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from tests.harness.cluster import Cluster
     from tests.harness.factory import Factory
@@ -392,14 +399,57 @@ def test_removed_by_hand(cluster: Cluster) -> None:
 # ---- writing it
 
 
-def test_full_disk(factory: Factory) -> None:
+def _small_disk_for_anybody(request: pytest.FixtureRequest) -> None:
+    """Run this test once more with a small disk mounted, in a namespace of its own; skip if not.
+
+    The outer namespace has the right to mount, the inner one has us for its user, as whom servers
+    run. The disk cannot be put over a directory that is made later: a link leads to it.
+    """
+    with tempfile.TemporaryDirectory(prefix="pt-disk-") as place:
+        mount = f"mount -t tmpfs -o size=4m,mode=777 tmpfs {place}"
+        inner = f"unshare -U --map-user={os.getuid()} --map-group={os.getgid()}"
+        words = ["unshare", "-Urm", "sh", "-c", f'{mount} && exec {inner} "$@"', "sh"]
+        try:
+            tried = subprocess.run([*words, "true"], check=False, capture_output=True, text=True)
+        except FileNotFoundError as error:
+            pytest.skip(f"no small file system: {error}")
+        if tried.returncode != 0:
+            pytest.skip(f"no small file system may be mounted: {tried.stderr.strip()}")
+        env = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+        done = subprocess.run(
+            [*words, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n0",
+             f"{request.path}::{request.node.name}"],
+            cwd=request.config.rootpath, env=env | {"PTRACK_SMALL_DISK": place}, check=False,
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout
+
+
+@contextlib.contextmanager
+def _small_disk(path: Path) -> Iterator[system.SmallDisk | None]:
+    """Put a directory on a small disk: one that is there already, or one that is mounted now."""
+    given = os.environ.get("PTRACK_SMALL_DISK")
+    if given is None:
+        with system.small_disk(path, megabytes=4) as disk:
+            yield disk
+        return
+    subprocess.run(["cp", "-a", "--sparse=always", f"{path}/.", given], check=True)
+    shutil.rmtree(path)
+    path.symlink_to(given)
+    yield system.SmallDisk(Path(given))
+
+
+def test_full_disk(factory: Factory, request: pytest.FixtureRequest) -> None:
     """A flush that fails is a WARNING; checkpoints go on; it recovers with the disk."""
+    if os.geteuid() != 0 and "PTRACK_SMALL_DISK" not in os.environ:
+        _small_disk_for_anybody(request)
+        return
     cluster = factory.create(checksums=True, ptrack__map_size=8)
     snapshot = before(cluster)
     cluster.stop()
-    with system.small_disk(cluster.data / "global", megabytes=4) as disk:
+    with _small_disk(cluster.data / "global") as disk:
         if disk is None:
-            pytest.skip("needs root and the right to mount a small file system")
+            pytest.skip("root may not mount a small file system here")
         try:
             cluster.start()
             cluster.sql("SELECT 1")  # has PostgreSQL write its own cache file there
