@@ -97,9 +97,13 @@ def prefix(major: Major, variant: Variant, *, locked: bool = False) -> Prefix:
 def pytest(
     name: str, paths: Sequence[str], args: Sequence[str], *, built: Prefix | None = None
 ) -> Ended:
-    """Run pytest on some of tests/; its record goes to <name>.xml in results()."""
-    junit = results() / f"{name}.xml"
-    junit.unlink(missing_ok=True)
+    """Run pytest on some of tests/; its record goes to <name>.xml in results().
+
+    It has a name of its own until it is whole: another run of the same name may be under way.
+    """
+    final = results() / f"{name}.xml"
+    final.unlink(missing_ok=True)
+    junit = final.with_name(f".{name}.{os.getpid()}.xml")
     env = dict(os.environ)
     memory = []
     if not os.access(REPO, os.W_OK):  # what these remember between runs would go there
@@ -114,8 +118,13 @@ def pytest(
         env["PTRACK_PREFIX"] = str(built.path)
     print("+ python " + shlex.join(words[1:]), flush=True)
     began = time.monotonic()
-    returncode = patiently(words, env)
-    tests, failures, skipped = report.counted(junit)
+    try:
+        returncode = patiently(words, env)
+        tests, failures, skipped = report.counted(junit)
+        with contextlib.suppress(FileNotFoundError):
+            junit.replace(final)
+    finally:
+        junit.unlink(missing_ok=True)
     return Ended(
         returncode=returncode,
         tests=tests,
@@ -261,14 +270,22 @@ def one(
     return outcome
 
 
-def mutants(major: Major, args: Sequence[str]) -> report.Outcome:
-    """Take each protection out in turn and see its test fail. Slow; one at a time."""
+def mutants(major: Major, args: Sequence[str], *, locked: bool = False) -> report.Outcome:
+    """Take each protection out in turn and see its test fail. Slow; one at a time.
+
+    Raises UsageError, before anything is built, for words that mean no mutant.
+    """
+    paths = ["tests/test_mutants.py"]
+    slow = ["-m", "slow", *args]
+    if args and not _matched(paths, slow):
+        raise _nothing(args)
     host.check_reachable(cache.root(), host.server_user())
-    built = prefix(major, compiling.TEST)
+    built = prefix(major, compiling.TEST, locked=locked)
     os.environ["PTRACK_MUTANTS_MAJOR"] = major.name
     os.environ["PTRACK_TEST_WORKERS"] = "0"
-    args = ["-m", "slow", *args]
-    ended = pytest(f"mutants-{major.name}", ["tests/test_mutants.py"], args, built=built)
+    if locked:
+        os.environ["PTRACK_LOCKED"] = "1"
+    ended = pytest(f"mutants-{major.name}", paths, slow, built=built)
     return judged(f"mutants-{major.name}", ended, built.version, 0.0)
 
 

@@ -231,6 +231,26 @@ def test_a_session_is_named_where_it_shows_more(tmp_path: Path, own_cache: Path)
     assert own_cache.is_dir()
 
 
+def test_a_record_gets_its_name_when_it_is_whole(
+    closed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs of one session in one checkout do not write the same file."""
+    final = closed / "results" / "one.xml"
+
+    def run(words: list[str], _env: object) -> int:
+        (name,) = [word.partition("=")[2] for word in words if word.startswith("--junitxml=")]
+        assert str(os.getpid()) in name
+        Path(name).write_text('<testsuite tests="3" failures="1"/>')
+        assert not final.exists()
+        return 1
+
+    monkeypatch.setattr(suite, "patiently", run)
+    ended = suite.pytest("one", ["x"], [])
+    assert (ended.tests, ended.failures) == (3, 1)
+    assert [path.name for path in final.parent.glob("*.xml")] == ["one.xml"]
+    assert [path.name for path in final.parent.glob(".*.xml")] == []
+
+
 @pytest.mark.parametrize("named", ["abc", "-1", "1.5"])
 def test_a_number_of_workers_that_is_none(monkeypatch: pytest.MonkeyPatch, named: str) -> None:
     monkeypatch.setenv("PTRACK_TEST_WORKERS", named)
