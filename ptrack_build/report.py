@@ -46,7 +46,7 @@ def stopped(name: str, error: PtrackError | OSError) -> Outcome:
     of all majors stand together; one that is not right is.
     """
     if isinstance(error, SourceError) and not isinstance(error, BadSource):
-        say(f"{name}: {error.what.splitlines()[0]}")
+        say(f"{name}: {_plain(error.what).splitlines()[0]}")
         return Outcome(session=name, status="unreachable", note=error.what)
     say(str(error))
     return Outcome(session=name, status="failed", note=str(error))
@@ -83,14 +83,17 @@ def folded(reasons: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     """
     groups: dict[str, list[str]] = {}
     for name, reason in reasons:
-        plain = re.sub(r"^PostgreSQL \w+( \([^)]*\))?: ", "", reason)
-        groups.setdefault(plain, []).append(name)
+        groups.setdefault(_plain(reason), []).append(name)
     rows = []
     for reason, names in groups.items():
         family = f"{names[0].partition('-')[0]}-"
         short = [name.removeprefix(family) for name in names[1:]]
         rows.append((", ".join([names[0], *short]), reason))
     return rows
+
+
+def _plain(reason: str) -> str:
+    return re.sub(r"^PostgreSQL \w+( \([^)]*\))?: ", "", reason)
 
 
 def close(

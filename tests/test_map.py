@@ -419,7 +419,7 @@ def _small_disk_for_anybody(request: pytest.FixtureRequest) -> None:
         done = subprocess.run(
             [*words, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n0",
              f"{request.path}::{request.node.name}"],
-            cwd=request.config.rootpath, env=env | {"PTRACK_SMALL_DISK": place}, check=False,
+            cwd=request.config.rootpath, env=env | {"PT_SMALL_DISK": place}, check=False,
             capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout
@@ -428,7 +428,7 @@ def _small_disk_for_anybody(request: pytest.FixtureRequest) -> None:
 @contextlib.contextmanager
 def _small_disk(path: Path) -> Iterator[system.SmallDisk | None]:
     """Put a directory on a small disk: one that is there already, or one that is mounted now."""
-    given = os.environ.get("PTRACK_SMALL_DISK")
+    given = os.environ.get("PT_SMALL_DISK")
     if given is None:
         with system.small_disk(path, megabytes=4) as disk:
             yield disk
@@ -441,7 +441,7 @@ def _small_disk(path: Path) -> Iterator[system.SmallDisk | None]:
 
 def test_full_disk(factory: Factory, request: pytest.FixtureRequest) -> None:
     """A flush that fails is a WARNING; checkpoints go on; it recovers with the disk."""
-    if os.geteuid() != 0 and "PTRACK_SMALL_DISK" not in os.environ:
+    if os.geteuid() != 0 and "PT_SMALL_DISK" not in os.environ:
         _small_disk_for_anybody(request)
         return
     cluster = factory.create(checksums=True, ptrack__map_size=8)

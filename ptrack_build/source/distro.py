@@ -136,13 +136,13 @@ class DistroProvider:
 
         Raises SourceError saying what was listed and why nothing of it came.
         """
+        if offline():
+            what = "PTRACK_OFFLINE is set"
+            raise Unreachable(what)
         if want.major.state == "devel":
             what = f"no distribution has PostgreSQL {want.major.name}"
             raise SourceError(what)
         self._check_host()
-        if offline():
-            what = "PTRACK_OFFLINE is set"
-            raise Unreachable(what)
         reasons: list[str] = []
         kind: type[SourceError] = SourceError
         stages = self._stages(want)

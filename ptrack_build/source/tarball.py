@@ -62,12 +62,12 @@ class TarballProvider:
 
     def fetch(self, want: Want) -> SourceTree:
         """The newest release, or the one of want.pin. Raises SourceError."""
-        if want.major.state == "devel":
-            what = f"PostgreSQL {want.major.name} has no release"
-            raise SourceError(what)
         if offline():
             what = "PTRACK_OFFLINE is set"
             raise Unreachable(what)
+        if want.major.state == "devel":
+            what = f"PostgreSQL {want.major.name} has no release"
+            raise SourceError(what)
         server = self.server()
         silent = net.unreachable([server], refresh=want.refresh)
         if silent:
