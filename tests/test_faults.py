@@ -327,6 +327,31 @@ def test_backup_starts_while_a_build_is_held_up(
     assert written >= 2
 
 
+@pytest.mark.major(since=17)
+def test_backup_starts_amid_a_batch(faulty: tuple[Cluster, Fault]) -> None:
+    """Pages of one batch are logged together and then written one by one.
+
+    A backup starts after the first ones; the others, whose WAL is behind its redo point, are written
+    and not redone after a crash.
+    """
+    cluster, orders = faulty
+    cluster.sql(f"CREATE TABLESPACE ts LOCATION '{cluster.tablespace('ts')}'")
+    cluster.sql("CREATE TABLE t AS SELECT i, md5(i::text) AS s FROM generate_series(1, 20000) i")
+    cluster.sql("CREATE INDEX t_s ON t (s) TABLESPACE ts")
+    oracle.take(cluster)
+    orders.order("/ts/PG_", Kind.WRITE, Action.STOP_BEFORE, number=20)
+    with beside(lambda: cluster.sql("REINDEX INDEX t_s")):
+        orders.wait()
+        snapshot = oracle.take(cluster)
+        orders.order("/ts/PG_", Kind.WRITE, Action.STOP_BEFORE, number=6)
+        orders.wait()
+        assert oracle.look(snapshot, cluster).changed >= 4
+        cluster.kill_all()
+        orders.clear()
+    cluster.start()
+    oracle.check(snapshot, cluster, changed=4)
+
+
 def test_backup_starts_while_a_directory_is_copied(faulty: tuple[Cluster, Fault]) -> None:
     """Half of the files of a new database are there when a backup begins."""
     cluster, orders = faulty
