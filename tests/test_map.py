@@ -336,34 +336,6 @@ def test_page_zeroed(cluster: Cluster) -> None:
     refused(snapshot, cluster)
 
 
-def test_pages_zeroed_that_were_written_since_the_header(factory: Factory) -> None:
-    """Durable marks add pages between flushes; the header counts them."""
-    cluster = factory.create(checksums=True, ptrack__map_size=8)
-    snapshot = before(cluster)
-    cluster.sql(CHANGE)
-    for i in range(20):
-        cluster.sql(f"CREATE TABLE z{i} AS SELECT 1 AS a")
-    cluster.checkpoint()
-    cluster.checkpoint()
-    flushed = _used_pages(cluster.map.read_bytes())
-    for i in range(20):
-        cluster.sql(f"CREATE INDEX ON z{i} (a)")
-    cluster.kill_all()
-    content = bytearray(cluster.map.read_bytes())
-    added = len(_used_pages(content)) - len(flushed)
-    assert added > 10
-    for page in flushed[:added]:
-        content[page * 4096 : (page + 1) * 4096] = bytes(4096)
-    cluster.map.write_bytes(content)
-    cluster.start()
-    refused(snapshot, cluster)
-
-
-def _used_pages(content: bytes | bytearray) -> list[int]:
-    at = range(1, len(content) // 4096)
-    return [page for page in at if any(content[page * 4096 : (page + 1) * 4096])]
-
-
 def test_pages_swapped(cluster: Cluster) -> None:
     snapshot = before(cluster)
     cluster.sql(CHANGE)
