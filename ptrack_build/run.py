@@ -235,7 +235,7 @@ def deaf_to_hangup() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL if before is None else before)
 
 
 def terminate_politely() -> None:

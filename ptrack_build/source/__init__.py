@@ -292,6 +292,8 @@ def _remembered(want: Want, key: str) -> SourceTree | None:
     now = time.time()
     for record in _records(want.major.name, want.mirror):
         if record.key == key and (0 <= now - record.when < ttl or offline()):
+            if not want.mirror.whole(record.commit):
+                continue  # looked up anew, its files come again
             tree = _tree(want, record)
             say(
                 f"PostgreSQL {tree.version}: {tree.provider}, {tree.origin}, looked up "
@@ -306,7 +308,9 @@ def _newest(want: Want, names: set[str]) -> tuple[Record, SourceTree] | None:
     found = [
         record
         for record in _records(want.major.name, want.mirror)
-        if record.provider in names and want.pin in {"", record.version, record.commit}
+        if record.provider in names
+        and want.pin in {"", record.version, record.commit}
+        and want.mirror.whole(record.commit)
     ]
     if not found:
         return None

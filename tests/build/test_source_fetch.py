@@ -15,9 +15,10 @@ from ptrack_build.errors import HostError, SourceError, UsageError
 from ptrack_build.source import base, lock
 from ptrack_build.source.distro import DistroProvider
 from ptrack_build.source.git import GitProvider
+from ptrack_build.source.mirror import open_mirror
 from ptrack_build.source.tarball import TarballProvider
 from tests.build._source_fixtures import NOWHERE, cache_root, server
-from tests.build._sources import Server, commit, major, repository, tarball, tree
+from tests.build._sources import MD, Server, commit, major, repository, tarball, tree
 
 if TYPE_CHECKING:
     from ptrack_build.source.base import Provider
@@ -124,6 +125,23 @@ def test_a_mirror_that_was_removed_is_made_again(server: Server, cache_root: Pat
     first = source.fetch(major())
     shutil.rmtree(cache_root / "postgresql.git")
     assert source.fetch(major()) == first
+
+
+def test_files_that_the_mirror_lost_come_again(server: Server, tmp_path: Path) -> None:
+    server.release("17.3", tarball(tree("17.3")))
+    first = source.fetch(major())
+    mirror = open_mirror()
+    packs = [path.read_bytes() for path in (mirror.path / "objects/pack").glob("*.pack")]
+    for path in (mirror.path / "objects/pack").iterdir():
+        path.unlink()
+    for pack in packs:
+        mirror.git("unpack-objects", "-q", stdin=pack)
+    blob = mirror.git("rev-parse", f"{first.commit}:{MD}").stdout.decode().strip()
+    (mirror.path / "objects" / blob[:2] / blob[2:]).unlink()
+    again = source.fetch(major())
+    assert again == first
+    source.export(again, tmp_path / "out")
+    assert (tmp_path / "out" / MD).is_file()
 
 
 def test_offline(
