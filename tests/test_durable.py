@@ -144,11 +144,11 @@ def test_second_page_of_the_visibility_map(factory: Factory) -> None:
     """A bit is cleared by the record of the row's page, which names no page of the map."""
     cluster = factory.create(checksums=True)
     page = (cluster.block_size - 24) * 4  # heap blocks that a page of the map has bits for
+    width, rows = cluster.block_size // 10, page + 20
     cluster.script(
         [
             "CREATE TABLE t (i int, x text) WITH (fillfactor = 10)",
-            f"INSERT INTO t SELECT i, repeat('x', {cluster.block_size // 10}) "
-            f"FROM generate_series(1, {page + 20}) i",
+            f"INSERT INTO t SELECT i, repeat('x', {width}) FROM generate_series(1, {rows}) i",
             "VACUUM (FREEZE) t",
         ]
     )

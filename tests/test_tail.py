@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
 
 from tests.harness import oracle
@@ -247,4 +248,17 @@ def test_nothing_for_later_parents(lazy: Cluster) -> None:
     grow_and_lose(lazy, "t", 12)
     snapshot = oracle.take(lazy)
     assert not lazy.reported("t", snapshot.lsn)
+    oracle.check(snapshot, lazy, changed=0)
+
+
+def test_file_that_cannot_be_opened(lazy: Cluster) -> None:
+    """An error, and never a short answer."""
+    pages(lazy)
+    snapshot = oracle.take(lazy)
+    lazy.restart("immediate")
+    path = lazy.data / lazy.path_of("t")
+    path.chmod(0)
+    with pytest.raises(psycopg.Error, match="could not open file"):
+        lazy.pagemapset(snapshot.lsn)
+    path.chmod(0o600)
     oracle.check(snapshot, lazy, changed=0)
