@@ -44,8 +44,10 @@ from ptrack_build.source.base import (
 UPDATED_SECONDS = 900.0  # for so long a package index just fetched is not fetched again
 UPDATE_SECONDS = 240.0
 _DISTRUST = re.compile(r"(?i)hash sum mismatch|NO_PUBKEY|not signed|invalid signature|BADSIG")
-#: Something came that is not what was signed for: whatever else there is, somebody has to look.
+#: Something came that is not what was signed for: whatever else there is, somebody has to look. Of
+#: an index that may be a mirror that is being renewed, which apt takes no notice of either.
 _TAMPERED = re.compile(r"(?i)hash sum mismatch|invalid signature|BADSIG")
+_FORGED = re.compile(r"(?i)invalid signature|BADSIG")
 TAMPERED_HINT = (
     "if the mirror was being renewed just now, try again later; else find out who changes what "
     "comes from it, or take another provider: PTRACK_SOURCE=git or tarball"
@@ -150,8 +152,10 @@ class DistroProvider:
             apt = Apt(stanzas=stanzas, label=label, etc=self.etc, options=self.options, want=want)
             try:
                 return self._take(apt, want)
+            except _Tampered:
+                raise
             except SourceError as error:
-                _stop_if_tampered(error.what)
+                _stop_if(_FORGED, error.what)
                 if label != stages[-1][1]:
                     say(f"distro: {error.what}: next suite")
                 reasons.append(error.what)
@@ -251,7 +255,7 @@ class DistroProvider:
 
     def _take(self, apt: Apt, want: Want) -> SourceTree:
         complaint = apt.update()
-        _stop_if_tampered(complaint)
+        _stop_if(_FORGED, complaint)
         uploads = apt.uploads()
         if want.pin:
             uploads = [u for u in uploads if u.upstream == want.pin]
@@ -269,7 +273,7 @@ class DistroProvider:
             try:
                 self._import(apt, want, upload, where)
             except SourceError as error:
-                _stop_if_tampered(error.what, where)
+                _stop_if(_TAMPERED, error.what, where)
                 failures.append((upload, error))
                 if upload is not uploads[-1]:
                     say(f"distro: {where} is listed but cannot be had ({error.what}): next one")
@@ -304,10 +308,13 @@ class DistroProvider:
             file.unlink(missing_ok=True)
 
 
-def _stop_if_tampered(reason: str, where: str = "") -> None:
-    """Raise BadSource for what came and is not what was signed for."""
-    if _TAMPERED.search(reason):
-        raise BadSource(f"{where}: {reason}" if where else reason, hint=TAMPERED_HINT)
+class _Tampered(BadSource):
+    """What came is not what was signed for."""
+
+
+def _stop_if(tampered: re.Pattern[str], reason: str, where: str = "") -> None:
+    if tampered.search(reason):
+        raise _Tampered(f"{where}: {reason}" if where else reason, hint=TAMPERED_HINT)
 
 
 def _graver(kind: type[SourceError], error: SourceError) -> type[SourceError]:
