@@ -393,7 +393,8 @@ end:
 		}
 	:: atomic {
 			appending != 0 ->
-			mark_durably(next);
+			/* needs_durable_mark: WAL before the newest flush of this life, which file_redo stands for */
+			if :: appending < file_redo -> mark_durably(next) :: else -> mark(next) fi;
 			page[next] = SEEN(appending); CHANGE(next);
 			appending = 0; next = 0
 		}
