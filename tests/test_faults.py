@@ -250,9 +250,10 @@ def test_durable_mark_that_fails(faulty: tuple[Cluster, Fault]) -> None:
     with beside(lambda: copied(cluster, "d")):
         while orders.wait() == checkpointer:  # a checkpoint comes first, and one after it
             orders.order(MAP, Kind.WRITE, Action.STOP_BEFORE)
-        orders.order(MAP, Kind.WRITE | Kind.SYNC, Action.FAIL, onwards=True)
-        cluster.wait_for(copying, "the copy")
-        cluster.kill_all()
+        with cluster.paused("checkpointer"):
+            orders.order(MAP, Kind.WRITE | Kind.SYNC, Action.FAIL, onwards=True)
+            cluster.wait_for(copying, "the copy")
+            cluster.kill_all()
     orders.clear()
     cluster.start()
     refused(snapshot, cluster)
