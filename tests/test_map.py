@@ -336,6 +336,33 @@ def test_page_zeroed(cluster: Cluster) -> None:
     refused(snapshot, cluster)
 
 
+def _used_pages(content: bytes | bytearray) -> list[int]:
+    at = range(1, len(content) // 4096)
+    return [page for page in at if any(content[page * 4096 : (page + 1) * 4096])]
+
+
+def test_damage_that_a_flush_finds(factory: Factory) -> None:
+    """The map begins anew within a checkpoint, and serves a backup that starts with it."""
+    cluster = factory.create(checksums=True, max_worker_processes=0)  # so that no loader is first
+    snapshot = before(cluster)
+    cluster.stop()
+    content = bytearray(cluster.map.read_bytes())
+    for page in _used_pages(content):
+        content[page * 4096 + 100] ^= 1
+    cluster.map.write_bytes(content)
+    cluster.start()
+    cluster.sql(CHANGE)
+    mark = cluster.log_size()
+    cluster.checkpoint()
+    assert "incorrect checksum of file" in cluster.log_text(mark)
+    redo = cluster.redo()
+    assert snapshot.lsn < cluster.init_lsn() <= redo
+    again = oracle.take(cluster, checkpoint=False)
+    cluster.sql(CHANGE)
+    cluster.restart("immediate")
+    oracle.check(again, cluster, changed=20)
+
+
 def test_pages_swapped(cluster: Cluster) -> None:
     snapshot = before(cluster)
     cluster.sql(CHANGE)

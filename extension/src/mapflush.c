@@ -365,6 +365,20 @@ write_in_place(XLogRecPtr redo, TimeLineID tli, uint32 flags)
 }
 
 /*
+ * The map began with this start, and all that has happened since is marked: it
+ * knows all since this redo point, at the latest.
+ */
+static void
+known_since(XLogRecPtr redo)
+{
+	PtrackShared *shared = ptrack_shared;
+	XLogRecPtr	init_lsn = pg_atomic_read_u64(&shared->init_lsn);
+
+	if (shared->fresh && (init_lsn == 0 || redo < init_lsn))
+		pg_atomic_write_u64(&shared->init_lsn, redo);
+}
+
+/*
  * Write the file by whichever way fits.  Caller holds the lock.
  */
 static int64
@@ -392,6 +406,8 @@ write_file(XLogRecPtr redo, TimeLineID tli, uint32 flags)
 		tli = shared->file_tli;
 		flags = shared->file_flags;
 	}
+	else
+		known_since(redo);		/* it may have begun anew right here */
 	return write_new_file(redo, tli, flags);
 }
 
@@ -421,7 +437,6 @@ ptrack_file_flush(XLogRecPtr redo, bool end_of_recovery)
 	TimestampTz started = GetCurrentTimestamp();
 	TimeLineID	tli;
 	uint32		flags = 0;
-	XLogRecPtr	init_lsn;
 	int64		written;
 
 	if (end_of_recovery)
@@ -441,11 +456,7 @@ ptrack_file_flush(XLogRecPtr redo, bool end_of_recovery)
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	ptrack_mark_published();
-
-	/* all that happened since this start is marked, so its beginning is known */
-	init_lsn = pg_atomic_read_u64(&shared->init_lsn);
-	if (shared->fresh && (init_lsn == 0 || redo < init_lsn))
-		pg_atomic_write_u64(&shared->init_lsn, redo);
+	known_since(redo);
 
 	if (pg_atomic_read_u32(&shared->replayed) != 0)
 	{
