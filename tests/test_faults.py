@@ -16,7 +16,7 @@ import pytest
 
 from tests.harness import fault, files, oracle
 from tests.harness.fault import Action, Fault, Kind
-from tests.harness.grown import grow_and_lose, lost, pages
+from tests.harness.grown import grow_and_lose, lazy_cluster, lost, pages
 from tests.harness.parent import CHANGE, TABLE, before, copied, refused, safe
 
 if TYPE_CHECKING:
@@ -371,14 +371,7 @@ def test_overwritten_past_the_pool(factory: Factory) -> None:
 
     It is not at the end of the file, and its WAL is lost.
     """
-    cluster = factory.create(
-        checksums=True,
-        start=False,
-        fsync=True,
-        shared_buffers="16MB",
-        wal_buffers="16MB",
-        wal_writer_delay="10s",
-    )
+    cluster = lazy_cluster(factory, start=False, fsync=True)
     with Fault(cluster, factory.shared) as orders:
         cluster.start()
         cluster.sql(f"CREATE TABLESPACE ts LOCATION '{cluster.tablespace('ts')}'")
@@ -431,13 +424,7 @@ def test_backup_starts_while_a_directory_is_copied(faulty: tuple[Cluster, Fault]
 @pytest.mark.parametrize("strategy", ["wal_log", "file_copy"])
 def test_backup_starts_while_a_database_is_dropped(factory: Factory, strategy: str) -> None:
     """It holds files that are gone later, whose paths another database takes."""
-    cluster = factory.create(
-        checksums=True,
-        start=False,
-        shared_buffers="16MB",
-        wal_buffers="16MB",
-        wal_writer_delay="10s",
-    )
+    cluster = lazy_cluster(factory, start=False)
     with Fault(cluster, factory.shared) as orders:
         cluster.start()
         cluster.sql("CREATE DATABASE d OID = 20001")
@@ -458,13 +445,7 @@ def test_backup_starts_while_a_database_is_dropped(factory: Factory, strategy: s
 
 def test_backup_starts_while_a_database_moves(factory: Factory) -> None:
     """It holds the files that are left behind; they come again, shorter, and grow by zeros."""
-    cluster = factory.create(
-        checksums=True,
-        start=False,
-        shared_buffers="16MB",
-        wal_buffers="16MB",
-        wal_writer_delay="10s",
-    )
+    cluster = lazy_cluster(factory, start=False)
     with Fault(cluster, factory.shared) as orders:
         cluster.start()
         cluster.sql(f"CREATE TABLESPACE ts LOCATION '{cluster.tablespace('ts')}'")
