@@ -28,6 +28,7 @@ from __future__ import annotations
 import argparse
 import errno
 import functools
+import itertools
 import json
 import logging
 import os
@@ -76,7 +77,8 @@ except UsageError as _error:
 
 FAMILIES = ("build", "test", "demo", "mutants", "bench", "deb", "rpm", "reproduce")
 
-for _word in sys.argv[1:]:  # nox names no neighbours of a session that does not exist
+# nox names no neighbours of a session that does not exist; what stands after -- is the session's
+for _word in itertools.takewhile(lambda word: word != "--", sys.argv[1:]):
     _asked = re.fullmatch(rf"({'|'.join(FAMILIES)})-([\w.]+)", _word)
     if _asked and _asked[2] not in MATRIX.names and _word != "bench-build":
         try:
@@ -158,6 +160,10 @@ def reported(function: Callable[[nox.Session], None]) -> Callable[[nox.Session],
     return wrapper
 
 
+#: All sessions with their tags, in the order in which nox lists them.
+REGISTERED: dict[str, tuple[str, ...]] = {}
+
+
 def session(
     name: str, *tags: str
 ) -> Callable[[Callable[[nox.Session], None]], Callable[[nox.Session], None]]:
@@ -169,6 +175,7 @@ def session(
             name=name, python=False, tags=list(tags), default=False, allow_parallel=True
         )
         registered(guarded)
+        REGISTERED[name] = tags
         return guarded
 
     return register
@@ -243,8 +250,10 @@ def major_sessions(major: Major) -> None:
     def mutants(session: nox.Session) -> None:
         from ptrack_build import report, suite
 
-        _, rest = Options(session).read_some()
-        outcome = suite.mutants(major, rest)
+        options = Options(session)
+        options.add_argument("--locked", action="store_true", help="what matrix.lock records")
+        given, rest = options.read_some()
+        outcome = suite.mutants(major, rest, locked=given.locked)
         print(report.table([outcome]), flush=True)
         if outcome.status != "passed":
             what = f"{outcome.failures} of {outcome.tests} mutants got away"
@@ -307,9 +316,6 @@ BY_FAMILY: dict[str, list[tuple[str, tuple[str, ...], Callable[[nox.Session], No
 }
 for _major in MATRIX.majors:
     major_sessions(_major)
-for _rows in BY_FAMILY.values():
-    for _name, _tags, _function in _rows:
-        session(_name, *_tags)(_function)
 
 
 @session("build", "all")
@@ -370,7 +376,7 @@ def verify_packages(session: nox.Session) -> None:
     verify.verify(given.system, given.majors)
 
 
-@session("repo")
+@session("repo", "package")
 def repo(session: nox.Session) -> None:
     """An apt and a yum repository of what is in dist/, signed with PTRACK_SIGNING_KEY."""
     from ptrack_build.package import repo
@@ -459,7 +465,7 @@ def print_matrix(session: nox.Session) -> None:
     from ptrack_build import ci
 
     Options(session).read()
-    print(json.dumps(ci.matrix(MATRIX), indent=1))
+    print(json.dumps(ci.matrix(MATRIX, REGISTERED), indent=1))
 
 
 @session("model", "check")
@@ -483,6 +489,12 @@ def bench_build(session: nox.Session) -> None:
     given = options.read()
     major = MATRIX.major(given.major)
     build_line.measure(major, write=not given.no_write, tests=not given.no_tests)
+
+
+# After those above: `nox -l` begins with what there is one of.
+for _rows in BY_FAMILY.values():
+    for _name, _tags, _function in _rows:
+        session(_name, *_tags)(_function)
 
 
 if __name__ == "__main__":

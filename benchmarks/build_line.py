@@ -1,8 +1,8 @@
 """The times of the build line, measured on this machine: `./nox -s bench-build`.
 
 Cold builds happen in a cache of their own, with an empty ccache; the bare one is configure, make
-and make install of the very same tree with the same flags, and nothing else. All with as many jobs
-as there are cores (PTRACK_JOBS). Results go to benchmarks/build-line.json and .md.
+and make install of the very same tree with the same flags and number of jobs (PTRACK_JOBS), and no
+more. Results go to benchmarks/build-line.json and .md.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _processor() -> float:
 
 def _bare(tree: PatchedTree, variant: compiling.Variant, place: Path) -> tuple[float, float]:
     """Seconds of a plain configure, make and make install of the tree: of the clock, of cores."""
-    flags = [f for f in compiling.flags(tree, variant) if f != "--enable-depend"]
+    flags = compiling.flags(tree, variant)
     obj, log = place / "bare", place / "bare.log"
     obj.mkdir()
     env = {"LC_ALL": "C", "MAKEFLAGS": "", "CCACHE_DISABLE": "1"}
@@ -82,14 +82,14 @@ def _bare(tree: PatchedTree, variant: compiling.Variant, place: Path) -> tuple[f
     with step("bare configure, make, make install"):
         call([tree.path / "configure", *flags], cwd=obj, env=env, log=log, quiet=True)
         into = f"DESTDIR={place / 'dest'}"
-        jobs = f"-j{host.cpus()}"
+        jobs = f"-j{host.jobs()}"
         for words in (
-            ([jobs, "world-bin"], ["install-world-bin", into])
+            (["world-bin"], ["install-world-bin", into])
             if world
-            else ([jobs, "all"], [jobs, "-C", "contrib", "all"],
+            else (["all"], ["-C", "contrib", "all"],
                   ["install", into], ["-C", "contrib", "install", into])
         ):  # fmt: skip
-            call(["make", *words], cwd=obj, env=env, log=log, quiet=True)
+            call(["make", jobs, *words], cwd=obj, env=env, log=log, quiet=True)
     seconds, used = time.monotonic() - began, _processor() - used
     cache.remove(obj)
     cache.remove(place / "dest")

@@ -10,6 +10,9 @@
  * pg_control at any time, and may catch a page half-written.  It is restored
  * and replays its WAL, and the map is asked what changed since the parent.
  *
+ * The block is the last of its file.  In place of being changed it may be cut
+ * off, some time after the record that says so, and come again as zeros.
+ *
  * What is written past the buffer pool is not here: docs/model.md has why.
  */
 #include "common.pml"
@@ -24,12 +27,19 @@
 #define NONE 254		/* not copied yet */
 #define TORN 255
 
+/* contents, beside those that are counted */
+#define GONE 0
+#define ZEROS 1
+#define FIRST 2
+#define CUT 100			/* a record that cuts the block off */
+
 /* the cluster */
 byte ins = 2;
 byte logged[POSITIONS];	/* the block's contents by the record, or 0 */
 bool image[POSITIONS];
-byte pool = 1;
-byte disk = 1;
+byte pool = FIRST;
+byte disk = FIRST;
+bool cutting;
 byte slot;
 byte file_redo = 1;
 byte file_slot;
@@ -54,6 +64,13 @@ byte copy_control = NONE;
 
 byte changes;
 byte checkpoints;
+
+/* RULE TAIL scan_file (query.c): scan_tail is not called */
+#ifdef NO_TAIL
+#define TAIL	false
+#else
+#define TAIL	true		/* WAL has been replayed */
+#endif
 
 #define WRITE_PAGE	if :: pool != disk -> disk = pool; RAISE(slot, ins) :: else fi
 
@@ -87,8 +104,9 @@ inline restore()
 		:: i < ins ->
 			if
 			:: logged[i] == 0
-			:: logged[i] != 0 && (image[i] || disk < logged[i]) -> disk = logged[i]; RAISE(slot, i)
-			:: logged[i] != 0 && !image[i] && disk >= logged[i] ->
+			:: logged[i] == CUT -> disk = GONE
+			:: logged[i] != 0 && logged[i] != CUT && (image[i] || disk < logged[i]) -> disk = logged[i]; RAISE(slot, i)
+			:: logged[i] != 0 && logged[i] != CUT && !image[i] && disk >= logged[i] ->
 				/* RULE REDO_BLOCK redo_block (hooks.c): nothing is marked */
 #ifndef NO_REDO_BLOCK
 				RAISE(slot, i)
@@ -99,7 +117,7 @@ inline restore()
 			i++
 		:: else -> break
 		od;
-		lost(disk != copy && slot < since)
+		lost(disk != copy && disk != GONE && slot < since && !(disk == ZEROS && TAIL))
 	fi
 }
 
@@ -111,11 +129,17 @@ active proctype Cluster()
 	do
 	:: atomic {
 			changes < CHANGES -> changes++;
-			pool = changes + 1;
+			pool = FIRST + changes;
 			logged[ins] = pool;
 			if :: image[ins] = true :: image[ins] = false fi;
 			ins++
 		}
+	:: atomic {
+			changes == 0 -> changes = CHANGES;
+			logged[ins] = CUT; ins++; cutting = true
+		}
+	:: atomic { cutting -> pool = GONE; disk = GONE; cutting = false }
+	:: atomic { disk == GONE -> pool = ZEROS; disk = ZEROS; RAISE(slot, ins) }
 	:: atomic { pool != disk -> WRITE_PAGE }
 
 	:: atomic { step == idle && checkpoints < CHECKPOINTS -> checkpoints++; redo = ins; step = begun }

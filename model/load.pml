@@ -4,9 +4,11 @@
  *
  * A life begins with a start (replay, if the one before did not end cleanly)
  * and ends with a clean stop or a crash.  A life without the library may run
- * with wal_level=minimal, and may replay with other binaries.  Four things
- * change: a block that WAL describes, the same past the buffer pool with WAL
- * from before the last redo point, the same cut off and grown again, and what WAL does not describe (free space
+ * with wal_level=minimal, and may replay with other binaries; it may be a
+ * stand-alone backend's, or a recovery that is cut short, and leave pg_control's
+ * redo point where it was.  Four things change: a block that WAL describes, the
+ * same past the buffer pool with WAL from before the last redo point, the same
+ * cut off and grown again by zeros, and what WAL does not describe (free space
  * and visibility maps, unlogged relations), which replay changes as well.  WAL
  * that is not durable is lost in a crash, and its positions are used again.
  * The map's file may be found damaged, by the start or by the loader later.
@@ -39,11 +41,13 @@ byte ins = 2;
 byte durable = 2;
 bool logged[POSITIONS];	/* the record changes the block */
 bool cuts[POSITIONS];	/* the record cuts it off */
+bool cutting;			/* it is there, the block not cut off yet */
 byte position;			/* of replay */
 byte control_redo = 1;
 byte life_redo;			/* control_redo when this life began to write WAL */
 byte redo;				/* of the checkpoint that is under way, or 0 */
 bool flushed;			/* and whether its header is written */
+bool ending;			/* it is that of the end of recovery */
 
 /* the map in memory */
 byte slot;
@@ -57,7 +61,6 @@ bool unread;			/* the loader has not come to the page yet */
 
 /* the map's file */
 bool file = true;
-bool file_shutdown;		/* HEADER_SHUTDOWN */
 byte file_redo = 1;
 byte file_init = 1;
 byte file_whole;
@@ -67,7 +70,8 @@ byte file_other;
 /* a backup, and whether what is on disk differs from its copies */
 byte since;
 bool changed;
-bool gone;				/* the block is cut off */
+bool gone;				/* the block is cut off ... */
+bool zeros;				/* ... or has come again, as zeros */
 bool changed_other;
 
 byte lives;
@@ -77,7 +81,16 @@ bool another;
 bool apart;				/* something was done without the library, or damaged */
 
 #define NOW		(state == replaying -> position : ins)
+#define RESTARTPOINT	(state == replaying && !ending)
 #define DEFINED	(library && state == running)
+#define WHOLE	(replayed || since < whole_lsn)
+
+/* RULE TAIL scan_file (query.c): scan_tail is not called */
+#ifdef NO_TAIL
+#define TAIL	false
+#else
+#define TAIL	WHOLE		/* the block is the last of its file */
+#endif
 
 inline mark()
 {
@@ -101,6 +114,12 @@ inline mark_durably()
 	fi
 }
 
+/* mdtruncate: no mark */
+inline cut()
+{
+	gone = true; zeros = false; changed = true
+}
+
 inline mark_other()
 {
 	if :: library -> RAISE(slot_other, NOW) :: else fi
@@ -108,7 +127,7 @@ inline mark_other()
 
 inline run_on()
 {
-	state = running; position = 0; control_minimal = minimal; life_redo = control_redo
+	state = running; ending = false; position = 0; control_minimal = minimal; life_redo = control_redo
 }
 
 /* judge_file and ptrack_file_start, or the start of a server without them */
@@ -129,18 +148,12 @@ inline start(with)
 #ifndef NO_STAMP
 		:: file && file_redo < start_redo -> refused(!apart); file = false
 #endif
-		/* a second line: such a life is seen by STAMP and SHUTDOWN, too */
+		/* RULE MINIMAL judge_file (mapload.c): wal_level is not looked at */
+#ifndef NO_MINIMAL
 		:: file && control_minimal -> refused(!apart); file = false
-		/* RULE SHUTDOWN other_life (mapload.c): HEADER_SHUTDOWN is not looked at */
-#ifndef NO_SHUTDOWN
-		:: file && file_shutdown && file_redo == start_redo && !clean -> refused(!apart); file = false
 #endif
 		:: else
 		fi;
-		/* RULE CLEAR_SHUTDOWN ptrack_file_begin_life (mapload.c): the flag stays in the header */
-#ifndef NO_CLEAR_SHUTDOWN
-		file_shutdown = false;
-#endif
 		if
 		:: file -> unread = true; init_lsn = file_init; whole_lsn = file_whole
 		:: !file ->
@@ -184,7 +197,7 @@ inline flush()
 		RAISE(durable, redo);
 #endif
 		merge();
-		fresh = false; file_shutdown = false;
+		fresh = false;
 		file = true; file_redo = redo; file_init = init_lsn; file_whole = whole_lsn;
 		file_slot = slot; file_other = slot_other
 	:: else
@@ -194,8 +207,7 @@ inline flush()
 
 inline update_control()
 {
-	ins++;				/* the checkpoint's record */
-	durable = ins;
+	if :: !RESTARTPOINT -> ins++; durable = ins :: else fi;	/* the checkpoint's record */
 	i = control_redo;
 	do :: i < redo -> logged[i] = false; cuts[i] = false; i++ :: else -> break od;
 	i = 0;
@@ -211,6 +223,7 @@ inline stop()
 	i = 0;
 	ins = durable;
 	state = stopped; redo = 0; flushed = false; minimal = false; position = 0; life_redo = 0;
+	cutting = false; ending = false;
 	/* memory is gone */
 	slot = 0; slot_other = 0; whole_lsn = 0; init_lsn = 0; fresh = false; unread = false;
 	start_redo = 0; replayed = false
@@ -231,9 +244,8 @@ end:
 	:: atomic {
 			state == replaying && position < ins ->
 			if
-			:: logged[position] -> changed = true; mark()
-			:: cuts[position] && !gone -> gone = true; changed = true; mark_durably()
-			:: cuts[position] && gone	/* mdtruncate calls no hook */
+			:: logged[position] -> changed = true; gone = false; zeros = false; mark()
+			:: cuts[position] -> cut()
 			:: else
 			fi;
 			position++
@@ -241,15 +253,17 @@ end:
 	:: atomic {
 			state == replaying && position == ins && redo == 0 ->
 			changed_other = (since != 0);
-			/* docs/model.md, Limits: another redo point than one that was stamped and lost */
-			if :: !library -> ins++ :: else fi;
-			redo = ins
+			if
+			:: redo = ins; ending = true
+			/* a promotion: the checkpoint comes later; not after wal_level=minimal, from 14 on */
+			:: !control_minimal -> ins++; durable = ins; run_on()
+			fi
 		}
 
 	/* changes */
 	:: atomic {
-			state == running && since != 0 && changes < CHANGES -> changes++;
-			changed = true;
+			state == running && since != 0 && !cutting && changes < CHANGES -> changes++;
+			changed = true; gone = false; zeros = false;
 			if
 			:: !minimal -> logged[ins] = true; ins++; durable = ins
 			:: minimal
@@ -258,16 +272,16 @@ end:
 		}
 	/* cut off, and grown again by zeros, which is not logged */
 	:: atomic {
-			state == running && !minimal && since != 0 && !gone && changes < CHANGES -> changes++;
+			state == running && !minimal && since != 0 && !gone && !cutting && changes < CHANGES -> changes++;
 			cuts[ins] = true; ins++; durable = ins;
-			mark_durably();
-			gone = true; changed = true
+			cutting = true
 		}
-	:: atomic { state == running && gone -> gone = false; mark() }
+	:: atomic { cutting -> cut(); cutting = false }
+	:: atomic { state == running && gone -> gone = false; zeros = true; mark() }
 	/* past the buffer pool, with a record of this life that lies before the redo point */
 	:: atomic {
-			state == running && !minimal && control_redo > life_redo && since != 0 && changes < CHANGES -> changes++;
-			changed = true;
+			state == running && !minimal && control_redo > life_redo && since != 0 && !cutting && changes < CHANGES -> changes++;
+			changed = true; gone = false; zeros = false;
 			mark_durably()
 		}
 	:: atomic {
@@ -278,14 +292,19 @@ end:
 	/* a record that need not be durable */
 	:: atomic { state == running && !another -> another = true; ins++ }
 
-	/* checkpoints */
+	/* checkpoints, and a restartpoint: its checkpoint's record has been replayed */
+	:: atomic {
+			state == replaying && redo == 0 && position - 1 > control_redo && checkpoints < CHECKPOINTS ->
+			checkpoints++; redo = position - 1
+		}
 	:: atomic { state == running && redo == 0 && checkpoints < CHECKPOINTS -> checkpoints++; redo = ins }
 	/* RULE CONTROL_LAST CheckPointGuts (checkpoint_guts_hook): the hook is called after UpdateControlFile */
 #ifndef NO_CONTROL_LAST
 	:: atomic { redo != 0 && !flushed -> flush() }
 	:: atomic {
-			flushed -> update_control();
-			if :: state == replaying -> run_on() :: else fi
+			flushed ->
+			update_control();
+			if :: ending -> run_on() :: else fi
 		}
 #else
 	:: atomic {
@@ -298,7 +317,7 @@ end:
 			:: stop()		/* in between */
 			fi;
 			redo = 0; flushed = false;
-			if :: state == replaying -> run_on() :: else fi
+			if :: ending -> run_on() :: else fi
 		}
 #endif
 
@@ -322,22 +341,21 @@ end:
 	:: atomic { DEFINED && init_lsn == 0 && !unread -> init_lsn = ins }
 	:: atomic {
 			DEFINED && since != 0 && !unread && init_lsn != 0 && since >= init_lsn ->
-			lost(changed && !gone && slot < since);
-			lost(changed_other && slot_other < since && !replayed && since >= whole_lsn)
+			lost(changed && !gone && slot < since && !(zeros && TAIL));
+			lost(changed_other && slot_other < since && !WHOLE)
 		}
 
 	/* a crash */
 	:: atomic { state != stopped && lives < LIVES -> stop() }
 	/* a clean stop: nothing is under way, and all is written by a checkpoint */
 	:: atomic {
-			state == running && redo == 0 && lives < LIVES ->
+			state == running && redo == 0 && !cutting && lives < LIVES ->
 			durable = ins;
 			redo = ins;
 			flush();
 			update_control();
 			stop();
-			clean = true;
-			file_shutdown = file && file_redo == control_redo
+			clean = true
 		}
 	od
 }

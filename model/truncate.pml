@@ -1,136 +1,452 @@
 /*
  * truncate.pml
- *	  Truncation, and growing again by zeros.
+ *	  The end of a file: cut off, grown again by zeros, and looked at from its end.
  *
- * The file ends with one block that can be cut off, and that comes back as
- * zeros.  Truncation is logged before it happens, growing by zeros is not
- * logged at all.  A crash loses what is in memory; redo of the truncation
- * calls no hook if the block is not there any more.  Checkpoints do not wait
- * for a truncation that is under way (late minors have them wait).
+ * The file ends with two blocks that can be cut off, and that come back: as
+ * zeros, which no WAL describes, then changed in the buffer pool, or appended
+ * past it with WAL that need not be durable.  Truncation is logged before it
+ * happens; a checkpoint does not wait for it (in late minors it does).  It is
+ * not marked, and neither is its redo.  A crash takes what is in memory.
+ *
+ * The file may be another one of the same name, too: its database has gone,
+ * and comes again (copydir) with pages as old as they are elsewhere.
+ *
+ * Lives are with the library or without it, and end by a clean stop or a
+ * crash, also in replay.  Replay may be a standby's: restartpoints, backups
+ * and queries once it is consistent, WAL that comes, promotion.
+ *
+ * One process makes the cluster's steps in any order.  Writes of the pool,
+ * and marks that have to be durable, are one step, for their own steps are
+ * buffered.pml's and unbuffered.pml's matter.
  *
  * A client takes the present size of the file; what it lacks is zeros.
  */
 #include "common.pml"
 
-#ifndef CRASHES
-#define CRASHES 3
+#ifndef LIVES
+#define LIVES 2		/* after the first */
 #endif
 #ifndef CHANGES
-#define CHANGES 3
+#define CHANGES 2	/* logged */
+#endif
+#ifndef CHECKPOINTS
+#define CHECKPOINTS 1	/* beside those of starts and stops */
+#endif
+#define POSITIONS 20	/* of WAL */
+
+mtype = { stopped, replaying, running };
+
+/* a page on disk: its LSN, or */
+#define GONE 0			/* the file is shorter */
+#define ZEROS 1			/* no LSN */
+#define OLD 2			/* of long before the backup */
+#define NEW 99			/* not below its start */
+
+/* records */
+#define CUT(n)		(1 + (n))	/* to n blocks */
+#define PAGE(n)		(4 + (n))	/* image of a page */
+#define COPY		6			/* of a file with one old page */
+
+mtype state = running;
+bool library = true;
+bool clean;				/* pg_control says "shut down" */
+byte ins = 4;
+byte durable = 4;
+byte record[POSITIONS];
+byte control_redo = 3;
+byte position;			/* of replay */
+byte consistent;		/* where replay is, or was, past what had been on disk */
+byte redo;				/* of the checkpoint that is under way, or 0 */
+bool flushed;			/* and whether its header is written */
+
+byte page[2] = OLD;		/* on disk */
+byte pool[2];			/* a dirty buffer: its LSN */
+
+byte cutting;			/* the record is there, the file not cut yet: CUT(n) */
+byte appending;			/* the record is there, the page not written yet: its LSN */
+byte growing;			/* 1: published, 2: and grown */
+byte copying;			/* 1: published, 2: and copied */
+byte next;				/* the block that comes with it */
+
+/* the map */
+byte slot[2];
+byte whole_lsn;
+bool replayed;
+
+/* and its file */
+byte file_slot[2];
+byte file_redo = 3;
+byte file_whole;
+
+/* a backup, and whether what is on disk differs from its copies */
+byte since;
+byte copied;			/* blocks copied */
+bool changed[2];
+bool absent[2];			/* the copy ends before the block */
+
+byte lives;
+byte changes;
+byte checkpoints;
+bool apart;				/* a life without the library has been */
+
+#define NOW		(state == replaying -> position : ins)
+/* a restartpoint's is that of a checkpoint whose record has been replayed */
+#define LATEST_REDO	(state == replaying -> position - 1 : ins)
+#define IDLE	(cutting == 0 && appending == 0 && growing == 0 && copying == 0)
+#define SERVES	(state == running || state == replaying && position >= consistent)
+#define END_OF_FILE	(page[0] == GONE -> 0 : 1)
+
+/*
+ * Fewer states: of an LSN only counts how it compares with those of backups
+ * that there are or may be.
+ */
+#define LEAST		(since != 0 -> since : control_redo)
+#define SEEN(lsn)	(since != 0 && (lsn) >= since -> NEW : (lsn))
+
+inline compare(x, least)
+{
+	if
+	:: x > least && x < LEAST -> x = least
+	:: since != 0 && x >= since -> x = NEW
+	:: else
+	fi
+}
+
+inline compare_whole(x)
+{
+	if
+	:: x <= LEAST -> x = 0
+	:: x > LEAST && since != 0 -> x = NEW
+	:: else
+	fi
+}
+
+inline compare_all()
+{
+	compare(slot[0], 0); compare(slot[1], 0); compare(file_slot[0], 0); compare(file_slot[1], 0);
+	compare(page[0], OLD); compare(page[1], OLD);
+	compare_whole(whole_lsn); compare_whole(file_whole)
+}
+
+#define CHANGE(n)	changed[n] = copied > n
+
+inline mark(n)
+{
+	if :: library -> RAISE(slot[n], SEEN(NOW)) :: else fi
+}
+
+inline mark_durably(n)
+{
+	mark(n);
+	if :: library -> file_slot[n] = slot[n] :: else fi
+}
+
+/* FlushBuffer */
+inline write_buffer(n)
+{
+	if
+	:: pool[n] != 0 ->
+		RAISE(durable, pool[n] + 1);
+		page[n] = SEEN(pool[n]); pool[n] = 0; CHANGE(n);
+		mark(n)
+	:: else
+	fi
+}
+
+inline cut_block(n)
+{
+	if :: page[n] != GONE -> page[n] = GONE; CHANGE(n) :: else fi;
+	pool[n] = 0
+}
+
+inline cut(what)
+{
+	cut_block(1);
+	if :: what == CUT(0) -> cut_block(0) :: else fi
+}
+
+/* the file is made again */
+inline copy_file()
+{
+	page[0] = OLD; page[1] = GONE; pool[0] = 0; pool[1] = 0;
+	CHANGE(0); CHANGE(1)
+}
+
+/* before the copy, and after it */
+inline mark_copy(done)
+{
+	/* RULE MARK_COPY copydir_changed (hooks.c): nothing is marked */
+#ifndef NO_MARK_COPY
+	if :: done -> mark(0) :: else -> mark_durably(0) fi
+#else
+	skip
+#endif
+}
+
+/* mdzeroextend, and what redo makes of a page that is not there */
+inline grow(n)
+{
+	page[n] = ZEROS; CHANGE(n)
+}
+
+inline redo_page(n)
+{
+	/* RULE REDO_BLOCK redo_block (hooks.c): nothing is marked */
+#ifndef NO_REDO_BLOCK
+	if :: position < consistent -> mark(n) :: else fi;
+#endif
+	if :: n == 1 && page[0] == GONE -> grow(0); mark(0) :: else fi;
+	if :: page[n] == GONE -> grow(n); mark(n) :: else fi;
+	pool[n] = position
+}
+
+/* memory is gone, or is not there yet */
+inline forget()
+{
+	slot[0] = 0; slot[1] = 0; whole_lsn = 0; replayed = false;
+	pool[0] = 0; pool[1] = 0;
+	cutting = 0; appending = 0; growing = 0; copying = 0; next = 0;
+	redo = 0; flushed = false; position = 0; consistent = 0
+}
+
+/* judge_file; a map that is refused begins anew, and is not asked: load.pml has that */
+/* RULE STAMP judge_file (mapload.c): the header's redo point is not compared with the start's */
+#ifdef NO_STAMP
+#define ACCEPTED	true
+#else
+#define ACCEPTED	(file_redo >= control_redo)
 #endif
 
-#define GONE 0			/* the file is shorter */
-#define DATA 1
-#define ZEROS 2
-
-#define BEFORE DATA
-#define CHANGED (disk != copy && disk != GONE && !(copy == GONE && disk == ZEROS))
-#include "server.pml"
-
-byte changes;
-
-/* mdtruncate */
-inline truncate(durably)
+/* ptrack_file_start, or the start of a server without them */
+inline start(with)
 {
-	/* RULE MARK_TRUNCATION mdtruncate (change_begin_hook): the hook is not called */
-#ifndef NO_MARK_TRUNCATION
-	published = true;
+	lives++;
+	library = with;
 	if
-	:: durably -> mark_durably()
+	:: library ->
+		slot[0] = file_slot[0]; slot[1] = file_slot[1]; whole_lsn = file_whole;
+		/* RULE WHOLE_REPLAYED ptrack_file_start (mapload.c): replayed is not set */
+#ifndef NO_WHOLE_REPLAYED
+		replayed = !clean
+#endif
+	:: !library -> apart = true
+	fi;
+	if
+	:: clean -> state = running
+	:: !clean -> state = replaying; position = control_redo; consistent = ins
+	fi;
+	clean = false
+}
+
+/* CheckPointBuffers and ptrack_file_flush */
+inline flush()
+{
+	write_buffer(0); write_buffer(1);
+	if
+	:: library ->
+		if :: growing != 0 -> mark(next) :: else fi;
+		if
+		:: replayed ->
+			/* RULE WHOLE_UNTIL ptrack_file_flush (mapflush.c): whole_lsn is not raised when replayed is cleared */
+#ifndef NO_WHOLE_UNTIL
+			RAISE(whole_lsn, redo);
+#endif
+			/* not for a restartpoint that the end of recovery has overtaken */
+			if :: state == running && redo >= consistent -> replayed = false; consistent = 0 :: else fi
+		:: else
+		fi;
+		RAISE(durable, redo);
+		file_redo = redo; file_whole = whole_lsn;
+		file_slot[0] = slot[0]; file_slot[1] = slot[1]
 	:: else
 	fi;
-#endif
-	disk = GONE;
-#ifndef NO_MARK_TRUNCATION
-	lsn = NOW;
-	atomic { RAISE(slot, lsn); lsn = 0 };
-	published = false
-#endif
+	flushed = true
 }
 
-proctype Backend()
+inline update_control()
 {
-	byte lsn;
-	byte cached;
-	byte looked;
-	bool cut;
+	if
+	:: state == running -> ins++; durable = ins		/* the checkpoint's record */
+	:: else
+	fi;
+	i = control_redo;
+	do :: i < redo -> record[i] = 0; i++ :: else -> break od;
+	i = 0;
+	control_redo = redo;
+	redo = 0;
+	flushed = false;
+	compare_all()
+}
 
-end:
-	do
-	:: BEGIN(!recovery && changes < CHANGES)
-			changes++;
-			if
-			:: disk == GONE
-			:: disk != GONE ->
-				cut = true;
-				logged[ins] = true;
-				ins++
-			fi
-		};
-		{
-			if
-			:: cut ->
-				/* RULE DURABLE_TRUNCATION needs_durable_mark (hooks.c): false for CHANGE_TRUNCATE */
-#ifdef NO_DURABLE_TRUNCATION
-				truncate(false)
+inline stop()
+{
+	i = durable;
+	do :: i < ins -> record[i] = 0; i++ :: else -> break od;
+	i = 0;
+	ins = durable;
+	state = stopped; library = true;
+	forget()
+}
+
+/* page_unmarked */
+/* RULE TAIL_ZEROS page_unmarked (query.c): a page without an LSN stops the walk */
+/* RULE TAIL_LSN page_unmarked (query.c): a page whose WAL was lost stops the walk */
+#ifdef NO_TAIL_ZEROS
+#define UNMARKED(n)		(page[n] >= since)
 #else
-				truncate(true)
+#ifdef NO_TAIL_LSN
+#define UNMARKED(n)		(page[n] == ZEROS)
+#else
+#define UNMARKED(n)		(page[n] == ZEROS || page[n] >= since)
 #endif
-			:: !cut ->
-				/* mdzeroextend */
-				published = true;
-				disk = ZEROS;
-				lsn = NOW;
-				atomic { RAISE(slot, lsn); lsn = 0 };
-				published = false
-			fi;
-			atomic { cut = false; END }
-		} CRASHED(lsn = 0; cached = 0; looked = 0; cut = false)
-	od
-}
+#endif
 
-proctype Startup()
+/* scan_file and scan_tail */
+/* RULE TAIL scan_file (query.c): scan_tail is not called */
+#ifdef NO_TAIL
+#define TAIL	false
+#else
+#define TAIL	(replayed || since < whole_lsn)
+#endif
+#define MARKED(n)		(slot[n] >= since || growing != 0 && next == (n) || copying != 0)
+#define REPORTED_1		(MARKED(1) || TAIL && UNMARKED(1))
+/* RULE TAIL_REPORTED scan_tail (query.c): a block that is reported already stops the walk */
+#ifdef NO_TAIL_REPORTED
+#define PASSED_1		(page[1] == GONE || !MARKED(1) && UNMARKED(1))
+#else
+#define PASSED_1		(page[1] == GONE || REPORTED_1)
+#endif
+#define REPORTED_0		(MARKED(0) || TAIL && PASSED_1 && UNMARKED(0))
+
+#define CHANGED(n)		(copied > (n) && changed[n] && page[n] != GONE && \
+						 !(absent[n] && page[n] == ZEROS))
+
+active proctype Cluster()
 {
-	byte lsn;
-	byte redo;
 	byte i;
-	byte cached;
-	byte looked;
-	bool seen;
 
 end:
 	do
-	:: atomic {
-			down && busy == 0 -> down = false;
-			busy++;
-			refused(file_redo < control_redo);
-			slot = file_slot;
-			replaying = control_redo
-		};
-		{
-			do
-			:: replaying < ins && (!logged[replaying] || disk == GONE) -> replaying++
-			:: replaying < ins && logged[replaying] && disk != GONE ->
-				/* RULE DURABLE_REDO needs_durable_mark (hooks.c): false for CHANGE_TRUNCATE in recovery */
-#ifdef NO_DURABLE_REDO
-				truncate(false);
-#else
-				truncate(true);
-#endif
-				replaying++
-			:: replaying == ins -> break
-			od;
-			redo = ins;
-			checkpoint();
-			atomic { recovery = false; replaying = 0; END }
-		} CRASHED(lsn = 0; redo = 0; seen = false; cached = 0; looked = 0)
-	od
-}
+	/* starts */
+	:: atomic { state == stopped && lives < LIVES && ACCEPTED -> start(true) }
+	:: atomic { state == stopped && !ACCEPTED -> refused(!apart) }
+	:: atomic { state == stopped && lives + 1 < LIVES -> start(false) }
 
-init
-{
-	atomic {
-		run Backend(); run WalWriter(); run Checkpointer(); run Startup(); run Crash();
-		run Backup(); run Query()
-	}
+	/* replay */
+	:: atomic {
+			state == replaying && position < ins ->
+			if
+			:: record[position] == CUT(0) || record[position] == CUT(1) -> cut(record[position])
+			:: record[position] == PAGE(0) -> redo_page(0)
+			:: record[position] == PAGE(1) -> redo_page(1)
+			:: record[position] == COPY -> mark_copy(false); copy_file(); mark_copy(true)
+			:: else
+			fi;
+			position++
+		}
+	/* to a standby */
+	:: atomic {
+			state == replaying && position == ins && changes < CHANGES -> changes++;
+			if
+			:: page[0] != GONE -> record[ins] = CUT(0)
+			:: page[1] != GONE -> record[ins] = CUT(1)
+			:: record[ins] = PAGE(0)
+			:: record[ins] = PAGE(1)
+			fi;
+			ins++; durable = ins
+		}
+	/* the end of recovery, or a promotion: its checkpoint comes later */
+	:: atomic {
+			state == replaying && position == ins ->
+			consistent = (library -> ins : 0); state = running; position = 0;
+			if :: redo == 0 -> redo = ins :: ins++ fi
+		}
+
+	/* truncation */
+	:: atomic {
+			state == running && IDLE && page[0] != GONE && changes < CHANGES -> changes++;
+			if :: cutting = CUT(0) :: page[1] != GONE -> cutting = CUT(1) fi;
+			record[ins] = cutting; ins++; durable = ins
+		}
+	:: atomic { cutting != 0 -> cut(cutting); cutting = 0 }
+
+	/* mdzeroextend */
+	/* RULE MARK_GROWTH mdzeroextend (change_begin_hook): the hook is not called */
+	:: atomic {
+			state == running && IDLE && page[1] == GONE ->
+			next = END_OF_FILE;
+#ifdef NO_MARK_GROWTH
+			grow(next); next = 0
+#else
+			growing = 1
+#endif
+		}
+	:: atomic { growing == 1 -> grow(next); growing = 2 }
+	:: atomic { growing == 2 -> mark(next); growing = 0; next = 0 }
+
+	/* past the buffer pool */
+	:: atomic {
+			state == running && IDLE && page[1] == GONE && changes < CHANGES -> changes++;
+			next = END_OF_FILE;
+			appending = ins;
+			record[ins] = PAGE(next); ins++
+		}
+	:: atomic {
+			appending != 0 ->
+			/* needs_durable_mark: WAL before the newest flush of this life, which file_redo stands for */
+			if :: appending < file_redo -> mark_durably(next) :: else -> mark(next) fi;
+			page[next] = SEEN(appending); CHANGE(next);
+			appending = 0; next = 0
+		}
+
+	/* in the pool */
+	:: atomic {
+			state == running && IDLE && page[0] != GONE && changes < CHANGES -> changes++;
+			if
+			:: record[ins] = PAGE(0); pool[0] = ins
+			:: page[1] != GONE -> record[ins] = PAGE(1); pool[1] = ins
+			fi;
+			ins++
+		}
+	:: atomic { pool[0] != 0 -> write_buffer(0) }
+	:: atomic { pool[1] != 0 -> write_buffer(1) }
+
+	/* gone, and come again: a crash before the record leaves files of no database */
+	:: atomic { state == running && IDLE && changes < CHANGES -> changes++; copying = 1; mark_copy(false) }
+	:: atomic { copying == 1 -> copy_file(); copying = 2 }
+	:: atomic { copying == 2 -> mark_copy(true); copying = 0; record[ins] = COPY; ins++; durable = ins }
+
+	/* checkpoints and restartpoints */
+	:: atomic {
+			state != stopped && redo == 0 && checkpoints < CHECKPOINTS && LATEST_REDO > control_redo ->
+			checkpoints++; redo = LATEST_REDO
+		}
+	:: atomic { redo != 0 && !flushed -> flush() }
+	:: atomic { flushed -> update_control() }
+
+	/* a backup, in any life */
+	:: atomic { SERVES && since == 0 -> since = control_redo; compare_all() }
+	:: atomic {
+			SERVES && since != 0 && copied < 2 ->
+			changed[copied] = false; absent[copied] = page[copied] == GONE; copied++
+		}
+	/* a query */
+	:: atomic {
+			SERVES && library && copied > 0 ->
+			lost(CHANGED(0) && !REPORTED_0);
+			lost(CHANGED(1) && !REPORTED_1)
+		}
+
+	/* a crash, and a clean stop */
+	:: atomic { state != stopped && lives < LIVES && copying != 2 -> stop() }
+	:: atomic {
+			state == running && IDLE && redo == 0 && lives < LIVES ->
+			durable = ins;
+			redo = ins;
+			flush();
+			update_control();
+			stop();
+			clean = true
+		}
+	od
 }

@@ -34,6 +34,10 @@ TAG = """Signature: 8a477f597d28d172789f06886806bc55
 # This directory is a cache: it can be removed at any time and is rebuilt when needed.
 """
 TAG_NAME = "CACHEDIR.TAG"
+#: What an empty directory may have in it: the first is of a file system, the other is ours.
+OF_NOBODY = {"lost+found", TAG_NAME}
+#: What `building`, `link` and `write` call what is not finished.
+SCRATCH = re.compile(r"\..+\.([a-z0-9_]{8}|[0-9]+)\.part")
 STALE_SECONDS = 24 * 3600
 
 
@@ -44,6 +48,16 @@ def root() -> Path:
     read it; else the user's cache directory, or one below /var/tmp where that cannot be written.
     """
     return _root(os.environ.get("PTRACK_CACHE", ""), os.geteuid())
+
+
+def usual() -> bool:
+    """Whether root() is where it is without PTRACK_CACHE: not one for a try, soon removed."""
+    if not os.environ.get("PTRACK_CACHE"):
+        return True
+    try:
+        return root() == _root("", os.geteuid())
+    except HostError:
+        return False
 
 
 @functools.cache
@@ -67,14 +81,19 @@ def _root(named: str, uid: int) -> Path:
 def _made(path: Path) -> Path:
     """The directory, made if need be, and then open to all readers.
 
-    One that was there keeps its mode (whether servers can reach it, host.check_reachable says), and
-    gets no tag if something is in it: whatever that is, it may not be a cache.
+    One that was there keeps its mode (whether servers can reach it, host.check_reachable says). One
+    with something else in it is refused: it is somebody's, and a cache removes what it finds old.
     """
     try:
         try:
             path.mkdir(parents=True)
         except FileExistsError:
-            if not any(path.iterdir()):
+            tagged = (path / TAG_NAME).is_file()
+            if not tagged and {each.name for each in path.iterdir()} - OF_NOBODY:
+                what = f"{path} has something in it and is no cache of this build"
+                hint = "set PTRACK_CACHE to a directory that is empty, or not there yet"
+                raise HostError(what, hint=hint) from None
+            if not tagged:
                 (path / TAG_NAME).write_text(TAG)
             elif not os.access(path, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from None
@@ -105,8 +124,10 @@ def private_parents(path: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def lock(name: str) -> Iterator[None]:
+def lock(name: str, doing: str = "") -> Iterator[None]:
     """Wait for, then keep, the lock of that name; says once for whom it waits.
+
+    doing: what its holder does, in words that follow "another run that"; else it builds the name.
 
     The lock ends with the process that holds it, however that ends.
     """
@@ -117,7 +138,7 @@ def lock(name: str) -> Iterator[None]:
     try:
         handle.acquire(timeout=0)
     except filelock.Timeout:
-        print(f"waiting for another run that builds {name}", flush=True)
+        print(f"waiting for another run that {doing or f'builds {name}'}", flush=True)
         handle.acquire()
     try:
         yield
@@ -165,7 +186,7 @@ def _sweep(parent: Path) -> None:
     limit = time.time() - STALE_SECONDS
     for leftover in parent.glob(".*.part"):
         with contextlib.suppress(OSError):
-            if leftover.stat().st_mtime < limit:
+            if SCRATCH.fullmatch(leftover.name) and leftover.lstat().st_mtime < limit:
                 remove(leftover)
 
 

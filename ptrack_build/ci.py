@@ -13,7 +13,7 @@ from ptrack_build import REPO, cache, host
 from ptrack_build.errors import PtrackError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
     from ptrack_build.matrix import Major, Matrix
 
@@ -23,9 +23,16 @@ TARGET = Path(".github") / "workflows"
 #: Checked once a push, whatever the major.
 CHECKS = ("lint", "patches", "model", "selftest")
 
+#: What makes a session look without writing, as a CI wants it.
+WORDS = {"patches": "-- --check", "workflows": "-- --check"}
+
 #: What takes too long for every push, by the name of its job: the state machine for an hour, and
-#: each protection taken out in turn.
-NIGHT = {"deep-17": "test-17 -- --deep=60", "mutants-17": "mutants-17"}
+#: each protection taken out in turn, on an old major as well, some of whose hooks are elsewhere.
+NIGHT = {
+    "deep-17": "test-17 -- --deep=60",
+    "mutants-17": "mutants-17",
+    "mutants-16": "mutants-16",
+}
 
 #: Where the workflows keep the cache, below the checkout: actions refuse paths with `..` in them,
 #: and upload-artifact passes over hidden directories.
@@ -35,23 +42,24 @@ CACHE = "ptrack-cache"
 SHARED_INPUTS = ("ptrack_build/compile.py", "ptrack_build/host.py", "templates/core")
 
 
-def matrix(majors: Matrix) -> dict[str, Any]:
+def matrix(majors: Matrix, sessions: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """What there is to run.
 
-    `include` is for a CI's matrix: one row a major, with its session and the key under which its
-    cache may be kept; `sessions` lists all names by family.
+    sessions: names with their tags. `include` is for a CI's matrix: one row a major, with its
+    session and the key under which its cache may be kept; `sessions` has, by family, for each
+    session what a CI writes after `./nox -s`.
     """
+    families: dict[str, list[str]] = {}
+    for name, tags in sessions.items():
+        # a session over all majors has its family's name for a tag, too
+        family = "all" if "all" in tags else tags[0]
+        families.setdefault(family, []).append(f"{name} {WORDS[name]}" if name in WORDS else name)
     return {
         "majors": [
             {"name": m.name, "number": m.number, "branch": m.branch, "state": m.state}
             for m in majors.majors
         ],
-        "sessions": {
-            "check": list(CHECKS),
-            "build": [f"build-{name}" for name in majors.names],
-            "test": [f"test-{name}" for name in majors.names],
-            "demo": [f"demo-{name}" for name in majors.names],
-        },
+        "sessions": families,
         "include": [
             {
                 "major": m.name,
@@ -101,6 +109,7 @@ def render(majors: Matrix) -> dict[Path, str]:
         TARGET / source.name.removesuffix(".j2"): environment.get_template(source.name).render(
             majors=majors.majors,
             checks=CHECKS,
+            words=WORDS,
             night=NIGHT.items(),
             cache=CACHE,
             packages=packages(wanted),

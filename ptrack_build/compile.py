@@ -160,8 +160,8 @@ def build(tree: PatchedTree, variant: Variant, *, extension: Path = EXTENSION) -
     name = f"pg-{plan.slot}"
     if not _points(name, final):
         cache.link(name, final)
-    if extension == EXTENSION:
-        _commands(final)
+    if extension == EXTENSION and cache.usual():
+        _commands(final, cache.directory("server") / plan.key[:32], cache.root() / name)
     return Prefix(
         path=final,
         key=key,
@@ -339,7 +339,7 @@ def workbench(prefix: Prefix) -> Iterator[Workbench]:
     plan = _plan(prefix.tree, prefix.variant)
     place = cache.directory("build", f"{plan.slot}-bench")
     log = cache.directory("log") / f"bench-{plan.slot}.log"
-    with cache.lock(f"PostgreSQL {plan.slot} for experiments"):
+    with cache.lock(f"PostgreSQL {plan.slot} for experiments", f"makes mutants of {plan.slot}"):
         _room()
         log.unlink(missing_ok=True)
         work = _place_for_work(place)
@@ -607,11 +607,16 @@ def _record_commands(prefix: Path, lines: list[str]) -> None:
     (prefix / ".ptrack" / "compile_commands.json").write_text(text)
 
 
-def _commands(prefix: Path) -> None:
-    """Write compile_commands.json at the repository's top, for editors, from the last build."""
+def _commands(prefix: Path, server: Path, link: Path) -> None:
+    """Write compile_commands.json at the repository's top, for editors, from the last build.
+
+    Its headers are found through <cache>/pg-NN, which stays when the server of today is removed.
+    """
     with contextlib.suppress(OSError):
         text = (prefix / ".ptrack" / "compile_commands.json").read_text()
         text = text.replace("@extension@", str(EXTENSION))
+        for path in (server.resolve(), server):
+            text = text.replace(f"{path}/", f"{link}/")
         target = REPO / "compile_commands.json"
         if not target.is_file() or target.read_text() != text:
             cache.write(target, text)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ptrack_build import cache, host, patch, source
-from ptrack_build.errors import PatchError, SourceError
+from ptrack_build import cache, host, patch, report, source
+from ptrack_build.errors import BadSource, PatchError, SourceError
 from ptrack_build.progress import say
 
 if TYPE_CHECKING:
@@ -16,7 +17,33 @@ if TYPE_CHECKING:
     from ptrack_build.source import SourceTree
 
 
-def _require(lacking: dict[str, str], majors: Sequence[Major], named: Sequence[str]) -> None:
+@dataclass(frozen=True, kw_only=True)
+class _Sources:
+    """The majors' sources: those found, those nowhere to be had, and those that are not right."""
+
+    found: dict[str, SourceTree]
+    lacking: dict[str, SourceError]
+    wrong: dict[str, BadSource]
+
+    def tell(self, consequence: str) -> None:
+        """Say what could not be had or is not right, and why; equal reasons once."""
+        for reasons, word in ((self.lacking, consequence), (self.wrong, "its source is not right")):
+            told = [(name, error.what) for name, error in reasons.items()]
+            for names, reason in report.folded(told):
+                first, *rest = reason.splitlines()
+                say("\n".join([f"{names:<6} {word}: {first}", *(f"{'':<6} {x}" for x in rest)]))
+
+    def refuse(self) -> None:
+        """Raise BadSource where one is not right: what was proven without it is not enough."""
+        if self.wrong:
+            which = ", ".join(self.wrong)
+            what = f"the source of {which} is not what it has to be, see above"
+            raise BadSource(what, hint=next(iter(self.wrong.values())).hint)
+
+
+def _require(
+    lacking: dict[str, SourceError], majors: Sequence[Major], named: Sequence[str]
+) -> None:
     """Raise SourceError for a major that was asked for by name, or for want of any."""
     absent = [name for name in named if name in lacking]
     if absent or len(lacking) == len(majors):
@@ -27,37 +54,42 @@ def _require(lacking: dict[str, str], majors: Sequence[Major], named: Sequence[s
 
 def _reachable(
     majors: Sequence[Major], *, spec: str | None = None, refresh: bool = False
-) -> tuple[dict[str, SourceTree], dict[str, str]]:
-    """The majors' sources, and of those that cannot be had the reason in one line."""
+) -> _Sources:
     host.ensure(["git"])
-    found, lacking = {}, {}
+    sources = _Sources(found={}, lacking={}, wrong={})
     for major in majors:
         try:
-            found[major.name] = source.fetch(major, spec=spec, refresh=refresh)
+            sources.found[major.name] = source.fetch(major, spec=spec, refresh=refresh)
+        except BadSource as error:
+            sources.wrong[major.name] = error
         except SourceError as error:
-            lacking[major.name] = " ".join(error.what.split())
-    return found, lacking
+            sources.lacking[major.name] = error
+    return sources
 
 
 def check(majors: Sequence[Major]) -> None:
-    """Compare the committed diffs with the templates. Raises PatchError with what differs."""
-    found, lacking = _reachable(majors)
+    """Compare the committed diffs with the templates.
+
+    Raises PatchError with what differs, and BadSource where a source is not right.
+    """
+    sources = _reachable(majors)
     mirror = cache.root() / "postgresql.git"
-    results = [patch.check(major, found.get(major.name), mirror=mirror) for major in majors]
+    results = [patch.check(each, sources.found.get(each.name), mirror=mirror) for each in majors]
     say(patch.check_table(results))
-    _unproven(lacking, "its diff was compared with the templates only")
+    sources.tell("its diff was compared with the templates only")
     patch.require(results)
+    sources.refuse()
 
 
 def write(majors: Sequence[Major], *, anew: bool, named: Sequence[str] = ()) -> None:
     """Render what does not agree, for every major whose source can be had.
 
-    Raises PatchError for a template that does not fit, and SourceError where the source of one of
-    the named, or of all, could not be had.
+    Raises PatchError for a template that does not fit, BadSource where a source is not right, and
+    SourceError where that of one of the named, or of all, could not be had.
     """
-    found, lacking = _reachable(majors)
+    sources = _reachable(majors)
     problems = []
-    for name, tree in found.items():
+    for name, tree in sources.found.items():
         try:
             diff = patch.write(tree, anew=anew)
         except PatchError as error:
@@ -65,20 +97,21 @@ def write(majors: Sequence[Major], *, anew: bool, named: Sequence[str] = ()) -> 
             say(f"{name:<6} {error}")
         else:
             say(f"{name:<6} {diff.added} lines added, rendered against {diff.against}")
-    _unproven(lacking, "not rendered")
+    sources.tell("not rendered")
     if problems:
         what = "\n".join(error.what for error in problems)
         raise PatchError(what, hint=problems[0].hint)
-    _require(lacking, majors, named)
+    sources.refuse()
+    _require(sources.lacking, majors, named)
 
 
 def drift(majors: Sequence[Major], *, json_file: str | None) -> None:
     """Look at the branch tips as they are now. Raises PatchError when a tip conflicts."""
-    found, lacking = _reachable(majors, spec="git", refresh=True)
-    rows = [patch.drift(tree) for tree in found.values()]
+    sources = _reachable(majors, spec="git", refresh=True)
+    rows = [patch.drift(tree) for tree in sources.found.values()]
     if rows:
         say(patch.drift_table(rows))
-    _unproven(lacking, "not looked at")
+    sources.tell("not looked at")
     if json_file is not None:
         cache.write(Path(json_file), patch.drift_json(rows) + "\n")
     else:
@@ -87,11 +120,7 @@ def drift(majors: Sequence[Major], *, json_file: str | None) -> None:
     if conflicts:
         what = f"the templates do not fit the tip of {', '.join(conflicts)}"
         raise PatchError(what, hint="adapt templates/core, then ./nox -s patches")
+    sources.refuse()
     if not rows:
         what = "no branch tip could be had"
         raise SourceError(what, hint="set PTRACK_PG_GIT to a PostgreSQL repository")
-
-
-def _unproven(lacking: dict[str, str], consequence: str) -> None:
-    for name, reason in lacking.items():
-        say(f"{name:<6} {consequence}: {reason}")

@@ -217,7 +217,7 @@ def ensure(names: Iterable[str], *, optional: bool = False) -> None:
         return
     if os.geteuid() == 0 and manager() is not None and not os.environ.get("PTRACK_NO_INSTALL"):
         try:
-            with cache.lock("system packages"):
+            with cache.lock("system packages", "installs packages"):
                 install(packages(missing(lacking)))
         except CommandFailed as error:
             if not optional:
@@ -296,7 +296,7 @@ def server_user() -> ServerUser | None:
             if entry.pw_uid != 0:
                 return ServerUser(uid=entry.pw_uid, gid=entry.pw_gid, name=name)
     ensure(["useradd"])
-    with cache.lock("system user"):
+    with cache.lock("system user", "makes the user of the servers"):
         try:
             entry = pwd.getpwnam("ptrack")
         except KeyError:

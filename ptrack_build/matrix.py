@@ -19,6 +19,11 @@ State = Literal["eol", "stable", "beta", "devel"]
 Library = Literal["zlib", "readline", "icu", "openssl", "lz4", "zstd"]
 
 STATES: tuple[str, ...] = ("eol", "stable", "beta", "devel")
+#: Debian's: codenames of those with a PostgreSQL of ours, and names that go from one to another.
+SUITES: tuple[str, ...] = (
+    "buster", "bullseye", "bookworm", "trixie", "forky", "duke", "sid", "rc-buggy",
+    "oldoldstable", "oldstable", "stable", "testing", "unstable", "experimental",
+)  # fmt: skip
 LIBRARIES: tuple[str, ...] = ("zlib", "readline", "icu", "openssl", "lz4", "zstd")
 
 
@@ -77,7 +82,24 @@ def load(path: Path = REPO / "matrix.toml") -> Matrix:
         if major.name != "devel" and int(major.name) != major.number:
             what = f"{path.name}: major {major.name} has number {major.number}"
             raise UsageError(what, hint="make name and number agree")
+        _check_names(path, major)
     return matrix
+
+
+def _check_names(path: Path, major: Major) -> None:
+    """Raise UsageError for a branch or a suite that there is not."""
+    where = f"{path.name}, major {major.name}"
+    branch = "master" if major.name == "devel" else f"REL_{major.number}_STABLE"
+    if major.branch != branch:
+        what = f"{where}: its branch is {branch!r}, not {major.branch!r}"
+        raise UsageError(what, hint=f"write branch = {branch!r}")
+    for suite in major.suites:
+        if suite not in SUITES:
+            near = difflib.get_close_matches(suite, SUITES, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            hint += f"the suites are {', '.join(SUITES)}; a newer one goes to matrix.py, too"
+            what = f"{where}: Debian has no suite {suite!r}"
+            raise UsageError(what, hint=hint)
 
 
 def _explained(path: Path, text: bytes, message: str) -> UsageError:

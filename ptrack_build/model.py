@@ -71,25 +71,13 @@ class Verdict:
         return self.found == self.expected and (self.complete or self.found != "nothing")
 
 
-#: In order of the protocol; common.pml and server.pml are included by the others.
+#: In order of the protocol; common.pml is included by all.
 NAMES = (
-    "dirty", "buffered", "unbuffered", "truncate", "leave", "flush", "through", "load", "lives",
-    "basebackup",
+    "dirty", "buffered", "unbuffered", "truncate", "flush", "through", "load", "basebackup",
 )  # fmt: skip
 
 #: Rules that keep a map from being refused for nothing; without any other a block is lost.
-COSTS = {
-    ("load", "CONTROL_LAST"), ("load", "CLEAR_SHUTDOWN"), ("lives", "UNTOLD"),
-    ("lives", "TELL_OPTS"), ("basebackup", "LABEL"),
-}  # fmt: skip
-
-#: Rules of server.pml, by the model that shows what they are for.
-SHARED = {
-    "unbuffered": {
-        "CACHE", "FLUSH_IN_FLIGHT", "FLUSH_REDO_FIRST", "WRITE_THROUGH",
-    },
-    "truncate": {"FLUSH_IN_FLIGHT", "WRITE_THROUGH"},
-}  # fmt: skip
+COSTS = {("load", "CONTROL_LAST"), ("basebackup", "LABEL")}
 
 _RULE = re.compile(r"/\* RULE (\w+) (\w+) \((\w+(?:\.c)?)\): ([^*]+) \*/")
 _STATES = re.compile(r"^\s*(\d+) states, stored", re.MULTILINE)
@@ -97,16 +85,11 @@ _STATES = re.compile(r"^\s*(\d+) states, stored", re.MULTILINE)
 
 def rules(model: str) -> list[Rule]:
     """The rules that a model can do without, in the order of its text."""
-    found = list(_stated(model, (MODELS / f"{model}.pml").read_text()))
-    if model in SHARED:
-        shared = _stated(model, (MODELS / "server.pml").read_text())
-        found += [rule for rule in shared if rule.name in SHARED[model]]
-    return found
-
-
-def _stated(model: str, text: str) -> Iterator[Rule]:
-    for name, function, where, mutation in _RULE.findall(text):
-        yield Rule(model=model, name=name, function=function, where=where, mutation=mutation)
+    text = (MODELS / f"{model}.pml").read_text()
+    return [
+        Rule(model=model, name=name, function=function, where=where, mutation=mutation)
+        for name, function, where, mutation in _RULE.findall(text)
+    ]
 
 
 def check(selected: Sequence[str] = ()) -> list[Verdict]:

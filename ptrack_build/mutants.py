@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -101,6 +102,37 @@ def applied(text: str, change: Change) -> str:
         what = f"{change.file}: {change.old!r} is {count} times in {place}, not {change.times}"
         raise UsageError(what, hint=f"adapt {CATALOGUE.name}")
     return text[:start] + body + text[end:]
+
+
+#: How pytest records what failed by a comparison: an assertion, or an exception that did not come.
+_ASSERTED = re.compile(r"(\w+\.)*(AssertionError|LostBlocks|Refused)\b|assert\b|Failed: DID NOT ")
+#: What the harness says by an assertion as well, and has nothing to do with what a test looks for.
+_TROUBLE = re.compile(r"waited \d+ s for|did not stop$")
+
+
+def caught(junit: Path) -> str:
+    """Why a run of a mutant's test does not count as having caught it; "" where it does.
+
+    junit: its record. It has caught the mutant where a test failed by an assertion or the oracle,
+    not for a server that does not start, time that is up, or an error around the test.
+    """
+    try:
+        cases = list(ET.parse(junit).getroot().iter("testcase"))
+    except (OSError, ET.ParseError):
+        return "left no record"
+    if errors := [message for case in cases for message in _messages(case, "error")]:
+        return f"could not run: {errors[0]}"
+    failures = [message for case in cases for message in _messages(case, "failure")]
+    if not failures:
+        return "did not fail"
+    if any(_ASSERTED.match(each) and not _TROUBLE.search(each) for each in failures):
+        return ""
+    return f"failed of something else: {failures[0]}"
+
+
+def _messages(case: ET.Element, kind: str) -> list[str]:
+    found = [each.get("message", "") for each in case.findall(kind)]
+    return [message.splitlines()[0] if message else "" for message in found]
 
 
 @dataclass(frozen=True, kw_only=True)

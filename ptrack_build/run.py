@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol, Self, TypedDict
 from ptrack_build.errors import CommandFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 TAIL_LINES = 25
@@ -201,13 +201,13 @@ def call(
 
 
 class Held:
-    """Keeps ctrl-C and SIGTERM back, as between a child's start and our knowing of it."""
+    """Keeps ctrl-C, SIGTERM and SIGHUP back, as between a child's start and our knowing of it."""
 
     def __init__(self) -> None:
         self._caught: list[int] = []
         self._before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 if callable(before := signal.getsignal(number)):
                     self._before[number] = before
                     signal.signal(number, lambda caught, _frame: self._caught.append(caught))
@@ -238,11 +238,36 @@ def _join(readers: list[threading.Thread]) -> None:
         reader.join(GRACE_SECONDS)
 
 
-def terminate_politely() -> None:
-    """Let SIGTERM unwind like ctrl-C does, so that what runs is ended and scratch is removed."""
+@contextlib.contextmanager
+def deaf_to_hangup() -> Iterator[None]:
+    """What is started meanwhile ignores SIGHUP: who started it ends it, in its own way."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL if before is None else before)
 
-    def handler(_signum: int, _frame: object) -> None:
-        sys.exit(128 + signal.SIGTERM)
+
+def terminate_politely() -> None:
+    """Let SIGTERM unwind like ctrl-C does, so that what runs is ended and scratch is removed.
+
+    SIGHUP as well, which comes when the terminal is closed, unless it is ignored (nohup).
+    """
+
+    terminals = [number for number in (1, 2) if os.isatty(number)]  # once closed, none is one
+
+    def handler(signum: int, _frame: object) -> None:
+        if signum == signal.SIGHUP and terminals:
+            # what is still said on the way out must not end the clean-up
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for number in terminals:
+                os.dup2(nowhere, number)
+        sys.exit(128 + signum)
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, handler)

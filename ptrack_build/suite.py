@@ -18,7 +18,7 @@ from ptrack_build import REPO, cache, host, report
 from ptrack_build import compile as compiling
 from ptrack_build.errors import CommandFailed, PtrackError, UsageError
 from ptrack_build.progress import say
-from ptrack_build.run import call
+from ptrack_build.run import call, deaf_to_hangup
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,6 +32,8 @@ PATIENCE = 30.0
 
 #: Where the tests of the build line are; all others need a server.
 OWN = "tests/build"
+#: The session that runs those alone.
+SELFTEST = "selftest"
 #: Pytest's status where no test matches.
 NOTHING = 5
 
@@ -95,9 +97,13 @@ def prefix(major: Major, variant: Variant, *, locked: bool = False) -> Prefix:
 def pytest(
     name: str, paths: Sequence[str], args: Sequence[str], *, built: Prefix | None = None
 ) -> Ended:
-    """Run pytest on some of tests/; its record goes to <name>.xml in results()."""
-    junit = results() / f"{name}.xml"
-    junit.unlink(missing_ok=True)
+    """Run pytest on some of tests/; its record goes to <name>.xml in results().
+
+    It has a name of its own until it is whole: another run of the same name may be under way.
+    """
+    final = results() / f"{name}.xml"
+    final.unlink(missing_ok=True)
+    junit = final.with_name(f".{name}.{os.getpid()}.xml")
     env = dict(os.environ)
     memory = []
     if not os.access(REPO, os.W_OK):  # what these remember between runs would go there
@@ -112,8 +118,13 @@ def pytest(
         env["PTRACK_PREFIX"] = str(built.path)
     print("+ python " + shlex.join(words[1:]), flush=True)
     began = time.monotonic()
-    returncode = patiently(words, env)
-    tests, failures, skipped = report.counted(junit)
+    try:
+        returncode = patiently(words, env)
+        tests, failures, skipped = report.counted(junit)
+        with contextlib.suppress(FileNotFoundError):
+            junit.replace(final)
+    finally:
+        junit.unlink(missing_ok=True)
     return Ended(
         returncode=returncode,
         tests=tests,
@@ -183,15 +194,17 @@ def _nothing(args: Sequence[str]) -> UsageError:
 def patiently(words: Sequence[str], env: Mapping[str, str] | None = None) -> int:
     """Run a program of this repository that runs servers; its status.
 
-    What ends this early gives it the time to stop them.
+    What ends this early gives it the time to stop them. A terminal that is closed ends it by us.
     """
-    process = subprocess.Popen(words, cwd=REPO, env=env, stdin=subprocess.DEVNULL)
+    with deaf_to_hangup():
+        process = subprocess.Popen(words, cwd=REPO, env=env, stdin=subprocess.DEVNULL)
     try:
         return process.wait()
-    except BaseException:
+    except BaseException as error:
         # The terminal's ctrl-C reached it as well; it is given time to stop its servers.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(PATIENCE / 3)
+        if isinstance(error, KeyboardInterrupt):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(PATIENCE / 3)
         if process.poll() is None:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -257,14 +270,22 @@ def one(
     return outcome
 
 
-def mutants(major: Major, args: Sequence[str]) -> report.Outcome:
-    """Take each protection out in turn and see its test fail. Slow; one at a time."""
+def mutants(major: Major, args: Sequence[str], *, locked: bool = False) -> report.Outcome:
+    """Take each protection out in turn and see its test fail. Slow; one at a time.
+
+    Raises UsageError, before anything is built, for words that mean no mutant.
+    """
+    paths = ["tests/test_mutants.py"]
+    slow = ["-m", "slow", *args]
+    if args and not _matched(paths, slow):
+        raise _nothing(args)
     host.check_reachable(cache.root(), host.server_user())
-    built = prefix(major, compiling.TEST)
+    built = prefix(major, compiling.TEST, locked=locked)
     os.environ["PTRACK_MUTANTS_MAJOR"] = major.name
     os.environ["PTRACK_TEST_WORKERS"] = "0"
-    args = ["-m", "slow", *args]
-    ended = pytest(f"mutants-{major.name}", ["tests/test_mutants.py"], args, built=built)
+    if locked:
+        os.environ["PTRACK_LOCKED"] = "1"
+    ended = pytest(f"mutants-{major.name}", paths, slow, built=built)
     return judged(f"mutants-{major.name}", ended, built.version, 0.0)
 
 
@@ -272,7 +293,20 @@ def own(args: Sequence[str]) -> report.Outcome:
     """The build line's own tests, which need no server."""
     if not _matched([OWN], args):
         raise _nothing(args)
-    return judged(OWN, pytest("build-line", [OWN], args), "", 0.0)
+    return judged(SELFTEST, pytest("build-line", [OWN], args), "", 0.0)
+
+
+def ready() -> None:
+    """Raise now what would keep every major from its end.
+
+    UsageError for a setting, HostError for what the machine lacks.
+    """
+    from ptrack_build import source
+
+    _workers()
+    host.jobs()
+    source.check_settings()
+    host.ensure(host.TOOLS)
 
 
 def every(
@@ -282,12 +316,12 @@ def every(
 
     Ends with a table that also says which majors could not be had, and why. Words may choose tests
     of one part only. Raises SuiteFailed if anything that ran failed, and when no major could be had
-    at all.
+    at all; what holds for every major, before anything is run.
     """
     if record and args:
         what = "--record is for the whole suite"
         raise UsageError(what, hint="./nox -s test -- --record")
-    outcomes = []
+    outcomes: list[report.Outcome] = []
     mine, theirs = _share(args, own=True), _share(args, own=False)
     if mine is not None and not _matched([OWN], mine):
         mine = None
@@ -295,15 +329,19 @@ def every(
         theirs = None
     if mine is None and theirs is None:
         raise _nothing(args)
+    if theirs is not None:
+        ready()
+        host.check_reachable(cache.root(), host.server_user())
     if mine is not None and any((REPO / OWN).glob("test_*.py")):
         outcomes.append(own(mine))
-    for major in majors if theirs is not None else ():
+
+    def test(major: Major) -> report.Outcome:
         say(f"\n==== PostgreSQL {major.name} ====")
-        name = f"test-{major.name}"
-        try:
-            outcomes.append(one(major, theirs or (), locked=locked, record=record))
-        except (PtrackError, OSError) as error:
-            outcomes.append(report.stopped(name, error))
+        return one(major, theirs or (), locked=locked, record=record)
+
+    if theirs is not None:
+        sessions = [(f"test-{each.name}", functools.partial(test, each)) for each in majors]
+        report.through(sessions, outcomes)
     tested = theirs is None or any(each.status == "passed" and each.version for each in outcomes)
     nothing = None if tested else report.without_source("tested")
     report.close(outcomes, results() / "test.json", SuiteFailed, nothing)
@@ -311,20 +349,18 @@ def every(
 
 def built_all(majors: Sequence[Major], variant: Variant, *, locked: bool = False) -> None:
     """Build all majors whose source can be had; ends like `every`."""
-    outcomes = []
-    for major in majors:
-        name = f"build-{major.name}"
+    outcomes: list[report.Outcome] = []
+
+    def build(major: Major) -> report.Outcome:
         began = time.monotonic()
-        try:
-            made = prefix(major, variant, locked=locked)
-        except (PtrackError, OSError) as error:
-            outcomes.append(report.stopped(name, error))
-        else:
-            seconds = time.monotonic() - began
-            note = f"{made.path} in {seconds:.1f} s"
-            outcomes.append(
-                report.Outcome(session=name, status="passed", version=made.version, note=note)
-            )
+        made = prefix(major, variant, locked=locked)
+        note = f"{made.path} in {time.monotonic() - began:.1f} s"
+        name = f"build-{major.name}"
+        return report.Outcome(session=name, status="passed", version=made.version, note=note)
+
+    ready()
+    sessions = [(f"build-{each.name}", functools.partial(build, each)) for each in majors]
+    report.through(sessions, outcomes)
     built = any(each.status == "passed" for each in outcomes)
     nothing = None if built else report.without_source("built")
     report.close(outcomes, results() / "build.json", SuiteFailed, nothing)

@@ -43,10 +43,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.option.deep and config.option.seed is None:  # before workers get the options
+    workerinput = getattr(config, "workerinput", None)
+    if workerinput is not None:
+        config.option.seed = workerinput["seed"]
+    elif config.option.deep and config.option.seed is None:
         config.option.seed = str(secrets.randbelow(10**9))
     config.addinivalue_line("markers", "major(since, until): only for these majors, inclusive")
     signal.signal(signal.SIGTERM, _terminated)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:  # noqa: ANN401
+    """All workers have to draw the same tests."""
+    node.workerinput["seed"] = node.config.option.seed
 
 
 def pytest_report_header() -> list[str]:

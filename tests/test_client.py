@@ -30,7 +30,11 @@ def test_itself(factory: Factory) -> None:
     cluster = factory.create(ptrack=False)
     workload.prepare(cluster)
     cluster.sql("CREATE TABLE t TABLESPACE ts AS SELECT i FROM generate_series(1, 5000) i")
+    made = cluster.data / "pg_wal/xlogtemp.1"
+    made.touch()
     first = client.full(cluster)
+    assert f"pg_wal/{made.name}" not in first.other
+    made.unlink()
     before = {name: client.image(first, name) for name in first.relations}
     cluster.sql("UPDATE t SET i = -i WHERE i % 500 = 0")
 

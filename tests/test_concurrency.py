@@ -75,8 +75,12 @@ def test_crash_under_load(factory: Factory) -> None:
         oracle.check(snapshot, cluster, changed=20)
 
 
-def test_relations_that_come_and_go(factory: Factory) -> None:
-    """Queries beside DROP TABLE, TRUNCATE and DROP DATABASE: no error, and nothing missed."""
+@pytest.mark.parametrize("crash", [False, True], ids=["on", "after a crash"])
+def test_relations_that_come_and_go(factory: Factory, *, crash: bool) -> None:
+    """Queries beside DROP TABLE, TRUNCATE and DROP DATABASE: no error, and nothing missed.
+
+    After a crash they open the files, too.
+    """
     cluster = factory.create(checksums=True, max_connections=30)
     cluster.sql("CREATE TABLE keep AS SELECT i, repeat('x', 200) FROM generate_series(1, 2000) i")
     snapshot = oracle.take(cluster)
@@ -86,6 +90,8 @@ def test_relations_that_come_and_go(factory: Factory) -> None:
     current = files.read_all(cluster.data)
     need = {lost.block for lost in oracle.compare(snapshot, current, []).lost if lost.path == path}
     assert need
+    if crash:
+        cluster.restart("immediate")
 
     def tables() -> None:
         cluster.sql(
@@ -103,7 +109,7 @@ def test_relations_that_come_and_go(factory: Factory) -> None:
             assert need <= rows[path]
 
     with beside(tables, databases, queries, queries):
-        time.sleep(4)
+        time.sleep(3)
     oracle.check(snapshot, cluster)
 
 

@@ -138,3 +138,25 @@ def test_free_space_map(factory: Factory) -> None:
     assert {1, 2} <= {one.block for one in found if one.path == path}, "the map did not change"
     cluster.restart("immediate")
     oracle.check(snapshot, cluster, mask_hints=True)
+
+
+def test_second_page_of_the_visibility_map(factory: Factory) -> None:
+    """A bit is cleared by the record of the row's page, which names no page of the map."""
+    cluster = factory.create(checksums=True)
+    page = (cluster.block_size - 24) * 4  # heap blocks that a page of the map has bits for
+    width, rows = cluster.block_size // 10, page + 20
+    cluster.script(
+        [
+            "CREATE TABLE t (i int, x text) WITH (fillfactor = 10)",
+            f"INSERT INTO t SELECT i, repeat('x', {width}) FROM generate_series(1, {rows}) i",
+            "VACUUM (FREEZE) t",
+        ]
+    )
+    snapshot = oracle.take(cluster)
+    cluster.sql(f"DELETE FROM t WHERE ctid = '({page + 10}, 1)'")
+    cluster.evict()
+    found = oracle.compare(snapshot, files.read_all(cluster.data), []).lost
+    path = cluster.path_of("t") + "_vm"
+    assert [one.block for one in found if one.path == path] == [1], "the map did not change"
+    cluster.restart("immediate")
+    oracle.check(snapshot, cluster)

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from tests.harness import fault, oracle
+from tests.harness import fault, files, oracle
 from tests.harness.fault import Action, Fault, Kind
-from tests.harness.grown import grow_and_lose, grow_hash, lost, pages
-from tests.harness.parent import CHANGE, TABLE, before, refused, safe
+from tests.harness.grown import grow_and_lose, lazy_cluster, lost, pages
+from tests.harness.parent import CHANGE, TABLE, before, copied, refused, safe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from tests.harness.cluster import Cluster
     from tests.harness.factory import Factory
@@ -71,17 +71,18 @@ def _killed_at_each_step(
     *,
     start: Callable[[], object] | None = None,
     halves: bool = True,
+    numbers: Sequence[int] = range(1, STEPS),
 ) -> int:
-    """Kill the server before each call that a flush makes; the number of calls.
+    """Kill the server before each call that a flush makes, or these; how many there were.
 
     Each time the map is kept, and serves the parent from before all that. With halves, once more
     with half of each write done, when it may be refused; the parent is then taken anew. start: what
     is more than to start the server.
     """
-    steps = 0
+    steps = dict.fromkeys(Action, 0)
     for action in (Action.STOP_BEFORE, *((Action.STOP_HALFWAY,) if halves else ())):
         kinds = Kind.changes() if action == Action.STOP_BEFORE else Kind.WRITE
-        for number in range(1, STEPS):
+        for number in numbers:
             change(number)
             orders.order(MAP, kinds, action, number=number)
             with beside(flush) as thread:
@@ -93,6 +94,7 @@ def _killed_at_each_step(
             orders.clear()
             if not reached:
                 break
+            steps[action] += 1
             (start or cluster.start)()
             if action == Action.STOP_BEFORE:
                 _kept(snapshot, cluster)
@@ -102,9 +104,7 @@ def _killed_at_each_step(
                     snapshot = oracle.take(cluster)
         else:
             pytest.fail("the flush takes more steps than are looked at")
-        if action == Action.STOP_BEFORE:
-            steps = number - 1
-    return steps
+    return steps[Action.STOP_BEFORE]
 
 
 def test_killed_in_a_flush(faulty: tuple[Cluster, Fault]) -> None:
@@ -183,19 +183,22 @@ def test_killed_in_the_flush_of_a_standby(factory: Factory) -> None:
 
 
 def test_killed_in_a_durable_mark(faulty: tuple[Cluster, Fault]) -> None:
-    """A build of an index writes its marks through before it writes its pages."""
+    """A copy of a directory writes its marks through before it begins; checkpoints around it."""
     cluster, orders = faulty
     snapshot = before(cluster)
-    cluster.sql("CREATE INDEX t_x ON t (x)")
+    names = (f"d{i}" for i in range(1000))
 
     def change(number: int) -> None:
         cluster.sql(CHANGE if number % 2 else MORE)
 
-    def build() -> None:
-        cluster.sql("REINDEX INDEX t_x")
+    def copy() -> None:
+        copied(cluster, next(names))
 
-    steps = _killed_at_each_step(snapshot, cluster, orders, change, build)
-    assert steps >= 2
+    numbers = (1, 2, 3, 4, *range(5, 1000, 19))  # most of them write pages
+    steps = _killed_at_each_step(
+        snapshot, cluster, orders, change, copy, halves=False, numbers=numbers
+    )
+    assert steps >= 10
 
 
 @pytest.mark.parametrize("onwards", [True, False], ids=["full disk", "one error"])
@@ -233,15 +236,25 @@ def test_flush_that_fails_at_each_step(
 
 
 def test_durable_mark_that_fails(faulty: tuple[Cluster, Fault]) -> None:
-    """No file that a start would accept may stay behind."""
+    """No file that a start would accept may stay behind when what it marks is changed."""
     cluster, orders = faulty
     snapshot = before(cluster)
-    orders.order(MAP, Kind.WRITE | Kind.SYNC, Action.FAIL, onwards=True)
-    cluster.sql("CREATE INDEX t_x ON t (x)")
-    assert orders.count > 0
+    base = cluster.data / "base"
+    before_it = set(base.iterdir())
+    checkpointer = cluster.process("checkpointer")
+
+    def copying() -> bool:
+        return any(len(list(path.iterdir())) > 5 for path in set(base.iterdir()) - before_it)
+
+    orders.order(MAP, Kind.WRITE, Action.STOP_BEFORE)
+    with beside(lambda: copied(cluster, "d")):
+        while orders.wait() == checkpointer:  # a checkpoint comes first, and one after it
+            orders.order(MAP, Kind.WRITE, Action.STOP_BEFORE)
+        with cluster.paused("checkpointer"):
+            orders.order(MAP, Kind.WRITE | Kind.SYNC, Action.FAIL, onwards=True)
+            cluster.wait_for(copying, "the copy")
+            cluster.kill_all()
     orders.clear()
-    oracle.look(snapshot, cluster)
-    cluster.kill_all()
     cluster.start()
     refused(snapshot, cluster)
 
@@ -327,6 +340,65 @@ def test_backup_starts_while_a_build_is_held_up(
     assert written >= 2
 
 
+@pytest.mark.major(since=17)
+def test_backup_starts_amid_a_batch(faulty: tuple[Cluster, Fault]) -> None:
+    """Pages of one batch are logged together and then written one by one.
+
+    A backup starts after the first ones; the others, whose WAL is behind its redo point, are
+    written and not redone after a crash.
+    """
+    cluster, orders = faulty
+    cluster.sql(f"CREATE TABLESPACE ts LOCATION '{cluster.tablespace('ts')}'")
+    cluster.sql("CREATE TABLE t AS SELECT i, md5(i::text) AS s FROM generate_series(1, 20000) i")
+    cluster.sql("CREATE INDEX t_s ON t (s) TABLESPACE ts")
+    oracle.take(cluster)
+    orders.order("/ts/PG_", Kind.WRITE, Action.STOP_BEFORE, number=20)
+    with beside(lambda: cluster.sql("REINDEX INDEX t_s")):
+        orders.wait()
+        snapshot = oracle.take(cluster)
+        orders.order("/ts/PG_", Kind.WRITE, Action.STOP_BEFORE, number=6)
+        orders.wait()
+        assert oracle.look(snapshot, cluster).changed >= 4
+        cluster.kill_all()
+        orders.clear()
+    cluster.start()
+    oracle.check(snapshot, cluster, changed=4)
+
+
+@pytest.mark.major(since=17)
+def test_overwritten_past_the_pool(factory: Factory) -> None:
+    """A page that a build made room for before a backup began, and fills in at its end.
+
+    It is not at the end of the file, and its WAL is lost.
+    """
+    cluster = lazy_cluster(factory, start=False, fsync=True)
+    with Fault(cluster, factory.shared) as orders:
+        cluster.start()
+        cluster.sql(f"CREATE TABLESPACE ts LOCATION '{cluster.tablespace('ts')}'")
+        rows = "generate_series(1, 20000) i"
+        cluster.sql(f"CREATE TABLE t AS SELECT i, md5(i::text) AS s FROM {rows}")
+        cluster.sql("CREATE INDEX t_s ON t (s) TABLESPACE ts")
+        orders.order("/ts/PG_", Kind.WRITE)
+        cluster.sql("REINDEX INDEX t_s")
+        writes = orders.count
+        orders.order("/ts/PG_", Kind.WRITE, Action.STOP_BEFORE, number=writes // 2)
+        with beside(lambda: cluster.sql("REINDEX INDEX t_s")):
+            orders.wait()
+            snapshot = oracle.take(cluster)
+            with cluster.paused("walwriter", "background writer", "checkpointer"):
+                orders.order("/ts/PG_", Kind.SYNC, Action.STOP_BEFORE)
+                orders.wait()
+                cluster.kill_all()
+            orders.clear()
+        found = oracle.compare(snapshot, files.read_all(cluster.data), []).lost
+        first = min(
+            (one.path.split("."), one.block) for one in found if one.path.startswith("pg_tblspc")
+        )
+        assert len(first[0]) == 1, "no page of the file's beginning is overwritten"
+        cluster.start()
+        oracle.check(snapshot, cluster, changed=20)
+
+
 def test_backup_starts_while_a_directory_is_copied(faulty: tuple[Cluster, Fault]) -> None:
     """Half of the files of a new database are there when a backup begins."""
     cluster, orders = faulty
@@ -352,13 +424,7 @@ def test_backup_starts_while_a_directory_is_copied(faulty: tuple[Cluster, Fault]
 @pytest.mark.parametrize("strategy", ["wal_log", "file_copy"])
 def test_backup_starts_while_a_database_is_dropped(factory: Factory, strategy: str) -> None:
     """It holds files that are gone later, whose paths another database takes."""
-    cluster = factory.create(
-        checksums=True,
-        start=False,
-        shared_buffers="16MB",
-        wal_buffers="16MB",
-        wal_writer_delay="10s",
-    )
+    cluster = lazy_cluster(factory, start=False)
     with Fault(cluster, factory.shared) as orders:
         cluster.start()
         cluster.sql("CREATE DATABASE d OID = 20001")
@@ -379,13 +445,7 @@ def test_backup_starts_while_a_database_is_dropped(factory: Factory, strategy: s
 
 def test_backup_starts_while_a_database_moves(factory: Factory) -> None:
     """It holds the files that are left behind; they come again, shorter, and grow by zeros."""
-    cluster = factory.create(
-        checksums=True,
-        start=False,
-        shared_buffers="16MB",
-        wal_buffers="16MB",
-        wal_writer_delay="10s",
-    )
+    cluster = lazy_cluster(factory, start=False)
     with Fault(cluster, factory.shared) as orders:
         cluster.start()
         cluster.sql(f"CREATE TABLESPACE ts LOCATION '{cluster.tablespace('ts')}'")
@@ -464,13 +524,11 @@ def test_what_left_is_not_marked_for_ever(cluster: Cluster) -> None:
 
 
 def test_page_zeroed_that_a_flush_left_before_its_header(factory: Factory) -> None:
-    """The next durable mark has the header count it, also where it adds no page itself."""
+    """Whoever reads the map has the header count it."""
     cluster = factory.create(checksums=True, fsync=True, start=False, ptrack__map_size=8)
     with Fault(cluster, factory.shared) as orders:
         cluster.start()
-        cluster.script(["CREATE TABLE t (i int)", "CREATE INDEX t_hash ON t USING hash (i)"])
-        cluster.sql("INSERT INTO t SELECT generate_series(1, 2000)")
-        snapshot = oracle.take(cluster)
+        snapshot = before(cluster)
         for i in range(20):
             cluster.sql(f"CREATE TABLE more{i} AS SELECT 1 AS a")
         orders.order(MAP, Kind.SYNC, Action.STOP_BEFORE)
@@ -478,19 +536,34 @@ def test_page_zeroed_that_a_flush_left_before_its_header(factory: Factory) -> No
             orders.wait()
             cluster.kill_all()
         orders.clear()
+        counted, found = _pages_in_use(cluster)
+        assert len(found) > counted, "the flush has left none"
         cluster.start()
         assert cluster.init_lsn() <= snapshot.lsn  # and all pages are read
         counted, found = _pages_in_use(cluster)
-        assert len(found) > counted, "the flush has left none"
-        with cluster.connect() as connection:
-            grow_hash(connection)  # in a chunk that has marks already
-        cluster.kill_all()
-        with cluster.map.open("r+b") as file:
-            for page in found[: len(found) - counted]:
-                file.seek(page * 4096)
-                file.write(bytes(4096))
+        assert len(found) == counted
+        _zero_and_start(cluster, found[:1])
+        refused(snapshot, cluster)
+
+
+def test_pages_zeroed_that_were_written_since_the_header(factory: Factory) -> None:
+    """Durable marks add pages between flushes; the header counts them."""
+    cluster = factory.create(checksums=True, start=False, ptrack__map_size=8)
+    with Fault(cluster, factory.shared) as orders:
         cluster.start()
-        assert cluster.init_lsn() > snapshot.lsn
+        snapshot = before(cluster)
+        cluster.sql(CHANGE)
+        cluster.checkpoint()
+        flushed = _pages_in_use(cluster)[1]
+        orders.order("base/", Kind.WRITE, Action.STOP_BEFORE, number=5)
+        with beside(lambda: copied(cluster, "d")):
+            orders.wait()
+            cluster.kill_all()
+        orders.clear()
+        added = len(_pages_in_use(cluster)[1]) - len(flushed)
+        assert added > 10
+        _zero_and_start(cluster, flushed[:added])
+        refused(snapshot, cluster)
 
 
 def _pages_in_use(cluster: Cluster) -> tuple[int, list[int]]:
@@ -501,27 +574,32 @@ def _pages_in_use(cluster: Cluster) -> tuple[int, list[int]]:
     return int.from_bytes(content[52:56], sys.byteorder), found
 
 
-def test_durable_mark_that_fails_twice(factory: Factory) -> None:
-    """When not even the file can be removed it is an error, and no mark counts as durable."""
-    cluster = factory.create(checksums=True, start=False, shared_buffers="16MB", wal_buffers="16MB")
-    with Fault(cluster, factory.shared) as orders:
-        cluster.start()
-        cluster.script(["CREATE TABLE t (i int)", "CREATE INDEX t_hash ON t USING hash (i)"])
-        cluster.sql("INSERT INTO t SELECT generate_series(1, 2000)")
-        snapshot = oracle.take(cluster)
-        index = cluster.path_of("t_hash")
-        with lost(cluster, "SELECT count(*) FROM t") as connection:
-            connection.commit()
-            connection.autocommit = True
-            connection.execute("SET synchronous_commit = off")
-            orders.order(MAP, Kind.WRITE | Kind.SYNC | Kind.UNLINK, Action.FAIL, onwards=True)
-            with pytest.raises(psycopg.Error, match="could not remove file"):
-                grow_hash(connection)
-            orders.clear()
-            grow_hash(connection)
-        assert cluster.path_of("t_hash") == index
-        if cluster.init_lsn() <= snapshot.lsn:
-            oracle.check(snapshot, cluster)
+def _zero_and_start(cluster: Cluster, pages: list[int]) -> None:
+    """Kill the server, lose pages of the map, and start."""
+    if cluster.running:
+        cluster.kill_all()
+    with cluster.map.open("r+b") as file:
+        for page in pages:
+            file.seek(page * 4096)
+            file.write(bytes(4096))
+    cluster.start()
+
+
+def test_durable_mark_that_fails_twice(faulty: tuple[Cluster, Fault]) -> None:
+    """When not even the file can be removed it is an error, before anything is copied."""
+    cluster, orders = faulty
+    snapshot = before(cluster)
+    cluster.sql(CHANGE)
+    databases = len(list((cluster.data / "base").iterdir()))
+    orders.order(MAP, Kind.WRITE | Kind.SYNC | Kind.UNLINK, Action.FAIL, onwards=True)
+    with pytest.raises(psycopg.Error, match="could not remove file"):
+        copied(cluster, "d")
+    orders.clear()
+    assert len(list((cluster.data / "base").iterdir())) == databases
+    copied(cluster, "d")
+    cluster.kill_all()
+    cluster.start()
+    safe(snapshot, cluster)
 
 
 # ---- the scan of directories

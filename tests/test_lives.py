@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.harness import oracle, system
-from tests.harness.grown import emptied, grow_and_lose, killed, pages, zeros_before_a_row
+from tests.harness.grown import (
+    emptied,
+    grow_and_lose,
+    killed,
+    lazy_cluster,
+    pages,
+    zeros_before_a_row,
+)
 from tests.harness.parent import safe
 
 if TYPE_CHECKING:
@@ -25,9 +32,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def emptied_cluster(factory: Factory) -> tuple[Cluster, Snapshot]:
     """A primary with an empty table of 40 blocks, and a parent from before they are cut off."""
-    cluster = factory.create(
-        checksums=True, shared_buffers="16MB", wal_buffers="16MB", wal_writer_delay="10s"
-    )
+    cluster = lazy_cluster(factory)
     pages(cluster)
     pages(cluster, "other")
     emptied(cluster)
@@ -132,9 +137,7 @@ def test_recovery_without_the_library_interrupted(
 @pytest.mark.parametrize("end", ["fast", "immediate"])
 def test_standby_without_the_library(factory: Factory, end: str) -> None:
     """A life without a restartpoint: the next begins to replay where the map ends."""
-    primary = factory.create(
-        checksums=True, shared_buffers="16MB", wal_buffers="16MB", wal_writer_delay="10s"
-    )
+    primary = lazy_cluster(factory)
     pages(primary)
     standby = factory.standby(primary)
     emptied(primary)

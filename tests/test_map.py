@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
 import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +19,7 @@ from tests.harness.cluster import MAP_TMP
 from tests.harness.parent import CHANGE, TABLE, before, refused, safe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from tests.harness.cluster import Cluster
     from tests.harness.factory import Factory
@@ -329,32 +336,31 @@ def test_page_zeroed(cluster: Cluster) -> None:
     refused(snapshot, cluster)
 
 
-def test_pages_zeroed_that_were_written_since_the_header(factory: Factory) -> None:
-    """Durable marks add pages between flushes; the header counts them."""
-    cluster = factory.create(checksums=True, ptrack__map_size=8)
-    snapshot = before(cluster)
-    cluster.sql(CHANGE)
-    for i in range(20):
-        cluster.sql(f"CREATE TABLE z{i} AS SELECT 1 AS a")
-    cluster.checkpoint()
-    cluster.checkpoint()
-    flushed = _used_pages(cluster.map.read_bytes())
-    for i in range(20):
-        cluster.sql(f"CREATE INDEX ON z{i} (a)")
-    cluster.kill_all()
-    content = bytearray(cluster.map.read_bytes())
-    added = len(_used_pages(content)) - len(flushed)
-    assert added > 10
-    for page in flushed[:added]:
-        content[page * 4096 : (page + 1) * 4096] = bytes(4096)
-    cluster.map.write_bytes(content)
-    cluster.start()
-    refused(snapshot, cluster)
-
-
 def _used_pages(content: bytes | bytearray) -> list[int]:
     at = range(1, len(content) // 4096)
     return [page for page in at if any(content[page * 4096 : (page + 1) * 4096])]
+
+
+def test_damage_that_a_flush_finds(factory: Factory) -> None:
+    """The map begins anew within a checkpoint, and serves a backup that starts with it."""
+    cluster = factory.create(checksums=True, max_worker_processes=0)  # so that no loader is first
+    snapshot = before(cluster)
+    cluster.stop()
+    content = bytearray(cluster.map.read_bytes())
+    for page in _used_pages(content):
+        content[page * 4096 + 100] ^= 1
+    cluster.map.write_bytes(content)
+    cluster.start()
+    cluster.sql(CHANGE)
+    mark = cluster.log_size()
+    cluster.checkpoint()
+    assert "incorrect checksum of file" in cluster.log_text(mark)
+    redo = cluster.redo()
+    assert snapshot.lsn < cluster.init_lsn() <= redo
+    again = oracle.take(cluster, checkpoint=False)
+    cluster.sql(CHANGE)
+    cluster.restart("immediate")
+    oracle.check(again, cluster, changed=20)
 
 
 def test_pages_swapped(cluster: Cluster) -> None:
@@ -392,14 +398,57 @@ def test_removed_by_hand(cluster: Cluster) -> None:
 # ---- writing it
 
 
-def test_full_disk(factory: Factory) -> None:
+def _small_disk_for_anybody(request: pytest.FixtureRequest) -> None:
+    """Run this test once more with a small disk mounted, in a namespace of its own; skip if not.
+
+    The outer namespace has the right to mount, the inner one has us for its user, as whom servers
+    run. The disk cannot be put over a directory that is made later: a link leads to it.
+    """
+    with tempfile.TemporaryDirectory(prefix="pt-disk-") as place:
+        mount = f"mount -t tmpfs -o size=4m,mode=777 tmpfs {place}"
+        inner = f"unshare -U --map-user={os.getuid()} --map-group={os.getgid()}"
+        words = ["unshare", "-Urm", "sh", "-c", f'{mount} && exec {inner} "$@"', "sh"]
+        try:
+            tried = subprocess.run([*words, "true"], check=False, capture_output=True, text=True)
+        except FileNotFoundError as error:
+            pytest.skip(f"no small file system: {error}")
+        if tried.returncode != 0:
+            pytest.skip(f"no small file system may be mounted: {tried.stderr.strip()}")
+        env = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+        done = subprocess.run(
+            [*words, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n0",
+             f"{request.path}::{request.node.name}"],
+            cwd=request.config.rootpath, env=env | {"PT_SMALL_DISK": place}, check=False,
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout
+
+
+@contextlib.contextmanager
+def _small_disk(path: Path) -> Iterator[system.SmallDisk | None]:
+    """Put a directory on a small disk: one that is there already, or one that is mounted now."""
+    given = os.environ.get("PT_SMALL_DISK")
+    if given is None:
+        with system.small_disk(path, megabytes=4) as disk:
+            yield disk
+        return
+    subprocess.run(["cp", "-a", "--sparse=always", f"{path}/.", given], check=True)
+    shutil.rmtree(path)
+    path.symlink_to(given)
+    yield system.SmallDisk(Path(given))
+
+
+def test_full_disk(factory: Factory, request: pytest.FixtureRequest) -> None:
     """A flush that fails is a WARNING; checkpoints go on; it recovers with the disk."""
+    if os.geteuid() != 0 and "PT_SMALL_DISK" not in os.environ:
+        _small_disk_for_anybody(request)
+        return
     cluster = factory.create(checksums=True, ptrack__map_size=8)
     snapshot = before(cluster)
     cluster.stop()
-    with system.small_disk(cluster.data / "global", megabytes=4) as disk:
+    with _small_disk(cluster.data / "global") as disk:
         if disk is None:
-            pytest.skip("needs root and the right to mount a small file system")
+            pytest.skip("root may not mount a small file system here")
         try:
             cluster.start()
             cluster.sql("SELECT 1")  # has PostgreSQL write its own cache file there

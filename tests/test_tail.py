@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
 
 from tests.harness import oracle
@@ -18,6 +19,7 @@ from tests.harness.grown import (
     grow_and_lose,
     grow_hash,
     killed,
+    lazy_cluster,
     lost,
     pages,
     zeros_before_a_row,
@@ -31,9 +33,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def lazy(factory: Factory) -> Cluster:
     """A primary that writes nothing by itself, pages or WAL."""
-    return factory.create(
-        checksums=True, shared_buffers="16MB", wal_buffers="16MB", wal_writer_delay="10s"
-    )
+    return lazy_cluster(factory)
 
 
 def cut(cluster: Cluster, database: str = "postgres") -> None:
@@ -74,9 +74,7 @@ def test_truncated_on_a_standby(factory: Factory) -> None:
     Blocks that the primary made without WAL come to be here as zeros before one that is logged;
     when it is replayed once more, they are there already.
     """
-    primary = factory.create(
-        checksums=True, shared_buffers="16MB", wal_buffers="16MB", wal_writer_delay="10s"
-    )
+    primary = lazy_cluster(factory)
     pages(primary)
     standby = factory.standby(primary)
     emptied(primary)
@@ -147,9 +145,7 @@ def test_database_moved_and_back(lazy: Cluster) -> None:
 
 def test_database_moved_and_back_on_a_standby(factory: Factory) -> None:
     """Restarted between the records of the moves, so that it knows of none that is under way."""
-    primary = factory.create(
-        checksums=True, shared_buffers="16MB", wal_buffers="16MB", wal_writer_delay="10s"
-    )
+    primary = lazy_cluster(factory)
     primary.sql(f"CREATE TABLESPACE ts LOCATION '{primary.tablespace('ts')}'")
     primary.sql("CREATE DATABASE d")
     pages(primary, database="d")
@@ -196,9 +192,7 @@ def test_database_dropped_and_made_again(factory: Factory, strategy: str) -> Non
 @pytest.mark.parametrize("strategy", ["wal_log", "file_copy"])
 def test_database_dropped_and_made_again_on_a_standby(factory: Factory, strategy: str) -> None:
     """Where nobody but a record says that it is dropped, and the table comes again empty."""
-    primary = factory.create(
-        checksums=True, shared_buffers="16MB", wal_buffers="16MB", wal_writer_delay="10s"
-    )
+    primary = lazy_cluster(factory)
     primary.sql("CREATE DATABASE model")
     pages(primary, database="model")
     again = f"CREATE DATABASE d OID = 20001 TEMPLATE model STRATEGY {strategy}"
@@ -247,4 +241,17 @@ def test_nothing_for_later_parents(lazy: Cluster) -> None:
     grow_and_lose(lazy, "t", 12)
     snapshot = oracle.take(lazy)
     assert not lazy.reported("t", snapshot.lsn)
+    oracle.check(snapshot, lazy, changed=0)
+
+
+def test_file_that_cannot_be_opened(lazy: Cluster) -> None:
+    """An error, and never a short answer."""
+    pages(lazy)
+    snapshot = oracle.take(lazy)
+    lazy.restart("immediate")
+    path = lazy.data / lazy.path_of("t")
+    path.chmod(0)
+    with pytest.raises(psycopg.Error, match="could not open file"):
+        lazy.pagemapset(snapshot.lsn)
+    path.chmod(0o600)
     oracle.check(snapshot, lazy, changed=0)

@@ -13,16 +13,16 @@
  * Two kinds of changes have no buffer that a checkpoint would wait for: pages
  * written past the buffer pool, and copies of directories.  Their WAL may lie
  * before the redo point of a checkpoint whose flush is over when the file is
- * changed, or may not have reached the disk yet: a crash then does not redo
- * the change, and a mark in memory would be gone.  So they are marked, and the
+ * changed: a crash then does not redo the change, and a mark in memory would
+ * be gone.  So where that can be (needs_durable_mark) they are marked, and the
  * map is written through, before they happen, and marked once more after.  A
  * flush in between, of a checkpoint that begins later, finds the range
  * published and marks it for a backup that starts there.
  *
- * Truncation has no buffer either, but no mark of it has to survive a crash.
- * What grows again after it is logged, or it is pages at the end of the file
- * that no WAL describes, and a query looks for those itself (query.c).  The
- * same holds for files that go with a database and come again shorter.
+ * Truncation has no buffer either, and no hook.  What comes again after it is
+ * marked as the file grows; and what a crash takes of these marks a query finds
+ * from the file's end (query.c).  The same holds for files that go with a
+ * database and come again shorter.
  *
  * A directory copy is not marked by such a flush, nor does it need to be: its
  * record is written after it, so that a crash either redoes the copy or
@@ -41,9 +41,6 @@
 #include "storage/bufpage.h"
 #include "storage/changetrack.h"
 
-/* how far ahead an append is marked at most when it has to be durable: 64 MB */
-#define MAX_AHEAD_BLOCKS	8192
-
 /* a server without the core patch has none of these, and is told so */
 #pragma weak changetrack_abi
 #pragma weak change_begin_hook
@@ -60,62 +57,47 @@ static void (*prev_copydir_hook) (const char *fromdir, const char *todir, bool d
 static void (*prev_checkpoint_guts_hook) (XLogRecPtr redo, int flags) = NULL;
 
 /*
- * Does no buffer, and no WAL that is sure to be there after a crash, stand
- * for the change?  A page without an LSN needs none: zeros that extend a
- * file, an unlogged relation.
+ * Does a change of pages past the buffer pool need a mark that a crash leaves?
+ * The range has been published, so that a flush that begins from now on marks
+ * it.  Until then there are three cases.
+ *
+ * WAL before the newest flush's redo point: it will not be redone.  Needed.
+ *
+ * WAL after it: it is redone and marked, or it is lost.  Then the page's LSN
+ * tells, for those who look from the file's end (query.c): of a page that the
+ * file grows by, or of any page of a file that was empty at the newest flush
+ * and is new as a whole.  Needed for other pages.
+ *
+ * No WAL (zeros, unlogged relations), or not yet, and an LSN that is no place
+ * in it (GiST builds): the same, and a query looks at each of these.
  */
 static bool
-needs_durable_mark(BlockNumber first, BlockNumber end, bool extends, const void **pages)
+needs_durable_mark(const PtrackFork *fork, BlockNumber first, BlockNumber end, bool extends,
+				   const void **pages)
 {
-	BlockNumber npages = 0;
-
-	if (pages != NULL)
-		npages = extends ? 1 : end - first;
-	for (BlockNumber i = 0; i < npages; i++)
-		if (PageGetLSN((Page) unconstify(void *, pages[i])) != InvalidXLogRecPtr)
-			return !RecoveryInProgress();
-	return false;
-}
-
-/*
- * Mark a change before it happens, and make the mark durable.
- *
- * Who appends does so page by page: as much as there is already is taken
- * along, once for each flush.  It will be new, and reported, if it comes to
- * be; and the marks of what does not are in proportion.  The caller has
- * published the range, so that a flush that begins from now on marks it.
- */
-static void
-mark_durably(const PtrackFork *fork, BlockNumber first, BlockNumber end, bool extends)
-{
-	static PtrackRange durable; /* marked and written through ... */
-	static XLogRecPtr durable_redo; /* ... since the flush with this redo */
+	static PtrackFork fresh;	/* was empty ... */
+	static XLogRecPtr fresh_redo;	/* ... when this was the newest flush */
 	XLogRecPtr	flush_redo = pg_atomic_read_u64(&ptrack_shared->flush_redo);
-	uint64		nblocks = end - first;
+	BlockNumber npages = extends ? 1 : end - first;
+	bool		grows = extends && first < end;
 
-	if (durable_redo == flush_redo && memcmp(&durable.fork, fork, sizeof(PtrackFork)) == 0 &&
-		first >= durable.first && end <= durable.first + durable.nblocks)
-		return;
-
-	if (extends)
+	if (grows && first == 0)
 	{
-		/* from the beginning of a chunk: what was skipped may be filled in */
-		first -= first % PTRACK_CHUNK_BLOCKS;
-		nblocks = Max(first, PTRACK_CHUNK_BLOCKS);
-		nblocks = Min(nblocks, MAX_AHEAD_BLOCKS);
-		nblocks = Max(nblocks, end - first);
+		fresh = *fork;
+		fresh_redo = flush_redo;
 	}
-	ptrack_mark(fork, first, nblocks, ptrack_now());
-	ptrack_file_write_through();
-
-	/* not before: it may have failed */
-	if (extends)
+	if (pages == NULL || RecoveryInProgress())
+		return false;
+	if (fresh_redo == flush_redo && memcmp(&fresh, fork, sizeof(PtrackFork)) == 0)
+		grows = true;
+	for (BlockNumber i = 0; i < npages; i++)
 	{
-		durable.fork = *fork;
-		durable.first = first;
-		durable.nblocks = nblocks;
-		durable_redo = flush_redo;
+		XLogRecPtr	lsn = PageGetLSN((Page) unconstify(void *, pages[i]));
+
+		if (lsn >= (XLogRecPtr) wal_segment_size && (lsn <= flush_redo || !grows))
+			return true;
 	}
+	return false;
 }
 
 static void
@@ -130,12 +112,15 @@ change_begin(SMgrRelation reln, ForkNumber forknum, BlockNumber first,
 		RelFileLocator locator = RelnLocator(reln);
 		PtrackFork	fork = {locator.spcOid, locator.dbOid, locator.relNumber, forknum};
 
-		/* "extended" where there was something already */
-		first = Min(first, end - 1);
+		/* "extended" where there was something already, if end is not above it */
+		BlockNumber begin = Min(first, end - 1);
 
-		ptrack_publish(&fork, first, end - first);
-		if (needs_durable_mark(first, end, extends, pages))
-			mark_durably(&fork, first, end, extends);
+		ptrack_publish(&fork, begin, end - begin);
+		if (needs_durable_mark(&fork, first, end, extends, pages))
+		{
+			ptrack_mark(&fork, begin, end - begin, ptrack_now());
+			ptrack_file_write_through();
+		}
 	}
 }
 

@@ -22,6 +22,7 @@ extern bool ptrack_read_next(int rounds);
 extern void ptrack_read_pages(int fd, uint32 number, uint32 n);
 extern void ptrack_file_flush(XLogRecPtr redo, bool end_of_recovery);
 extern void ptrack_file_write_through(void);
+extern void ptrack_file_write_count(void);
 extern XLogRecPtr ptrack_decide_init_lsn(void);
 
 #endif							/* PTRACK_MAPFILE_H */

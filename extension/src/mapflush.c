@@ -273,6 +273,46 @@ write_new_file(XLogRecPtr redo, TimeLineID tli, uint32 flags)
 }
 
 /*
+ * Have the header count the pages in use, without stamping it: with it, a page
+ * that is lost is seen.  False with errno set if it could not be written.
+ */
+static bool
+write_count(int fd)
+{
+	PtrackShared *shared = ptrack_shared;
+
+	make_header(shared->file_redo, shared->file_tli, shared->file_flags);
+	if (!ptrack_write(fd, &header_page, sizeof(header_page), 0))
+	{
+		/* it may be there in part: a new file, next time */
+		shared->in_place = false;
+		return false;
+	}
+	shared->header_used = shared->used;
+	shared->unsynced = true;
+	return true;
+}
+
+/*
+ * The same for whoever has found, reading the file, that the count is short.
+ * Caller holds the lock.
+ */
+void
+ptrack_file_write_count(void)
+{
+	int			fd = BasicOpenFile(PTRACK_FILE, O_RDWR | PG_BINARY);
+	bool		ok = fd >= 0 && write_count(fd);
+
+	if (!ok)
+		ereport(WARNING,
+				(errcode_for_file_access(),
+				 errmsg("ptrack: could not write map file \"%s\": %m", ptrack_map_path()),
+				 errdetail("The next checkpoint writes it.")));
+	if (fd >= 0)
+		close(fd);
+}
+
+/*
  * Write the pages that were marked to the file and, if redo is valid, the
  * header after them.  Returns the pages written, or -1 with errno set.
  */
@@ -292,24 +332,9 @@ write_in_place(XLogRecPtr redo, TimeLineID tli, uint32 flags)
 		return -1;
 	}
 	written = write_pages(fd, false);
-	if (written >= 0 && redo == InvalidXLogRecPtr && shared->used != shared->header_used)
-	{
-		/*
-		 * The header counts them: with it, a page that is lost is seen.  Some
-		 * may have come with a write that failed later.
-		 */
-		make_header(shared->file_redo, shared->file_tli, shared->file_flags);
-		if (ptrack_write(fd, &header_page, sizeof(header_page), 0))
-		{
-			shared->header_used = shared->used;
-			shared->unsynced = true;
-		}
-		else
-		{
-			shared->in_place = false;
-			written = -1;
-		}
-	}
+	if (written >= 0 && redo == InvalidXLogRecPtr && shared->used != shared->header_used &&
+		!write_count(fd))
+		written = -1;
 	if (written >= 0 && shared->unsynced)
 	{
 		if (pg_fsync(fd) == 0)
@@ -340,6 +365,20 @@ write_in_place(XLogRecPtr redo, TimeLineID tli, uint32 flags)
 }
 
 /*
+ * The map began with this start, and all that has happened since is marked: it
+ * knows all since this redo point, at the latest.
+ */
+static void
+known_since(XLogRecPtr redo)
+{
+	PtrackShared *shared = ptrack_shared;
+	XLogRecPtr	init_lsn = pg_atomic_read_u64(&shared->init_lsn);
+
+	if (shared->fresh && (init_lsn == 0 || redo < init_lsn))
+		pg_atomic_write_u64(&shared->init_lsn, redo);
+}
+
+/*
  * Write the file by whichever way fits.  Caller holds the lock.
  */
 static int64
@@ -367,6 +406,8 @@ write_file(XLogRecPtr redo, TimeLineID tli, uint32 flags)
 		tli = shared->file_tli;
 		flags = shared->file_flags;
 	}
+	else
+		known_since(redo);		/* it may have begun anew right here */
 	return write_new_file(redo, tli, flags);
 }
 
@@ -396,7 +437,6 @@ ptrack_file_flush(XLogRecPtr redo, bool end_of_recovery)
 	TimestampTz started = GetCurrentTimestamp();
 	TimeLineID	tli;
 	uint32		flags = 0;
-	XLogRecPtr	init_lsn;
 	int64		written;
 
 	if (end_of_recovery)
@@ -416,11 +456,7 @@ ptrack_file_flush(XLogRecPtr redo, bool end_of_recovery)
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	ptrack_mark_published();
-
-	/* all that happened since this start is marked, so its beginning is known */
-	init_lsn = pg_atomic_read_u64(&shared->init_lsn);
-	if (shared->fresh && (init_lsn == 0 || redo < init_lsn))
-		pg_atomic_write_u64(&shared->init_lsn, redo);
+	known_since(redo);
 
 	if (pg_atomic_read_u32(&shared->replayed) != 0)
 	{

@@ -411,6 +411,11 @@ ptrack_read_next(int rounds)
 	}
 	if (fd >= 0)
 		close(fd);
+
+	/* more than the header knew: a crash came between them and it */
+	if (pg_atomic_read_u32(&shared->unread) == 0 && shared->in_place &&
+		shared->used != shared->header_used)
+		ptrack_file_write_count();
 	return true;
 }
 

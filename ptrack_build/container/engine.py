@@ -110,7 +110,9 @@ def _own() -> Iterator[DockerClient]:
     """Start dockerd, and stop it at the end."""
     log = cache.directory("log") / "engine.log"
     with contextlib.ExitStack() as stack:
-        stack.enter_context(cache.lock("in containers of an engine of its own"))
+        stack.enter_context(
+            cache.lock("in containers of an engine of its own", "uses such an engine")
+        )
         # A socket's path is short, and nobody else may pass to this one.
         home = Path(tempfile.mkdtemp(prefix="ptrack-engine-", dir=_short()))
         stack.callback(cache.remove, home)

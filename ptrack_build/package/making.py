@@ -12,6 +12,7 @@ and what Bench.keep() took is found under the key from then on.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -22,7 +23,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
 
 from ptrack_build import __version__, cache, host, report
-from ptrack_build.errors import CommandFailed, PtrackError
+from ptrack_build.errors import CommandFailed
 from ptrack_build.package import Package, PackageError, Release, System, publish, room, table
 from ptrack_build.package.place import HERE
 from ptrack_build.progress import Step, say, step
@@ -493,7 +494,7 @@ def one(kind: str, build: Builder, major: Major, wanted: Wanted) -> Path:
     tree = patch.apply(source.fetch(major, locked=wanted.locked))
     with container.place(wanted.image, slot(kind, major), kept=kind) as where:
         made = build(tree, jit=wanted.jit, where=where)
-    with cache.lock(f"dist {made.system.name} {made.major}"):
+    with cache.lock(f"dist {made.system.name} {made.major}", f"publishes {made.major}"):
         place = publish(made)
     say(table(made.packages))
     if native := made.made_of.get("native"):
@@ -507,15 +508,18 @@ def every(kind: str, build: Builder, majors: Sequence[Major], wanted: Wanted) ->
 
     Raises PackageError if any failed, and SourceError when no source could be had at all.
     """
-    outcomes = []
-    for major in majors:
+    outcomes: list[report.Outcome] = []
+
+    def package(major: Major) -> report.Outcome:
         name = f"{kind}-{major.name}"
-        try:
-            place = one(kind, build, major, wanted)
-        except (PtrackError, OSError) as error:
-            outcomes.append(report.stopped(name, error))
-        else:
-            outcomes.append(report.Outcome(session=name, status="passed", note=str(place)))
+        place = one(kind, build, major, wanted)
+        return report.Outcome(session=name, status="passed", note=str(place))
+
+    from ptrack_build import source
+
+    source.check_settings()
+    sessions = [(f"{kind}-{each.name}", functools.partial(package, each)) for each in majors]
+    report.through(sessions, outcomes)
     made = any(each.status == "passed" for each in outcomes)
     nothing = None if made else report.without_source("packaged")
     report.close(outcomes, results() / f"{kind}.json", PackageError, nothing)

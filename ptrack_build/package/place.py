@@ -82,7 +82,7 @@ class Native:
 
     def install(self, names: Iterable[str]) -> None:
         """See Place."""
-        with cache.lock("system packages"):
+        with cache.lock("system packages", "installs packages"):
             host.install(list(names))
 
     def ensure(self, needs: Iterable[str]) -> None:

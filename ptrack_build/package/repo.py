@@ -118,7 +118,7 @@ def make(dist: Path = DIST, *, unsigned: bool = False) -> Path:
     final = dist / "repo"
     with contextlib.ExitStack() as stack:
         key = None if unsigned else stack.enter_context(signing.key())
-        stack.enter_context(cache.lock(f"repository {dist}"))
+        stack.enter_context(cache.lock(f"repository {dist}", "writes the repository"))
         try:
             with step("repository"), replacing(final) as scratch:
                 if debs:

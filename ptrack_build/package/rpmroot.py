@@ -76,7 +76,7 @@ def verify(dist: Path) -> Tried:
     log = cache.directory("log") / f"verify-rpm-{major}.log"
     log.unlink(missing_ok=True)
     title = f"rpms of {major} on a fresh {system.codename}"
-    with cache.lock(f"verify rpm {major}"):
+    with cache.lock(f"verify rpm {major}", f"tries rpms of {major}"):
         place = cache.directory("build") / f"verify-rpm-{major}"
         cache.remove(place)
         place.mkdir()

@@ -190,6 +190,7 @@ class _Fit:
 def _fit(objects: Objects, source: SourceTree, templates: Path, patches: Path) -> _Fit:
     plans = edits.load(templates, source.major)
     shown = f"patches/{committed.file_name(source.major.branch)}"
+    committed.require(source.major, patches)
     old = objects.files(source.commit, [plan.path for plan in plans])
     rendered: dict[str, File] = {}
     error: PatchError | None = None
@@ -258,7 +259,8 @@ def apply(
     """The source with the core patch, exported below the cache.
 
     What the committed diff is of no use for is rendered anew, and said. Raises PatchError where the
-    templates do not fit either, with template, edit and the closest places.
+    templates do not fit either, with template, edit and the closest places, and where there is no
+    committed diff at all.
     """
     memo = _memo(source, templates, patches)
     tree = _remembered(memo, source)
@@ -287,7 +289,7 @@ def _exported(objects: Objects, source: SourceTree, fit: _Fit) -> PatchedTree:
     key = cache.digest(LAYOUT, source.digest, patch_digest)[:20]
     final = cache.directory("tree") / key
     if not final.is_dir():
-        with cache.lock(f"tree-{key}"):
+        with cache.lock(f"tree-{key}", f"patches PostgreSQL {source.version}"):
             if not final.is_dir():
                 with cache.building(final) as scratch:
                     objects.export(source.commit, fit.new, scratch)

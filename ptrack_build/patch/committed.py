@@ -159,6 +159,15 @@ def read(major: Major, patches: Path) -> Diff:
     return diff
 
 
+def require(major: Major, patches: Path) -> None:
+    """Raise PatchError where a major has no committed diff, or its branch is not called so."""
+    path = patches / file_name(major.branch)
+    if not path.is_file():
+        what = f"PostgreSQL {major.name} has no committed diff: {patches.name}/{path.name}"
+        hint = f"git checkout -- {patches.name}; for a new major {HINT} -- {major.name}"
+        raise PatchError(what, hint=hint)
+
+
 def parse(body: str, name: str = "the diff") -> tuple[FileDiff, ...]:
     """The files and hunks of a diff made by git. Raises PatchError if it is none."""
     try:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from ptrack_build.errors import CommandFailed, HostError, PatchError
+from ptrack_build.source.base import check_damage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -126,6 +127,7 @@ class Objects:
             if "No space left" in said:
                 what = f"no space left on the device of {self._scratch}"
                 raise HostError(what, hint="free some space")
+            check_damage(said, self._repository)
             raise CommandFailed(["git", *arguments], done.returncode, tail=said)
         return done
 

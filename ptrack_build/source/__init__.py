@@ -55,6 +55,7 @@ __all__ = [
     "Mirror",
     "SourceTree",
     "bring",
+    "check_settings",
     "export",
     "fetch",
     "open_mirror",
@@ -104,7 +105,7 @@ def fetch(
     lasting = all(p.lasting() for p in chosen)
     if lasting and not refresh and (known := _remembered(want, key)):
         return known
-    with cache.lock(f"source-{major.name}"):
+    with cache.lock(f"source-{major.name}", f"looks for PostgreSQL {major.name}"):
         if lasting and not refresh and (known := _remembered(want, key)):
             return known  # another run looked it up meanwhile
         return _look(want, chosen, key)
@@ -143,7 +144,17 @@ def _look(want: Want, chosen: tuple[Provider, ...], key: str) -> SourceTree:
         what = f"{title}: {only.what}"
         raise kind(what, hint=only.hint or WAYS_OUT) from only
     lines = [f"{title}: no source could be had", *(f"  {n}: {e.what}" for n, e in failures)]
+    if len({error.what for _, error in failures}) == 1:
+        lines = [f"{lines[0]}: {failures[0][1].what}"]
     raise kind("\n".join(lines), hint=WAYS_OUT)
+
+
+def check_settings() -> None:
+    """Raise UsageError for a setting that can be of use to no major."""
+    chosen, _ = _choose(os.environ.get("PTRACK_SOURCE") or "auto")
+    for provider in chosen:
+        provider.key()
+    _ttl()
 
 
 def _choose(spec: str) -> tuple[tuple[Provider, ...], str]:
@@ -155,7 +166,7 @@ def _choose(spec: str) -> tuple[tuple[Provider, ...], str]:
     if name in known:
         return (known[name],), pin
     path = Path(spec).expanduser()
-    if "/" not in spec and not path.exists():
+    if not path.exists():
         what = f"PTRACK_SOURCE={spec} is neither a provider nor a path"
         hint = f"take auto, {', '.join(known)}, or a directory or tarball of PostgreSQL"
         raise UsageError(what, hint=hint)
@@ -168,7 +179,7 @@ def _fetch_locked(major: Major, spec: str, *, refresh: bool) -> SourceTree:
         what = f"matrix.lock has no PostgreSQL {major.name}"
         raise SourceError(what, hint="build it without --locked")
     mirror = open_mirror()
-    if spec in {"auto", row.provider} and mirror.commit(row.commit):
+    if spec in {"auto", row.provider} and mirror.whole(row.commit):
         tree = _locked_tree(major, mirror, row)
         say(f"PostgreSQL {tree.version}: {tree.provider}, {tree.origin}, as locked")
         return tree
@@ -178,7 +189,7 @@ def _fetch_locked(major: Major, spec: str, *, refresh: bool) -> SourceTree:
         chosen = tuple(p for p in chosen if (p.name == "git") == (row.provider == "git"))
     failures: list[tuple[str, str]] = []
     kind: type[SourceError] = SourceError
-    with cache.lock(f"source-{major.name}"):
+    with cache.lock(f"source-{major.name}", f"looks for PostgreSQL {major.name}"):
         for provider in chosen:
             pin = row.commit if provider.name == "git" else row.version
             digest = "" if provider.name in {"git", "path"} else row.sha256
@@ -281,6 +292,8 @@ def _remembered(want: Want, key: str) -> SourceTree | None:
     now = time.time()
     for record in _records(want.major.name, want.mirror):
         if record.key == key and (0 <= now - record.when < ttl or offline()):
+            if not want.mirror.whole(record.commit):
+                continue  # looked up anew, its files come again
             tree = _tree(want, record)
             say(
                 f"PostgreSQL {tree.version}: {tree.provider}, {tree.origin}, looked up "
@@ -295,7 +308,9 @@ def _newest(want: Want, names: set[str]) -> tuple[Record, SourceTree] | None:
     found = [
         record
         for record in _records(want.major.name, want.mirror)
-        if record.provider in names and want.pin in {"", record.version, record.commit}
+        if record.provider in names
+        and want.pin in {"", record.version, record.commit}
+        and want.mirror.whole(record.commit)
     ]
     if not found:
         return None

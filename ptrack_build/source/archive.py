@@ -62,7 +62,7 @@ def ref(sha256: str) -> str:
 
 def imported(mirror: Mirror, sha256: str) -> str:
     """The commit made from the tarball of that digest, or ""."""
-    return mirror.commit(ref(sha256)) if sha256 else ""
+    return mirror.whole(ref(sha256)) if sha256 else ""
 
 
 def tar_entries(tar: tarfile.TarFile, where: str) -> Iterator[Entry]:

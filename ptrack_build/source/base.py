@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
@@ -96,6 +97,22 @@ def check_space(complaint: str, place: Path | None = None) -> None:
     if any(word in complaint for word in words):
         what = f"no space left on the device of {place or cache.root()}"
         raise HostError(what, hint=MORE_SPACE)
+
+
+#: What git says of objects that it should have and has not, or cannot read.
+_DAMAGE = re.compile(
+    r"missing (blob|tree|commit) object|unable to read|cannot read '[0-9a-f]{40}|invalid object|"
+    r"bad (tree )?object|not a tree object|failed to unpack tree|Could not read [0-9a-f]{40}|"
+    r"is corrupt|object file \S+ is empty"
+)
+
+
+def check_damage(complaint: str, mirror: Path) -> None:
+    """Raise HostError if git complains of objects that the mirror should have."""
+    found = next((line for line in complaint.splitlines() if _DAMAGE.search(line)), "")
+    if found:
+        what = f"the mirror {mirror} is damaged: {re.sub('^(fatal|error): ', '', found)}"
+        raise HostError(what, hint=f"rm -rf {shlex.quote(str(mirror))}: it is fetched anew")
 
 
 def check_free() -> None:

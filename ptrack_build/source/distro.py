@@ -47,6 +47,14 @@ _DISTRUST = re.compile(r"(?i)hash sum mismatch|NO_PUBKEY|not signed|invalid sign
 _TRANSPORT = re.compile(
     r"(?i)acquire::(https?::(.*::)?proxy\b|check-valid-until\b|check-date\b|(min|max)-validtime\b)"
 )
+#: Something came that is not what was signed for: whatever else there is, somebody has to look. Of
+#: an index that may be a mirror that is being renewed, which apt takes no notice of either.
+_TAMPERED = re.compile(r"(?i)hash sum mismatch|invalid signature|BADSIG")
+_FORGED = re.compile(r"(?i)invalid signature|BADSIG")
+TAMPERED_HINT = (
+    "if the mirror was being renewed just now, try again later; else find out who changes what "
+    "comes from it, or take another provider: PTRACK_SOURCE=git or tarball"
+)
 POCKETS = ("", "-updates", "-proposed-updates", "-backports")
 ROLLING = {"sid", "unstable", "experimental", "rc-buggy"}
 ALIASES = ROLLING | {"stable", "testing", "oldstable", "oldoldstable"}
@@ -133,20 +141,26 @@ class DistroProvider:
 
         Raises SourceError saying what was listed and why nothing of it came.
         """
+        if offline():
+            what = "PTRACK_OFFLINE is set"
+            raise Unreachable(what)
         if want.major.state == "devel":
             what = f"no distribution has PostgreSQL {want.major.name}"
             raise SourceError(what)
         self._check_host()
-        if offline():
-            what = "PTRACK_OFFLINE is set"
-            raise Unreachable(what)
         reasons: list[str] = []
         kind: type[SourceError] = SourceError
-        for stanzas, label in self._stages(want):
+        stages = self._stages(want)
+        for stanzas, label in stages:
             apt = Apt(stanzas=stanzas, label=label, etc=self.etc, options=self.options, want=want)
             try:
                 return self._take(apt, want)
+            except _Tampered:
+                raise
             except SourceError as error:
+                _stop_if(_FORGED, error.what)
+                if label != stages[-1][1]:
+                    say(f"distro: {error.what}: next suite")
                 reasons.append(error.what)
                 kind = _graver(kind, error)
         if not reasons:
@@ -248,6 +262,7 @@ class DistroProvider:
 
     def _take(self, apt: Apt, want: Want) -> SourceTree:
         complaint = apt.update()
+        _stop_if(_FORGED, complaint)
         uploads = apt.uploads()
         if want.pin:
             uploads = [u for u in uploads if u.upstream == want.pin]
@@ -265,6 +280,7 @@ class DistroProvider:
             try:
                 self._import(apt, want, upload, where)
             except SourceError as error:
+                _stop_if(_TAMPERED, error.what, where)
                 failures.append((upload, error))
                 if upload is not uploads[-1]:
                     say(f"distro: {where} is listed but cannot be had ({error.what}): next one")
@@ -290,13 +306,22 @@ class DistroProvider:
     def _import(self, apt: Apt, want: Want, upload: Upload, where: str) -> None:
         if imported(want.mirror, upload.sha256):
             return
-        with cache.lock(f"download-{upload.sha256[:16]}"):
+        with cache.lock(f"download-{upload.sha256[:16]}", f"downloads {upload.file}"):
             if imported(want.mirror, upload.sha256):
                 return
             file = apt.download(upload)
             with step(f"unpacking {file.name}", estimate=12.0):
                 import_tarball(want, file, upload.sha256, where)
             file.unlink(missing_ok=True)
+
+
+class _Tampered(BadSource):
+    """What came is not what was signed for."""
+
+
+def _stop_if(tampered: re.Pattern[str], reason: str, where: str = "") -> None:
+    if tampered.search(reason):
+        raise _Tampered(f"{where}: {reason}" if where else reason, hint=TAMPERED_HINT)
 
 
 def _graver(kind: type[SourceError], error: SourceError) -> type[SourceError]:
@@ -385,7 +410,7 @@ class Apt:
         Raises SourceError when no server answers.
         """
         stamp = self.home / "updated"
-        with cache.lock(f"apt-{self.home.name}"):
+        with cache.lock(f"apt-{self.home.name}", f"asks the archive of {self.label}"):
             if not self.want.refresh and _younger(stamp, UPDATED_SECONDS):
                 return stamp.read_text(encoding="utf-8")
             uris = (
@@ -401,8 +426,7 @@ class Apt:
             check_space(done.stdout)
             complaint = _complaint(done)
             if not any((self.home / "state/lists").glob("*_Sources*")):
-                what = complaint or first_line(done.stdout) or f"status {done.returncode}"
-                raise _failure(what)
+                raise _failure(complaint or _silence(done, self.label))
             cache.write(stamp, complaint)
         return complaint
 
@@ -428,26 +452,38 @@ class Apt:
         folder = self.home / "download"
         file = folder / upload.file
         wanted = f"{self.package}={upload.version}"
-        reason = ""
+        failure = SourceError("nothing came")
         size = f"{upload.size / 1e6:.0f} MB"
         for attempt in range(TRIES):
             if attempt:
                 # perhaps what was there to go on from is of another file
                 file.unlink(missing_ok=True)
                 time.sleep(1.0)
-            with step(f"downloading {upload.file}, {size}", estimate=upload.size / 5e6):
-                done = self.run(
-                    "apt-get", "source", "--download-only", "--tar-only", wanted, cwd=folder
-                )
-            file.with_name(file.name + ".FAILED").unlink(missing_ok=True)
-            if file.is_file() and sha256_of(file) == upload.sha256:
+            try:
+                with step(f"downloading {upload.file}, {size}", estimate=upload.size / 5e6):
+                    done = self.run(
+                        "apt-get", "source", "--download-only", "--tar-only", wanted, cwd=folder
+                    )
+                    file.with_name(file.name + ".FAILED").unlink(missing_ok=True)
+                    _arrived(file, upload, done)
+            except SourceError as error:
+                failure = error
+            else:
                 return file
-            reason = _complaint(done) or f"status {done.returncode}"
-            check_space(done.stdout)
-            if re.search(r"\b(404|403|410)\b", reason):
+            if re.search(r"\b(404|403|410)\b", failure.what):
                 break
         file.unlink(missing_ok=True)
-        raise _failure(reason)
+        raise failure
+
+
+def _arrived(file: Path, upload: Upload, done: Completed) -> None:
+    """Raise SourceError with apt's reason unless the tarball of an upload is there, and right."""
+    if not file.is_file():
+        check_space(done.stdout)
+        raise _failure(_complaint(done) or f"apt-get brought nothing, status {done.returncode}")
+    if sha256_of(file) != upload.sha256:
+        check_space(done.stdout)
+        raise _failure(_complaint(done) or "hash sum mismatch")
 
 
 def parse_uploads(text: str, package: str) -> list[Upload]:
@@ -576,6 +612,14 @@ def _failure(reason: str) -> SourceError:
     """The error for what apt said: whether it is the network decides what may be done about it."""
     network = r"(?i)could not (connect|resolve)|timed? ?out|temporary failure|network is"
     return (Unreachable if re.search(network, reason) else SourceError)(reason)
+
+
+def _silence(done: Completed, label: str) -> str:
+    """Why no index came, where apt does not complain of anything: "Ign:" is not a reason."""
+    if re.search("(does not|no longer) ha(ve|s) a Release file", done.stdout):
+        return f"the archive has no suite {label}"
+    errors = "\n".join(line for line in done.stdout.splitlines() if line.startswith("Err:"))
+    return first_line(errors) or f"apt-get update brought no index, status {done.returncode}"
 
 
 def _complaint(done: Completed) -> str:

@@ -40,16 +40,13 @@ class GitProvider:
     name: ClassVar[str] = "git"
 
     def repositories(self) -> list[str]:
-        """The repositories to try, in order."""
+        """The repositories to try, in order. Raises UsageError for what cannot be a URL."""
         named = os.environ.get("PTRACK_PG_GIT", "").strip()
         if not named:
             return list(SERVERS)
         if Path(named).expanduser().is_dir():
             return [str(Path(named).expanduser().absolute())]
-        return [
-            str(Path(word).expanduser().absolute()) if Path(word).expanduser().is_dir() else word
-            for word in named.split()
-        ]
+        return [_repository(word) for word in named.split()]
 
     def key(self) -> str:
         """See Provider."""
@@ -93,13 +90,13 @@ class GitProvider:
         name = want.pin or want.major.branch
         commit, found = _ask(repository, name)
         mirror = want.mirror
-        if not mirror.commit(commit):
+        if not mirror.whole(commit):
             log = cache.directory("log") / f"source-{want.major.name}.log"
             with (
                 step(f"fetching {found} from {repository}", estimate=FETCH_ESTIMATE),
                 mirror.writing(),
             ):
-                if not mirror.commit(commit):
+                if not mirror.whole(commit):
                     git_remote(
                         f"--git-dir={mirror.path}",
                         "fetch",
@@ -111,7 +108,10 @@ class GitProvider:
                         log=log,
                     )
             # the branch may have moved between question and answer
-            commit = mirror.commit(_ref(want, commit))
+            commit = mirror.whole(_ref(want, commit))
+            if not commit:
+                what = f"{found} of {repository} did not come whole"
+                raise SourceError(what, hint="try again, or name another with PTRACK_PG_GIT")
         where = f"{found} of {repository}"
         version = mirror.version(commit, where)
         check_version(want.major, version, where)
@@ -129,13 +129,22 @@ class GitProvider:
     def bring(self, want: Want, commit: str) -> bool:
         """Ask for one more commit, so that its blobs are here; whether it came. Never raises for
         what a server does not have or cannot be asked."""
-        if want.mirror.commit(commit):
+        if want.mirror.whole(commit):
             return True
         try:
             self.fetch(Want(major=want.major, mirror=want.mirror, pin=commit, refresh=want.refresh))
         except SourceError:
             return False
-        return bool(want.mirror.commit(commit))
+        return bool(want.mirror.whole(commit))
+
+
+def _repository(word: str) -> str:
+    """One word of PTRACK_PG_GIT: a directory as its whole path, anything else as it is."""
+    path = Path(word).expanduser()
+    if path.is_dir():
+        return str(path.absolute())
+    scheme = word.partition("://")[0]
+    return net.checked(word, "PTRACK_PG_GIT") if scheme in net.PORTS else word
 
 
 def is_local(repository: str) -> bool:

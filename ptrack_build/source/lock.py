@@ -71,35 +71,40 @@ def write_lock(
     *,
     proven: dt.date | None = None,
 ) -> None:
-    """Record these trees as proven (today); the rows of other majors stay."""
+    """Record these trees as proven (today); the rows of other majors stay.
+
+    Of two at once each keeps what the other wrote.
+    """
     path = path or default()
-    rows = read_lock(path)
-    day = proven or dt.datetime.now(dt.UTC).date()
-    for tree in trees:
-        old = rows.get(tree.major.name)
-        new = Row(
-            name=tree.major.name,
-            version=tree.version,
-            provider=tree.provider,
-            commit=tree.commit,
-            tree=tree.digest,
-            origin=_public(tree),
-            proven=day,
-            sha256=tree.sha256,
-        )
-        if old is None or (old.tree, old.provider) != (new.tree, new.provider) or proven:
-            rows[tree.major.name] = new
-    order = sorted(rows, key=lambda n: int(n) if n.isdigit() else 10_000)
-    text = HEAD
-    for name in order:
-        row = rows[name]
-        text += "\n[[major]]\n"
-        for key in Row.__struct_fields__:
-            value = getattr(row, key)
-            if value != "":
-                shown = value.isoformat() if key == "proven" else json.dumps(value)
-                text += f"{key} = {shown}\n"
-    cache.write(path, text)
+    name = f"rows-{cache.digest(str(path.absolute()))[:16]}"
+    with cache.lock(name, f"writes {path.name}"):
+        rows = read_lock(path)
+        day = proven or dt.datetime.now(dt.UTC).date()
+        for tree in trees:
+            old = rows.get(tree.major.name)
+            new = Row(
+                name=tree.major.name,
+                version=tree.version,
+                provider=tree.provider,
+                commit=tree.commit,
+                tree=tree.digest,
+                origin=_public(tree),
+                proven=day,
+                sha256=tree.sha256,
+            )
+            if old is None or (old.tree, old.provider) != (new.tree, new.provider) or proven:
+                rows[tree.major.name] = new
+        order = sorted(rows, key=lambda n: int(n) if n.isdigit() else 10_000)
+        text = HEAD
+        for name in order:
+            row = rows[name]
+            text += "\n[[major]]\n"
+            for key in Row.__struct_fields__:
+                value = getattr(row, key)
+                if value != "":
+                    shown = value.isoformat() if key == "proven" else json.dumps(value)
+                    text += f"{key} = {shown}\n"
+        cache.write(path, text)
 
 
 def _public(tree: SourceTree) -> str:

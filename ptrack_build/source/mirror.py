@@ -5,7 +5,11 @@ changes what the whole repository knows of its depth. An import of files happens
 its own, whose finished pack is moved here, and holds a lock of its ref. Readers need none: objects
 are there before the ref that names them. A fetch that was killed leaves at most temporary packs and
 git's own lock files, which the next one removes: shallow.lock at once, for who holds our lock owns
-it; those of refs, which are held for milliseconds, when they are a few seconds old.
+it; those of refs, which are held for milliseconds, when they are a few seconds old. What is fetched
+stays one pack, however small, which git puts in its place when all of it is there: unpacked, the
+commit would come first, and its files perhaps not. Whether a commit has all of its files is asked
+all the same before it is taken, and refs to those that have not are dropped before a fetch: git
+takes what a ref names for whole, and would not ask for the rest.
 
 Depth: branches are fetched with the newest commit only (`--depth 1`, with all of its blobs). The
 whole history would be 20 times as much and serves one thing: a 3-way apply needs the blobs that a
@@ -34,7 +38,7 @@ from typing import IO, TYPE_CHECKING
 from ptrack_build import cache
 from ptrack_build.errors import BadSource, CommandFailed, HostError
 from ptrack_build.run import Completed, call
-from ptrack_build.source.base import check_space
+from ptrack_build.source.base import check_damage, check_space
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -113,6 +117,7 @@ def global_config() -> Path:
         "[credential]\n\thelper =",
         "[core]\n\thooksPath = /dev/null\n\tfsmonitor = false",
         "[gc]\n\tauto = 0",
+        "[fetch]\n\tunpackLimit = 1\n[transfer]\n\tunpackLimit = 1",
         # a repository on this machine packs for the mirror: new deltas are not worth the time
         "[pack]\n\twindow = 0\n\tcompression = 1",
         "[maintenance]\n\tauto = false",
@@ -157,14 +162,19 @@ class Mirror:
     def git(
         self, *arguments: str, stdin: bytes | None = None, check: bool = True
     ) -> subprocess.CompletedProcess[bytes]:
-        """Run git in the mirror."""
-        return git(f"--git-dir={self.path}", *arguments, stdin=stdin, check=check)
+        """Run git in the mirror. Raises CommandFailed, and HostError for a damaged mirror."""
+        try:
+            return git(f"--git-dir={self.path}", *arguments, stdin=stdin, check=check)
+        except CommandFailed as error:
+            check_damage(error.tail, self.path)
+            raise
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Hold the lock and put right what a killed writer may have left."""
-        with cache.lock(LOCK):
+        with cache.lock(LOCK, "fetches sources"):
             self._sweep()
+            self._drop_halves()
             yield
 
     def _sweep(self) -> None:
@@ -179,10 +189,29 @@ class Mirror:
                     if path.stat().st_mtime < time.time() - seconds:
                         path.unlink()
 
+    def _drop_halves(self) -> None:
+        """Drop the refs to commits of which something is missing."""
+        if self.git("rev-list", "--objects", "--quiet", "--all", check=False).returncode == 0:
+            return
+        for ref in self.git("for-each-ref", "--format=%(refname)").stdout.decode().split():
+            if not self.whole(ref):
+                self.git("update-ref", "-d", ref)
+
     def commit(self, name: str) -> str:
-        """The id of the commit a ref or an id stands for, or "" when it is not (wholly) here."""
+        """The id of the commit a ref or an id stands for, or "" when that is not here.
+
+        Its files may not be: see whole().
+        """
         done = self.git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}", check=False)
         return done.stdout.decode().strip()
+
+    def whole(self, name: str) -> str:
+        """The id of the commit, or "" when it, or any of its files, is not here."""
+        commit = self.commit(name)
+        walk = ("rev-list", "--objects", "--quiet", "--no-walk")
+        if not commit or self.git(*walk, commit, check=False).returncode != 0:
+            return ""
+        return commit
 
     def tree(self, commit: str) -> str:
         """The id of a commit's tree."""
@@ -235,8 +264,8 @@ class Mirror:
 
         It depends on the files and the message alone. Nothing is named before all is there.
         """
-        with cache.lock(f"import-{cache.digest(ref)[:16]}"):
-            if before := self.commit(ref):
+        with cache.lock(f"import-{cache.digest(ref)[:16]}", "unpacks the same source"):
+            if before := self.whole(ref):
                 return before
             with self._annex() as annex:
                 self._import(annex, entries, message)
@@ -402,14 +431,16 @@ def export(mirror: Path, commit: str, dest: Path) -> None:
         unpack = [program, "-x", "-C", str(dest), "--no-same-owner", "-f", "-"]
         done = subprocess.run(unpack, stdin=archive.stdout, capture_output=True, check=False)
         assert archive.stderr is not None
-        complaint = archive.stderr.read()
-    for command, status, text in (
-        (unpack, done.returncode, done.stderr),
-        (argv, archive.returncode, complaint),
-    ):
+        complaint = archive.stderr.read().decode(errors="replace")
+    said = done.stderr.decode(errors="replace")
+    check_space(f"{said}\n{complaint}", dest)
+    check_damage(complaint, mirror)
+    ended = [(argv, archive.returncode, complaint), (unpack, done.returncode, said)]
+    # what git could not give tar misses; but a tar that ends early ends git, which says nothing
+    ended.sort(key=lambda each: each[1] == -signal.SIGPIPE)
+    for command, status, text in ended:
         if status != 0:
-            check_space(text.decode(errors="replace"), dest)
-            raise CommandFailed(command, status, tail=text.decode(errors="replace").strip())
+            raise CommandFailed(command, status, tail=text.strip())
 
 
 def file_mode(mode: int) -> int:

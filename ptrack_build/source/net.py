@@ -8,6 +8,7 @@ cache for a few minutes, so that nine majors built at once or in turn wait once.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import threading
 import time
@@ -18,6 +19,7 @@ from urllib.request import getproxies, proxy_bypass
 import msgspec
 
 from ptrack_build import cache
+from ptrack_build.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,9 +38,30 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
+def checked(url: str, setting: str, schemes: Iterable[str] = PORTS) -> str:
+    """The URL, if it can be one. Raises UsageError naming the setting that it is from."""
+    try:
+        parts = urlsplit(url)
+        reason = "" if parts.port != 0 else "there is no port 0"
+    except ValueError as error:
+        reason = str(error)
+    else:
+        if parts.scheme not in schemes or not parts.hostname:
+            reason = f"it does not begin with {' or '.join(f'{name}://' for name in schemes)}"
+        elif re.search(r"[\x00-\x20\x7f]", url):
+            reason = "there is a space or a control character in it"
+    if reason:
+        what = f"{setting}={url} is no address: {reason}"
+        raise UsageError(what, hint=f"write it as https://host/path, or unset {setting}")
+    return url
+
+
 def endpoint(url: str) -> tuple[str, int] | None:
     """Host and port that a URL leads to, or None where that cannot be told (a file, a proxy)."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return None
     if parts.scheme not in PORTS or not parts.hostname:
         return None
     if parts.scheme in {"http", "https"}:

@@ -122,7 +122,7 @@ def _from_worktree(want: Want, path: Path) -> str:
         say(f"{path}: left out, not tracked by git: {_listed(untracked)}")
     mirror = want.mirror
     ref = f"refs/ptrack/path/{want.major.name}/{commit[:12]}"
-    if not mirror.commit(commit):
+    if not mirror.whole(commit):
         with step(f"taking {commit[:12]} from {path}"), mirror.writing():
             git_remote(
                 f"--git-dir={mirror.path}",
@@ -134,7 +134,10 @@ def _from_worktree(want: Want, path: Path) -> str:
                 str(path),
                 f"+HEAD:{ref}",
             )
-        commit = mirror.commit(ref)
+        commit = mirror.whole(ref)
+        if not commit:
+            what = f"HEAD of {path} did not come whole"
+            raise BadSource(what, hint=f"git -C {path} fsck says what is missing there")
     mirror.set_ref(ref, commit)
     return commit
 
@@ -156,7 +159,7 @@ def _from_directory(want: Want, path: Path) -> str:
     stamp = directory_stamp(path)
     note = cache.directory("source") / f"directory-{cache.digest(str(path))[:16]}.json"
     known = _known(note)
-    if known.get("stamp") == stamp and (commit := want.mirror.commit(known.get("commit", ""))):
+    if known.get("stamp") == stamp and (commit := want.mirror.whole(known.get("commit", ""))):
         return commit
     ref = f"refs/ptrack/path/{want.major.name}/{stamp[:12]}"
     with step(f"reading {path}", estimate=3.0):

@@ -48,8 +48,9 @@ class TarballProvider:
     name: ClassVar[str] = "tarball"
 
     def server(self) -> str:
-        """The URL below which there is v17.2/postgresql-17.2.tar.bz2."""
-        return os.environ.get("PTRACK_PG_TARBALLS", "").strip().rstrip("/") or SERVER
+        """The URL below which there is v17.2/postgresql-17.2.tar.bz2. Raises UsageError."""
+        named = os.environ.get("PTRACK_PG_TARBALLS", "").strip().rstrip("/")
+        return net.checked(named, "PTRACK_PG_TARBALLS", ("http", "https")) if named else SERVER
 
     def key(self) -> str:
         """See Provider."""
@@ -61,12 +62,12 @@ class TarballProvider:
 
     def fetch(self, want: Want) -> SourceTree:
         """The newest release, or the one of want.pin. Raises SourceError."""
-        if want.major.state == "devel":
-            what = f"PostgreSQL {want.major.name} has no release"
-            raise SourceError(what)
         if offline():
             what = "PTRACK_OFFLINE is set"
             raise Unreachable(what)
+        if want.major.state == "devel":
+            what = f"PostgreSQL {want.major.name} has no release"
+            raise SourceError(what)
         server = self.server()
         silent = net.unreachable([server], refresh=want.refresh)
         if silent:
@@ -91,7 +92,7 @@ class TarballProvider:
         where = url
         if not imported(want.mirror, sha256):
             file = cache.directory("source", "download") / f"{sha256[:16]}-{Path(url).name}"
-            with cache.lock(f"download-{sha256[:16]}"):
+            with cache.lock(f"download-{sha256[:16]}", f"downloads {Path(url).name}"):
                 if not imported(want.mirror, sha256):
                     with step(f"downloading {Path(url).name}") as progress:
                         download(http, url, file, sha256, progress.update)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ptrack_build import cache
 from ptrack_build.source import git, net, tarball
 from tests.build._sources import Server, serving
 
@@ -31,7 +32,7 @@ def cache_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(net, "CONNECT_SECONDS", 2.0)
     monkeypatch.setattr(tarball, "STALL_SECONDS", 0.4)
     monkeypatch.setattr(tarball, "PAUSE_SECONDS", 0.01)
-    return root
+    return cache.root()
 
 
 @pytest.fixture

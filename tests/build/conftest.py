@@ -25,6 +25,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell without job control starts what is in its background deaf to ctrl-C, and that is
     # inherited; what these tests start has to hear it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # likewise from the session that runs these tests
 
 
 @pytest.fixture
@@ -43,12 +45,13 @@ class Script:
     code: str
     env: Mapping[str, str]
 
-    def start(self) -> subprocess.Popen[str]:
+    def start(self, *, start_new_session: bool = False) -> subprocess.Popen[str]:
         """Start it; both streams are one pipe."""
         return subprocess.Popen(
             [sys.executable, "-c", self.code], cwd=REPO, text=True,
             env={**os.environ, "PYTHONPATH": str(REPO), "PYTHONUNBUFFERED": "1", **self.env},
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            start_new_session=start_new_session,
         )  # fmt: skip
 
 

@@ -5,13 +5,21 @@ from __future__ import annotations
 import math
 import random
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from benchmarks import build_line
 from benchmarks.engine import extra, results, sampling
 from benchmarks.engine.results import Family, Row
-from ptrack_build import REPO
+from ptrack_build import REPO, host
+from ptrack_build import compile as compiling
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from tests.build.conftest import Fake
 
 
 def spread(median: float, low: float, high: float) -> sampling.Spread:
@@ -105,6 +113,21 @@ def test_the_formula_gives_what_the_documentation_says() -> None:
     assert [round(extra.expected(share, slots)) for share in shares] == [
         int(cell) for cell in cells.groups()
     ]
+
+
+def test_the_bare_build_is_of_the_same_flags_and_jobs(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[tuple[str, ...]] = []
+
+    def call(argv: Sequence[object], **_options: object) -> None:
+        ran.append(tuple(map(str, argv)))
+
+    monkeypatch.setattr(build_line, "call", call)
+    build_line._bare(fake.tree, compiling.RELEASE, tmp_path)
+    configure, *makes = ran
+    assert configure[1:] == compiling.flags(fake.tree, compiling.RELEASE)
+    assert [words[:2] for words in makes] == [("make", f"-j{host.jobs()}")] * len(makes)
 
 
 def test_the_lock_of_the_plots_has_hashes_and_names_no_address() -> None:

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -21,18 +22,32 @@ def test_root_is_tagged_and_open_to_readers(own_cache: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o1777, 0o2770, 0o700])
-def test_a_directory_that_was_there_keeps_its_mode_and_is_not_tagged(
+def test_a_directory_with_something_in_it_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int
 ) -> None:
     """PTRACK_CACHE at somebody's directory, such as /tmp or a home."""
     place = tmp_path / "place"
     place.mkdir()
-    (place / "letters").write_text("dear")
+    (place / ".letters.from-her.part").write_text("dear")
     place.chmod(mode)
     monkeypatch.setenv("PTRACK_CACHE", str(place))
-    assert cache.root() == place
+    with pytest.raises(HostError, match="place has something in it and is no cache") as caught:
+        cache.root()
+    assert "PTRACK_CACHE" in (caught.value.hint or "")
     assert place.stat().st_mode & 0o7777 == mode
-    assert not (place / "CACHEDIR.TAG").exists(), "a backup would leave the letters out"
+    assert [path.name for path in place.iterdir()] == [".letters.from-her.part"]
+
+
+@pytest.mark.parametrize("mode", [0o1777, 0o2770, 0o700])
+def test_a_directory_that_was_there_keeps_its_mode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int
+) -> None:
+    (tmp_path / "place" / "lost+found").mkdir(parents=True)
+    (tmp_path / "place").chmod(mode)
+    monkeypatch.setenv("PTRACK_CACHE", str(tmp_path / "place"))
+    assert cache.root() == tmp_path / "place"
+    assert cache.root().stat().st_mode & 0o7777 == mode
+    assert (cache.root() / "CACHEDIR.TAG").is_file()
 
 
 def test_an_empty_directory_that_was_there_is_tagged(
@@ -87,14 +102,27 @@ def test_building_what_is_there_keeps_the_first(tmp_path: Path) -> None:
 
 
 def test_scratch_of_a_killed_run_is_swept_after_a_day(tmp_path: Path) -> None:
-    old, new = tmp_path / ".result.a.part", tmp_path / ".result.b.part"
-    for path in (old, new):
+    names = (".result.a_b8ccxz.part", ".other.4711.part", ".result.b_b8ccxz.part", ".film.mp4.part")
+    old, half, new, foreign = (tmp_path / name for name in names)
+    for path in (old, new, foreign):
         path.mkdir()
-    os.utime(old, (1, 1))
+    half.write_text("")
+    for path in (old, half, foreign):
+        os.utime(path, (1, 1))
     with cache.building(tmp_path / "result"):
         pass
     assert not old.exists()
+    assert not half.exists()
     assert new.exists()
+    assert foreign.exists(), "it is not of our making"
+
+
+def test_only_the_cache_without_a_setting_is_the_usual_one(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not cache.usual()
+    monkeypatch.setattr(cache, "_root", lambda _named, _uid: own_cache)
+    assert cache.usual()
 
 
 def test_the_lock_makes_the_second_wait_and_say_so(own_cache: Path) -> None:
@@ -110,6 +138,27 @@ def test_the_lock_makes_the_second_wait_and_say_so(own_cache: Path) -> None:
         assert process.poll() is None
     out, _ = process.communicate(timeout=20)
     assert out == "mine\n"
+
+
+def test_the_lock_says_what_is_waited_for(
+    own_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def wait() -> None:
+        with cache.lock("source-15", "looks for PostgreSQL 15"):
+            pass
+
+    with cache.lock("source-15"):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        said = ""
+        for _ in range(200):
+            said += capsys.readouterr().out
+            if said:
+                break
+            time.sleep(0.05)
+    thread.join()
+    assert said == "waiting for another run that looks for PostgreSQL 15\n"
+    assert own_cache.is_dir()
 
 
 def test_the_lock_ends_with_a_killed_holder(own_cache: Path) -> None:

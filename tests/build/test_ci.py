@@ -8,17 +8,16 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import tomllib
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ptrack_build import ci, matrix
 from ptrack_build.errors import PtrackError
 from tests.build.conftest import REPO
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 NAMES = ("12", "13", "14", "15", "16", "17", "18", "19", "devel")
 
@@ -102,8 +101,50 @@ def test_the_matrix_is_json_and_nothing_else() -> None:
     data = json.loads(printed.stdout)
     assert [row["session"] for row in data["include"]] == [f"test-{name}" for name in NAMES]
     assert len({row["key"] for row in data["include"]}) == len(NAMES)
-    known = {each["session"] for each in listed()}
-    assert {name for names in data["sessions"].values() for name in names} <= known
+    words = [words for family in data["sessions"].values() for words in family]
+    assert sorted(each.split()[0] for each in words) == sorted(registered())
+    assert {"patches -- --check", "workflows -- --check", "bench-build", "repo"} <= set(words)
+    for family in ("build", "test", "demo", "mutants", "bench", "deb", "rpm", "reproduce"):
+        assert {f"{family}-{name}" for name in NAMES} <= set(data["sessions"][family])
+
+
+def registered() -> list[str]:
+    """All sessions, in nox's own order."""
+    done = nox("-l")
+    assert done.returncode == 0, done.stderr
+    return re.findall(r"^[*-] (\S+)", done.stdout, re.MULTILINE)
+
+
+def test_the_list_begins_with_what_there_is_one_of() -> None:
+    names = registered()
+    families = [name for name in names if name.endswith(tuple(f"-{each}" for each in NAMES))]
+    assert names == [*(name for name in names if name not in families), *families]
+    assert names[:2] == ["build", "test"]
+
+
+def test_what_a_session_is_told_is_not_taken_for_a_session() -> None:
+    asked = nox("-s", "matrix", "--", "test-99")
+    assert "unrecognized arguments: test-99" in asked.stderr
+    assert "no PostgreSQL major" not in asked.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-k", "nothing_is_called_so"], "no test is meant by"),
+        (["--lokced"], "unrecognized arguments: --lokced"),
+        (["--locked", "-k", "write"], "which matrix.lock asks for"),
+    ],
+)
+def test_mutants_look_at_their_words_before_anything_is_built(words: list[str], said: str) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:  # pytest's own keep servers out
+        Path(place).chmod(0o755)
+        asked = nox(
+            "-s", "mutants-17", "--", *words, PTRACK_CACHE=f"{place}/cache",
+            PTRACK_SOURCE="tarball", PTRACK_OFFLINE="1",
+        )  # fmt: skip
+    assert asked.returncode != 0
+    assert said in asked.stderr
 
 
 def test_the_content_key_follows_the_patch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -173,7 +214,8 @@ def test_ci_runs_what_the_readmes_command_runs() -> None:
 def test_the_night_runs_what_takes_long() -> None:
     text = ci.render(matrix.load())[ci.TARGET / "nightly.yml"]
     asked = re.findall(r"- run: \./nox -s (\S+)(.*)", text)
-    assert {"test-17": " -- --deep=60", "mutants-17": ""}.items() <= dict(asked).items()
+    jobs = {"test-17": " -- --deep=60", "mutants-17": "", "mutants-16": ""}
+    assert jobs.items() <= dict(asked).items()
     assert {name for name, _ in asked if "$" not in name} <= {each["session"] for each in listed()}
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -16,7 +19,7 @@ from ptrack_build import cache, host
 from ptrack_build import compile as compiling
 from ptrack_build.compile import RELEASE, TEST
 from ptrack_build.errors import CompileError, HostError
-from tests.build.conftest import Fake, Script, make_fake
+from tests.build.conftest import REPO, Fake, Script, make_fake
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -197,28 +200,49 @@ def test_a_disk_that_fills_up_is_named_and_leaves_nothing(fake: Fake) -> None:
     assert published() == []
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
-def test_a_disk_that_is_really_full(
-    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+FULL = """
+from pathlib import Path
+from ptrack_build import cache, compile as compiling, host
+from ptrack_build.errors import CompileError
+from tests.build.conftest import make_fake
+host.ensure = lambda *a, **o: None
+compiling.FREE_MB = 0
+fake = make_fake(Path({folder!r}))
+big = fake.edit_server("p9", "char big[400000] = {{1}};\\nint main(void) {{ return 0; }}\\n")
+try:
+    compiling.build(big, compiling.RELEASE, extension=fake.extension)
+except CompileError as error:
+    print(error)
+print([path.name for kind in ("server", "prefix") for path in cache.directory(kind).iterdir()])
+"""
+
+
+def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+    """A small file system in a namespace of its own, which most systems let anybody have."""
     small = tmp_path / "small"
     small.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(small)],
-        check=False, capture_output=True, text=True,
+    mount = f"mount -t tmpfs -o size=200k tmpfs {shlex.quote(str(small))}"
+    reason = ""
+    for apart in (["unshare", "-m"], ["unshare", "-Urm"]):
+        try:
+            words = [*apart, "sh", "-c", mount]
+            tried = subprocess.run(words, check=False, capture_output=True, text=True)
+        except FileNotFoundError as error:
+            pytest.skip(f"no place for a small file system: {error}")
+        if tried.returncode == 0:
+            break
+        reason = tried.stderr.strip()
+    else:
+        pytest.skip(f"no small file system may be mounted: {reason}")
+    code = FULL.format(folder=str(tmp_path / "fake"))
+    done = subprocess.run(
+        [*apart, "sh", "-c", f'{mount} && exec "$@"', "sh", sys.executable, "-c", code],
+        cwd=REPO, check=False, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(REPO), "PTRACK_CACHE": str(small),
+             "CCACHE_DISABLE": "1"},
     )  # fmt: skip
-    if mounted.returncode != 0:
-        pytest.skip(f"mount: {mounted.stderr.strip()}")
-    try:
-        monkeypatch.setenv("PTRACK_CACHE", str(small))
-        monkeypatch.setenv("CCACHE_DISABLE", "1")
-        monkeypatch.setattr(compiling, "FREE_MB", 0)
-        big = fake.edit_server("p9", "char big[400000] = {1};\nint main(void) { return 0; }\n")
-        with pytest.raises(CompileError, match=r"No space left|could not be installed"):
-            compiling.build(big, RELEASE, extension=fake.extension)
-        assert published() == []
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
+    assert re.search(r"No space left|could not be installed", done.stdout), done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 BUILD = """
@@ -297,6 +321,26 @@ def test_compile_commands_name_the_sources_where_they_are_edited(fake: Fake) -> 
     assert [entry["file"] for entry in entries] == ["ptrack.c"]
     assert entries[0]["directory"] == "@extension@"
     assert not any("prefix-map" in word for word in entries[0]["arguments"])
+
+
+def test_editors_are_told_of_the_usual_cache_alone(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And find the headers where they stay when this very server is removed."""
+    monkeypatch.setattr(compiling, "REPO", tmp_path)
+    monkeypatch.setattr(compiling, "EXTENSION", fake.extension)
+    pgxs = fake.tree.path / "pgxs.mk"
+    pgxs.write_text(pgxs.read_text().replace("-fPIC", "-fPIC -I$(shell $(PG_CONFIG) --pkglibdir)"))
+    target = tmp_path / "compile_commands.json"
+    built = compiling.build(fake.tree, RELEASE, extension=fake.extension)
+    assert not target.exists()
+    monkeypatch.setattr(cache, "usual", lambda: True)
+    compiling.build(fake.tree, RELEASE, extension=fake.extension)
+    (entry,) = json.loads(target.read_text())
+    assert entry["directory"] == str(fake.extension)
+    assert f"-I{cache.root()}/pg-17/lib" in entry["arguments"]
+    assert str(cache.root() / "server") not in target.read_text()
+    assert (cache.root() / "pg-17").resolve() == built.path
 
 
 def test_the_mask_of_the_process_does_not_reach_the_prefix(fake: Fake) -> None:

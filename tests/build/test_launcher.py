@@ -12,7 +12,21 @@ import pytest
 
 from tests.build.conftest import REPO
 
-TOOLS = ("sh", "cat", "cp", "dirname", "id", "mktemp", "mkdir", "rm", "tail", "env", "flock", "ls")
+TOOLS = (
+    "sh",
+    "cat",
+    "cp",
+    "dirname",
+    "id",
+    "mktemp",
+    "mkdir",
+    "rm",
+    "tail",
+    "env",
+    "flock",
+    "ls",
+    "mv",
+)
 
 
 @pytest.fixture
@@ -150,6 +164,37 @@ def test_a_place_with_something_else_in_it_is_left_alone(
     assert following.startswith("next: ")
     assert "PTRACK_VENV" in following
     assert {path.name for path in tmp_path.iterdir()} == {"bin", "check out", "home"}
+
+
+def test_half_of_our_own_place_is_made_anew(checkout: Path, bare: Path) -> None:
+    """As an interrupted `rm -rf .venv` leaves it: files, and no pyvenv.cfg."""
+    (bare / "python3").symlink_to(sys.executable)
+    for place in (".venv/lib/python3.11", ".venv.old.4711/lib"):
+        (checkout / place).mkdir(parents=True)
+        (checkout / place / "left.py").write_text("")
+    (checkout / "requirements" / "lock.txt").write_text("== nothing\n")
+    done = start(checkout, bare, PTRACK_TOOLS_ONLY="1")
+    assert "has something in it" not in done.stderr
+    assert "could not be installed" in done.stderr
+    left = {path.name for path in checkout.iterdir()}
+    assert left <= {"nox", "noxfile.py", "requirements", ".venv.lock"}
+
+
+def test_an_environment_is_put_aside_before_it_is_removed(
+    checkout: Path, bare: Path, tmp_path: Path
+) -> None:
+    """So that an interruption leaves nothing under its name."""
+    (checkout / "requirements" / "lock.txt").write_text("== nothing\n")
+    (bare / "python3").symlink_to(sys.executable)
+    tools = tmp_path / "tools"
+    (tools / "lib").mkdir(parents=True)
+    (tools / "pyvenv.cfg").write_text("home = /usr/bin\n")
+    remove = shutil.which("rm")
+    (bare / "rm").unlink()
+    ends = f'"-rf {tools}" | "-rf {tools}".old.[0-9]*) kill -INT $PPID'
+    program(bare / "rm", f'case "$*" in {ends} ;; *) exec {remove} "$@" ;; esac')
+    start(checkout, bare, PTRACK_TOOLS_ONLY="1", PTRACK_VENV=str(tools))
+    assert not tools.exists()
 
 
 def test_an_empty_place_is_taken(checkout: Path, bare: Path, tmp_path: Path) -> None:

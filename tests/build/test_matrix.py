@@ -52,6 +52,11 @@ def test_an_unknown_major_is_told_the_known_ones() -> None:
         ("number = 17", "number = 16", "number 16", ""),
         ("[[major]]", "[[mayor]]", "mayor", "did you mean 'major'"),
         ("= 17", "17", "matrix.toml", ""),
+        ("REL_17_STABLE", "REL_17_STABEL", "REL_17_STABEL", "REL_17_STABLE"),
+        ("REL_17_STABLE", "REL_16_STABLE", "REL_16_STABLE", "REL_17_STABLE"),
+        ("REL_17_STABLE", "master", "master", "REL_17_STABLE"),
+        ('["trixie"]', '["trxie"]', "trxie", "did you mean 'trixie'"),
+        ('["trixie"]', '["trixie", "whezy"]', "whezy", "the suites are"),
     ],
 )
 def test_a_typo_is_named_with_its_row_and_the_nearest_word(

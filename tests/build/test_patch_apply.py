@@ -370,9 +370,17 @@ def test_a_template_edited_since_is_what_gets_built(world: World) -> None:
 
 
 def test_without_a_committed_diff(world: World) -> None:
-    tree = world.apply(world.source())
-    assert tree.how == "rendered"
-    assert "cannot be read" in tree.notes[0]
+    """A branch that is mistyped has none: what is built must not depend on that in silence."""
+    source = world.source()
+    for use in (world.apply, world.drift):
+        with pytest.raises(PatchError, match="no committed diff: patches/REL_17_STABLE") as caught:
+            use(source)
+        assert "nox -s patches -- 17" in (caught.value.hint or "")
+    world.render(source)
+    world.apply(source)
+    world.diff.unlink()
+    with pytest.raises(PatchError, match="no committed diff"):
+        world.apply(source)
 
 
 def test_a_source_that_no_edit_fits(world: World) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +14,7 @@ import pytest
 
 from ptrack_build.errors import CommandFailed
 from ptrack_build.run import call
-from tests.build.conftest import Script
+from tests.build.conftest import REPO, Script
 
 
 def gone(pid: int) -> bool:
@@ -101,7 +103,7 @@ def test_timeout_kills_the_whole_group(tmp_path: Path) -> None:
     assert gone(int(pid.read_text()))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interruption_kills_the_whole_group(tmp_path: Path, number: signal.Signals) -> None:
     pid = tmp_path / "pid"
     code = (
@@ -118,6 +120,47 @@ def test_interruption_kills_the_whole_group(tmp_path: Path, number: signal.Signa
     process.communicate(timeout=20)
     assert process.returncode != 0
     assert gone(int(pid.read_text()))
+
+
+def test_a_terminal_that_is_closed_leaves_nothing(tmp_path: Path) -> None:
+    """Neither the command nor the scratch, whatever is said on the way out."""
+    pid = tmp_path / "pid"
+    code = (
+        "import fcntl, pathlib, termios\n"
+        "from ptrack_build import cache\n"
+        "from ptrack_build.progress import step\n"
+        "from ptrack_build.run import call, terminate_politely\n"
+        "fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+        "terminate_politely()\n"
+        f"with cache.building(pathlib.Path({str(tmp_path / 'made')!r})), step('it'):\n"
+        f"    call(['sh', '-c', 'sleep 60 & echo $! > {pid}.part; mv {pid}.part {pid}; wait'])\n"
+    )
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=theirs, stdout=theirs, stderr=theirs, cwd=REPO,
+        start_new_session=True, env={**os.environ, "PYTHONPATH": str(REPO), "TERM": "dumb"},
+    )  # fmt: skip
+    os.close(theirs)
+    for _ in range(200):
+        if pid.exists():
+            break
+        time.sleep(0.05)
+    os.close(ours)
+    assert process.wait(20) == 128 + signal.SIGHUP
+    assert gone(int(pid.read_text()))
+    assert {path.name for path in tmp_path.iterdir()} == {"pid"}
+
+
+def test_who_asked_not_to_hear_of_it_goes_on() -> None:
+    code = (
+        "import os, signal\n"
+        "from ptrack_build.run import terminate_politely\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "terminate_politely()\n"
+        "os.kill(os.getpid(), signal.SIGHUP)\n"
+        "print('on')"
+    )
+    assert Script(code, {}).start().communicate(timeout=20)[0] == "on\n"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")

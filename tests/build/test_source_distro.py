@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ptrack_build import source
-from ptrack_build.errors import SourceError
+from ptrack_build.errors import BadSource, SourceError
 from ptrack_build.source.archive import imported
 from ptrack_build.source.base import Want, version_key
 from ptrack_build.source.distro import DistroProvider, Entry, entries, parse_uploads
@@ -419,6 +419,48 @@ def test_a_tarball_that_was_tampered_with(archive: Archive, fetch: Fetch) -> Non
         fetch()
     for data in (bytes(evil), release("17.2")):
         assert not imported(open_mirror(), hashlib.sha256(data).hexdigest())
+
+
+@needs_apt
+def test_what_was_tampered_with_is_not_passed_over(archive: Archive, fetch: Fetch) -> None:
+    """Neither an older upload nor the next suite is taken instead."""
+    archive.upload("17.1-1", release("17.1"))
+    archive.publish("older")
+    archive.upload("17.2-1", release("17.2"))
+    archive.publish()
+    archive.server.put("/pool/postgresql-17_17.2.orig.tar.gz", release("17.2")[:-1] + b"x")
+    with pytest.raises(BadSource, match=r"(?i)17\.2-1: hash sum mismatch") as caught:
+        fetch(suites=(SUITE, "older"))
+    assert "PTRACK_SOURCE" in (caught.value.hint or "")
+
+
+@needs_apt
+def test_an_index_that_was_tampered_with_is_not_passed_over(archive: Archive, fetch: Fetch) -> None:
+    archive.upload("17.1-1", release("17.1"))
+    archive.publish("older")
+    archive.upload("17.2-1", release("17.2"))
+    archive.publish()
+    signed = archive.server.files[f"/dists/{SUITE}/InRelease"]
+    signed.data = signed.data.replace(b"Label: trial", b"Label: other")
+    with pytest.raises(BadSource, match=r"(?i)signature|BADSIG"):
+        fetch(suites=(SUITE, "older"))
+
+
+@needs_apt
+def test_a_download_that_fails_is_shown_as_such(
+    archive: Archive, fetch: Fetch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive.upload("17.2-1", release("17.2"), there=False)
+    archive.publish()
+    archive.uploads.clear()
+    archive.upload("17.1-1", release("17.1"))
+    archive.publish("older")
+    assert fetch(suites=(SUITE, "absent", "older")).version == "17.1"
+    out = capsys.readouterr().out
+    assert "postgresql-17_17.2.orig.tar.gz, 0 MB: failed after" in out
+    assert "postgresql-17_17.2.orig.tar.gz, 0 MB: done" not in out
+    assert f"distro: {SUITE} lists 17.2-1 (404 Not Found): none can be downloaded: next" in out
+    assert "distro: the archive has no suite absent: next" in out, "Ign: is no reason"
 
 
 @needs_apt

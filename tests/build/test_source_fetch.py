@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,9 +15,10 @@ from ptrack_build.errors import HostError, SourceError, UsageError
 from ptrack_build.source import base, lock
 from ptrack_build.source.distro import DistroProvider
 from ptrack_build.source.git import GitProvider
+from ptrack_build.source.mirror import open_mirror
 from ptrack_build.source.tarball import TarballProvider
 from tests.build._source_fixtures import NOWHERE, cache_root, server
-from tests.build._sources import Server, commit, major, repository, tarball, tree
+from tests.build._sources import MD, Server, commit, major, repository, tarball, tree
 
 if TYPE_CHECKING:
     from ptrack_build.source.base import Provider
@@ -71,6 +73,13 @@ def test_all_fail() -> None:
     assert caught.value.exit_code == 1
 
 
+def test_a_reason_that_all_give_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PTRACK_OFFLINE", "1")
+    with pytest.raises(SourceError) as caught:
+        source.fetch(major())
+    assert caught.value.what == "PostgreSQL 17: no source could be had: PTRACK_OFFLINE is set"
+
+
 def test_remembered(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     server.release("17.3", tarball(tree("17.3")))
     first = source.fetch(major())
@@ -118,6 +127,23 @@ def test_a_mirror_that_was_removed_is_made_again(server: Server, cache_root: Pat
     assert source.fetch(major()) == first
 
 
+def test_files_that_the_mirror_lost_come_again(server: Server, tmp_path: Path) -> None:
+    server.release("17.3", tarball(tree("17.3")))
+    first = source.fetch(major())
+    mirror = open_mirror()
+    packs = [path.read_bytes() for path in (mirror.path / "objects/pack").glob("*.pack")]
+    for path in (mirror.path / "objects/pack").iterdir():
+        path.unlink()
+    for pack in packs:
+        mirror.git("unpack-objects", "-q", stdin=pack)
+    blob = mirror.git("rev-parse", f"{first.commit}:{MD}").stdout.decode().strip()
+    (mirror.path / "objects" / blob[:2] / blob[2:]).unlink()
+    again = source.fetch(major())
+    assert again == first
+    source.export(again, tmp_path / "out")
+    assert (tmp_path / "out" / MD).is_file()
+
+
 def test_offline(
     server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,6 +181,29 @@ def test_a_wrong_setting_is_not_papered_over(
     assert repo.is_dir()
 
 
+@pytest.mark.parametrize("spec", ["auto", "git", "tarball"])
+@pytest.mark.parametrize(
+    "address", ["http://[::1", "http://host:99999/x", "https://:80/", "http://a\tb/"]
+)
+def test_an_address_that_is_none(
+    server: Server, monkeypatch: pytest.MonkeyPatch, spec: str, address: str
+) -> None:
+    for name, provider in (("PTRACK_PG_GIT", "git"), ("PTRACK_PG_TARBALLS", "tarball")):
+        if spec not in {"auto", provider} or ("\t" in address and provider == "git"):
+            continue
+        with monkeypatch.context() as patched:
+            patched.setenv(name, address)
+            with pytest.raises(UsageError, match=f"{name}=.* is no address"):
+                source.fetch(major(), spec=spec)
+    assert server.requests == []
+
+
+def test_an_address_without_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PTRACK_PG_TARBALLS", "mirror.example.org/pub")
+    with pytest.raises(UsageError, match="does not begin with http:// or https://"):
+        source.fetch(major(), spec="tarball")
+
+
 def test_no_number_of_seconds(monkeypatch: pytest.MonkeyPatch, server: Server) -> None:
     monkeypatch.setenv("PTRACK_SOURCE_TTL", "a day")
     server.release("17.3", tarball(tree("17.3")))
@@ -172,6 +221,30 @@ def test_a_damaged_memory_is_forgotten(server: Server, cache_root: Path, text: s
 
 
 # ---- matrix.lock
+
+
+def test_two_recorders_at_once_lose_no_row(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "matrix.lock"
+    trees = []
+    for name in ("16", "17"):
+        server.release(f"{name}.1", tarball(tree(f"{name}.1")))
+        trees.append(source.fetch(major(name), spec="tarball"))
+    read = lock.read_lock
+
+    def slowly(path: Path | None = None) -> dict[str, lock.Row]:
+        rows = read(path)
+        time.sleep(0.3)
+        return rows
+
+    monkeypatch.setattr(lock, "read_lock", slowly)
+    threads = [threading.Thread(target=source.write_lock, args=([each], path)) for each in trees]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert list(read(path)) == ["16", "17"]
 
 
 def test_locked_is_what_was_proven(server: Server, tmp_path: Path) -> None:

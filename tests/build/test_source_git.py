@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ptrack_build import REPO, source
-from ptrack_build.errors import SourceError
+from ptrack_build.errors import CommandFailed, HostError, SourceError
+from ptrack_build.patch.objects import Objects
 from ptrack_build.source import net
 from ptrack_build.source.mirror import Entry, Mirror, open_mirror
 from tests.build._source_fixtures import NOWHERE, cache_root
@@ -230,6 +232,87 @@ def test_what_a_killed_fetch_left_is_no_obstacle(repo: Path) -> None:
     assert source.fetch(major("17")).version == "17.2"
     assert not any(path.exists() for path in leftovers)
     assert repo.is_dir()
+
+
+@pytest.fixture
+def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A git of which each fetch ends where it has written a few kB, as on a disk that is full."""
+    program = shutil.which("git")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    (tmp_path / "bin").mkdir()
+    wrapper = tmp_path / "bin/git"
+    wrapper.write_text(
+        f'#!/bin/sh\ncase " $* " in *" fetch "*) ulimit -f 16 ;; esac\nexec {program} "$@"\n'
+    )
+    wrapper.chmod(0o755)
+    return wrapper
+
+
+@pytest.mark.parametrize("spec", ["git", "path"])
+def test_a_fetch_that_fails_midway_is_done_again(
+    repo: Path, tmp_path: Path, failing: Path, spec: str
+) -> None:
+    tip = commit(repo, tree("17.3", bulk=200_000))
+    asked = {"git": "git", "path": str(repo)}[spec]
+    with pytest.raises((SourceError, CommandFailed)):
+        source.fetch(major("17"), spec=asked)
+    assert not open_mirror().commit(tip), "what came by half must not be taken for whole"
+    failing.unlink()
+    source.export(source.fetch(major("17"), spec=asked), tmp_path / "out")
+    assert (tmp_path / "out/ballast").stat().st_size == 200_000
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["by nothing", "by a ref"])
+@pytest.mark.parametrize("part", ["commit", "all but a blob"])
+def test_half_a_commit_is_fetched_anew(
+    repo: Path, tmp_path: Path, *, named: bool, part: str
+) -> None:
+    mirror = open_mirror()
+    tip = git("rev-parse", "HEAD", cwd=repo)
+    objects = [tip]
+    if part != "commit":
+        listed = git("rev-list", "--objects", "--no-walk", tip, cwd=repo).splitlines()
+        objects = [line.split()[0] for line in listed if not line.endswith("md.c")]
+    for each in objects:
+        kind = git("cat-file", "-t", each, cwd=repo)
+        data = subprocess.run(
+            ["git", "cat-file", kind, each], cwd=repo, check=True, capture_output=True
+        ).stdout
+        mirror.git("hash-object", "-t", kind, "-w", "--stdin", "--literally", stdin=data)
+    (mirror.path / "shallow").write_text(f"{tip}\n")
+    if named:
+        place = mirror.path / f"refs/ptrack/git/17/{tip[:12]}"
+        place.parent.mkdir(parents=True)
+        place.write_text(f"{tip}\n")
+    assert mirror.commit(tip)
+    assert not mirror.whole(tip)
+    found = source.fetch(major("17"))
+    assert found.commit == tip
+    source.export(found, tmp_path / "out")
+    assert (tmp_path / "out" / MD).is_file()
+    assert source.fetch(major("16")).version == "16.4"
+
+
+def test_a_damaged_mirror_is_named_with_the_way_out(
+    repo: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    found = source.fetch(major("17"))
+    mirror = Mirror(found.mirror)
+    pack = next((mirror.path / "objects/pack").glob("*.pack")).read_bytes()
+    for path in (mirror.path / "objects/pack").iterdir():
+        path.unlink()
+    mirror.git("unpack-objects", "-q", stdin=pack)
+    blob = mirror.git("rev-parse", f"{found.commit}:{MD}").stdout.decode().strip()
+    (mirror.path / "objects" / blob[:2] / blob[2:]).unlink()
+    with pytest.raises(HostError, match=r"mirror .* is damaged: .*" + blob) as caught:
+        source.export(found, tmp_path / "out")
+    assert caught.value.hint == f"rm -rf {mirror.path}: it is fetched anew"
+    with Objects(mirror.path) as objects, pytest.raises(HostError, match="is damaged"):
+        objects.export(found.commit, {}, tmp_path / "out")
+    shutil.rmtree(mirror.path)
+    source.export(source.fetch(major("17")), tmp_path / "again")
+    assert repo.is_dir()
+    assert "tar" not in capfd.readouterr().err
 
 
 def test_interrupted_in_mid_import(cache_root: Path) -> None:

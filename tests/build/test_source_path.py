@@ -175,7 +175,10 @@ def test_a_tarball(tmp_path: Path, directory: Path) -> None:
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="neither a directory nor a file"):
+    with pytest.raises(UsageError, match="nothing is neither a provider nor a path"):
         fetch(tmp_path / "nothing")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SourceError, match="neither a directory nor a file"):
+        fetch(tmp_path / "pipe")
     with pytest.raises(UsageError, match="PTRACK_SOURCE=tarbal is neither a provider nor a path"):
         source.fetch(major(), spec="tarbal")

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
 from ptrack_build import compile as compiling
-from ptrack_build import matrix, report, suite
-from ptrack_build.errors import BadSource, SourceError, UsageError
+from ptrack_build import host, matrix, report, suite
+from ptrack_build.errors import BadSource, HostError, SourceError, UsageError
+from tests.build.conftest import Script
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +34,9 @@ def closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> 
     checkout = tmp_path / "checkout"
     checkout.mkdir()
     monkeypatch.setattr(suite, "REPO", checkout)
+    monkeypatch.setattr(host, "server_user", lambda: None)
+    for name in ("PTRACK_SOURCE", "PTRACK_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
     may = os.access
 
     def access(path: Path, mode: int, **options: bool) -> bool:
@@ -131,9 +138,9 @@ def test_words_for_one_part_leave_the_other_out(
     monkeypatch.setattr(suite, "one", one)
     majors = [matrix.load().major("17")]
     for words, parts, servers in (
-        (["-k", "test_here"], ["tests/build"], []),
+        (["-k", "test_here"], ["selftest"], []),
         (["-k", "test_there"], ["test-17"], ["17"]),
-        (["tests/build"], ["tests/build"], []),
+        (["tests/build"], ["selftest"], []),
     ):
         ran.clear()
         suite.every(majors, words)
@@ -141,6 +148,107 @@ def test_words_for_one_part_leave_the_other_out(
         assert ([each["session"] for each in kept], ran) == (parts, servers)
     with pytest.raises(UsageError, match="no test is meant by"):
         suite.every(majors, ["-k", "nowhere"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("PTRACK_SOURCE", "foo"),
+        ("PTRACK_SOURCE", "/does/not/exist"),
+        ("PTRACK_PG_GIT", "http://[::1"),
+        ("PTRACK_JOBS", "many"),
+        ("CC", "/nonexistent"),
+    ],
+)
+@pytest.mark.parametrize("session", ["test", "build"])
+def test_a_mistake_about_all_majors_is_told_once_and_at_once(
+    closed: Path, monkeypatch: pytest.MonkeyPatch, session: str, setting: str, value: str
+) -> None:
+    def run(*_args: object, **_options: object) -> NoReturn:
+        pytest.fail("something was run")
+
+    for name in ("one", "own", "prefix"):
+        monkeypatch.setattr(suite, name, run)
+    monkeypatch.setenv(setting, value)
+    majors = matrix.load().majors
+    start = {
+        "test": lambda: suite.every(majors, []),
+        "build": lambda: suite.built_all(majors, compiling.RELEASE),
+    }
+    with pytest.raises((UsageError, HostError), match=re.escape(value)):
+        start[session]()
+    assert not (closed / "results").exists()
+
+
+def test_what_turns_up_later_for_all_majors_leaves_the_rest_not_run(
+    closed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def one(major: matrix.Major, *_args: object, **_options: object) -> report.Outcome:
+        if major.name == "15":
+            what = "the disk is full"
+            raise HostError(what, hint="free some space")
+        return report.Outcome(session=f"test-{major.name}", status="passed", version="1", tests=1)
+
+    monkeypatch.setattr(suite, "one", one)
+    majors = [matrix.load().major(name) for name in ("14", "15", "16", "17")]
+    with pytest.raises(suite.SuiteFailed) as caught:
+        suite.every(majors, [])
+    assert caught.value.hint is None, "alone it would say the same"
+    kept = json.loads((closed / "results" / "test.json").read_text())
+    assert [each["status"] for each in kept] == ["passed", "failed", "not run", "not run"]
+    out = capsys.readouterr().out
+    assert out.count("test-15 could not be") == 1
+    assert "test-16, 17: not run\n" in out
+
+
+def test_equal_reasons_stand_in_the_table_once() -> None:
+    outcomes = [
+        report.Outcome(
+            session=f"test-{name}", status="unreachable",
+            note=f"PostgreSQL {name}: no source could be had{'' if name == '15' else ': offline'}",
+        )
+        for name in ("12", "14", "15", "devel")
+    ]  # fmt: skip
+    assert report.table(outcomes).splitlines() == [
+        "test-12, 14, devel: unreachable",
+        f"{'':<24} no source could be had: offline",
+        f"{'test-15':<12} {'unreachable':<11} no source could be had",
+    ]
+
+
+def test_a_session_is_named_where_it_shows_more(tmp_path: Path, own_cache: Path) -> None:
+    def closed(*outcomes: report.Outcome) -> str | None:
+        with pytest.raises(suite.SuiteFailed) as caught:
+            report.close(outcomes, tmp_path / "x.json", suite.SuiteFailed, None)
+        return caught.value.hint
+
+    passed = report.Outcome(session="test-16", status="passed", tests=3)
+    broken = report.Outcome(session="test-17", status="failed", note="it did not compile")
+    tests = report.Outcome(session="selftest", status="failed", tests=3, failures=1)
+    assert closed(passed, broken) is None
+    assert closed(tests) is None
+    assert closed(tests, passed, broken) == "./nox -s selftest shows it alone"
+    assert own_cache.is_dir()
+
+
+def test_a_record_gets_its_name_when_it_is_whole(
+    closed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs of one session in one checkout do not write the same file."""
+    final = closed / "results" / "one.xml"
+
+    def run(words: list[str], _env: object) -> int:
+        (name,) = [word.partition("=")[2] for word in words if word.startswith("--junitxml=")]
+        assert str(os.getpid()) in name
+        Path(name).write_text('<testsuite tests="3" failures="1"/>')
+        assert not final.exists()
+        return 1
+
+    monkeypatch.setattr(suite, "patiently", run)
+    ended = suite.pytest("one", ["x"], [])
+    assert (ended.tests, ended.failures) == (3, 1)
+    assert [path.name for path in final.parent.glob("*.xml")] == ["one.xml"]
+    assert [path.name for path in final.parent.glob(".*.xml")] == []
 
 
 @pytest.mark.parametrize("named", ["abc", "-1", "1.5"])
@@ -164,3 +272,33 @@ def test_pytest_runs_there_and_its_record_is_read(closed: Path) -> None:
     assert report.counted(closed / "results" / "one.xml") == (1, 1, 0)
     left = {path.name for path in checkout.iterdir()} - {"__pycache__"}
     assert left == {"pytest.ini", "test_one.py"}
+
+
+def test_what_runs_servers_is_given_time_to_stop_them(tmp_path: Path) -> None:
+    """A closed terminal tells all of its processes; those of the suite hear of it from us."""
+    said = tmp_path / "said"
+    child = (
+        "import pathlib, signal, sys, time\n"
+        f"said = pathlib.Path({str(said)!r})\n"
+        "def end(*_): said.write_text('stopped'); sys.exit()\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        "said.write_text('started'); time.sleep(60)\n"
+    )
+    code = (
+        "import sys\n"
+        "from ptrack_build import suite\n"
+        "from ptrack_build.run import terminate_politely\n"
+        "terminate_politely()\n"
+        f"suite.patiently([sys.executable, '-c', {child!r}])\n"
+    )
+    process = Script(code, {}).start(start_new_session=True)
+    for _ in range(400):
+        if said.exists() and said.read_text() == "started":
+            break
+        time.sleep(0.05)
+    began = time.monotonic()
+    os.killpg(process.pid, signal.SIGHUP)
+    process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGHUP
+    assert said.read_text() == "stopped"
+    assert time.monotonic() - began < suite.PATIENCE / 3

@@ -14,6 +14,7 @@ Backups are kept in memory: clusters of the suite have a few dozen megabytes.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +33,7 @@ _EMPTIED = (
     "pg_dynshmem", "pg_notify", "pg_replslot", "pg_serial", "pg_snapshots", "pg_stat_tmp",
     "pg_subtrans",
 )  # fmt: skip
+_WAL = re.compile(r"[0-9A-F]{24}|[0-9A-F]{8}\.history")
 _LEFT_OUT = ("postmaster.pid", "postmaster.opts", "pg_internal.init", "ptrack.map.tmp",
              "backup_label", "tablespace_map")  # fmt: skip
 
@@ -132,7 +134,7 @@ def _take(cluster: Cluster, *, parent: Backup | None) -> Backup:
         label = _stop(connection, cluster.major)
     wal = cluster.data / "pg_wal"
     for path in wal.iterdir():
-        if path.is_file():
+        if _WAL.fullmatch(path.name):  # one that is being made has another name, and loses it
             other[f"pg_wal/{path.name}"] = path.read_bytes()
     return Backup(
         start=start,

@@ -13,6 +13,19 @@ if TYPE_CHECKING:
     import psycopg
 
     from tests.harness.cluster import Cluster
+    from tests.harness.factory import Factory
+
+
+def lazy_cluster(factory: Factory, *, start: bool = True, fsync: bool = False) -> Cluster:
+    """A cluster that writes nothing by itself for a while: pages, or WAL."""
+    return factory.create(
+        checksums=True,
+        start=start,
+        fsync=fsync,
+        shared_buffers="16MB",
+        wal_buffers="16MB",
+        wal_writer_delay="10s",
+    )
 
 
 def pages(

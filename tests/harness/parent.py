@@ -15,9 +15,19 @@ CHANGE = "UPDATE t SET i = -i WHERE i % 150 = 0"
 
 
 def before(cluster: Cluster) -> Snapshot:
-    """A table, and the parent that later changes are held against."""
+    """A table, and the parent that later changes are held against.
+
+    Its hint bits are set, so that nothing but a change gives a page a new LSN.
+    """
     cluster.sql(TABLE)
+    cluster.sql("VACUUM (FREEZE) t")
     return oracle.take(cluster)
+
+
+def copied(cluster: Cluster, name: str) -> None:
+    """Make a database by copying a directory, whose marks are durable before it."""
+    strategy = " STRATEGY file_copy" if cluster.major >= 15 else ""
+    cluster.sql(f"CREATE DATABASE {name}{strategy}")
 
 
 def refused(snapshot: Snapshot, cluster: Cluster) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tests.harness.cluster import Cluster
 
+_DATABASES = "SELECT datname FROM pg_database WHERE datallowconn ORDER BY 1"
 _TABLES = (
     "SELECT c.oid::regclass::text FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace "
     "WHERE relkind IN ('r', 'm') AND relpersistence = 'p' AND relispopulated "
@@ -22,8 +23,7 @@ _BTREES = (
 def content(cluster: Cluster) -> dict[str, tuple[int, str]]:
     """Row count and digest of every logged table of every database."""
     found: dict[str, tuple[int, str]] = {}
-    names = cluster.sql("SELECT datname FROM pg_database WHERE datallowconn ORDER BY 1")
-    for (database,) in names:
+    for (database,) in cluster.sql(_DATABASES):
         with cluster.connect(database) as connection:
             for (table,) in connection.execute(_TABLES).fetchall():
                 query = (
@@ -45,4 +45,7 @@ def whole(cluster: Cluster) -> None:
     if cluster.major >= 14:
         cluster.run("pg_amcheck", "--all", "--install-missing", "--heapallindexed", "-j", "1")
     else:
-        cluster.sql(_BTREES)
+        for (database,) in cluster.sql(_DATABASES):
+            with cluster.connect(database) as connection:
+                connection.execute("CREATE EXTENSION IF NOT EXISTS amcheck")
+                connection.execute(_BTREES)

@@ -1,0 +1,104 @@
+"""The core patch of all majors: what is green without a source, and what is not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ptrack_build import cores, patch, source
+from ptrack_build.errors import BadSource, PtrackError, SourceError
+from ptrack_build.source.git import GitProvider
+from ptrack_build.source.tarball import TarballProvider
+from tests.build._source_fixtures import NOWHERE, cache_root, server
+from tests.build._sources import MD, Server, major, repository, tarball, tree
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ptrack_build.matrix import Major
+
+__all__ = ["cache_root", "server"]
+
+
+def check(majors: list[Major]) -> None:
+    cores.check(majors)
+
+
+def write(majors: list[Major]) -> None:
+    cores.write(majors, anew=False)
+
+
+@pytest.fixture(autouse=True)
+def only_sources_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The diffs agree."""
+
+    def agrees(major: Major, *_args: object, **_options: object) -> patch.Checked:
+        return patch.Checked(major=major.name, name="x", proven=(), against="y", added=1)
+
+    monkeypatch.setattr(patch, "check", agrees)
+    monkeypatch.setattr(source, "providers", lambda: (GitProvider(),))
+
+
+@pytest.mark.parametrize("session", [check, write])
+def test_a_dirty_tree_is_not_green(
+    session: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = repository(tmp_path / "pg", {"REL_17_STABLE": "17.2"})
+    (path / MD).write_text("/* changed */")
+    monkeypatch.setenv("PTRACK_SOURCE", str(path))
+    with pytest.raises(BadSource, match="source of 17 is not what it has to be") as caught:
+        session([major("17")])
+    assert "commit or stash them" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("session", [check, write])
+def test_a_tarball_of_another_digest_is_not_green(
+    session: type,
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    server.release("17.2", tarball(tree("17.2")), sha256="0" * 64)
+    monkeypatch.setattr(source, "providers", lambda: (TarballProvider(),))
+    with pytest.raises(BadSource):
+        session([major("17")])
+    assert "17     its source is not right: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("session", [check, write])
+def test_a_path_that_is_not_there_is_not_green(
+    session: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PTRACK_SOURCE", str(tmp_path / "nothing"))
+    with pytest.raises(PtrackError, match="neither a provider nor a path"):
+        session([major("17")])
+
+
+def test_what_is_nowhere_to_be_had_is_a_note_and_said_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    majors = [major("16"), major("17")]
+    monkeypatch.setenv("PTRACK_PG_GIT", f"{NOWHERE}/x")
+    check(majors)
+    note = "16, 17 its diff was compared with the templates only: 127.0.0.1: connection refused\n"
+    assert note in capsys.readouterr().out
+    with pytest.raises(SourceError, match="no source of any major") as caught:
+        write(majors)
+    assert not isinstance(caught.value, BadSource)
+
+
+def test_a_reason_of_several_lines_keeps_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def none(*_args: object, **_options: object) -> None:
+        what = "PostgreSQL 17: no source could be had\n  git: one\n  tarball: two"
+        raise SourceError(what)
+
+    monkeypatch.setattr(source, "fetch", none)
+    check([major("17")])
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        "17     its diff was compared with the templates only: no source could be had",
+        "         git: one",
+        "         tarball: two",
+    ]
