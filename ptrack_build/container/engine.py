@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -22,6 +23,7 @@ from ptrack_build import cache, host
 from ptrack_build.container.base import ContainerError, NoEngine
 from ptrack_build.errors import HostError
 from ptrack_build.progress import say, step
+from ptrack_build.run import call
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,7 +117,7 @@ def _own() -> Iterator[DockerClient]:
         )
         # A socket's path is short, and nobody else may pass to this one.
         home = Path(tempfile.mkdtemp(prefix="ptrack-engine-", dir=_short()))
-        stack.callback(cache.remove, home)
+        stack.callback(_clear, home)
         (home / "daemon.json").write_text("{}")  # not the host's
         address = f"unix://{home}/docker.sock"
         argv = [
@@ -132,6 +134,22 @@ def _own() -> Iterator[DockerClient]:
             client = _awaited(process, address, log)
         stack.callback(client.close)
         yield client
+
+
+def _clear(home: Path) -> None:
+    """Remove a daemon's directory: it leaves the name of a network mounted there when it ends."""
+    with open("/proc/self/mountinfo", encoding="utf-8") as stream:  # noqa: PTH123
+        below = mounted(home, stream.read())
+    for place in reversed(below):
+        call(["umount", str(place)], quiet=True, capture=True, check=False)
+    cache.remove(home)
+
+
+def mounted(home: Path, mountinfo: str) -> list[Path]:
+    """What is mounted below a directory, in the order of mounting; see proc(5)."""
+    rows = (line.split(" ") for line in mountinfo.splitlines())
+    places = (re.sub(r"\\(\d{3})", lambda o: chr(int(o[1], 8)), row[4]) for row in rows)
+    return [path for path in map(Path, places) if home in path.parents]
 
 
 def _short() -> Path | None:

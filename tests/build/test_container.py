@@ -308,6 +308,17 @@ def test_a_full_disk_leaves_no_half_an_image(
     assert list(cache.directory("build", "images").iterdir()) == []
 
 
+def test_what_a_daemon_leaves_mounted_is_found() -> None:
+    rows = (
+        "22 1 254:0 / / rw - ext4 /dev/vda rw\n"
+        "90 22 0:4 net:[1] /run/e/exec/netns/default rw shared:1 - nsfs nsfs rw\n"
+        "91 22 0:4 net:[2] /run/e\\040f/netns/default rw - nsfs nsfs rw\n"
+    )
+    assert engine.mounted(Path("/run/e"), rows) == [Path("/run/e/exec/netns/default")]
+    assert engine.mounted(Path("/run/e f"), rows) == [Path("/run/e f/netns/default")]
+    assert engine.mounted(Path("/run/none"), rows) == []
+
+
 @pytest.mark.usefixtures("_apt")
 def test_a_mirror_whose_index_is_long_past_is_told_from_a_broken_one(
     monkeypatch: pytest.MonkeyPatch,
