@@ -421,13 +421,18 @@ def test_a_tarball_that_was_tampered_with(archive: Archive, fetch: Fetch) -> Non
         assert not imported(open_mirror(), hashlib.sha256(data).hexdigest())
 
 
-@needs_apt
-def test_what_was_tampered_with_is_not_passed_over(archive: Archive, fetch: Fetch) -> None:
-    """Neither an older upload nor the next suite is taken instead."""
+def with_an_older_suite(archive: Archive) -> None:
+    """17.2 here, and 17.1 in a suite that could be taken instead."""
     archive.upload("17.1-1", release("17.1"))
     archive.publish("older")
     archive.upload("17.2-1", release("17.2"))
     archive.publish()
+
+
+@needs_apt
+def test_what_was_tampered_with_is_not_passed_over(archive: Archive, fetch: Fetch) -> None:
+    """Neither an older upload nor the next suite is taken instead."""
+    with_an_older_suite(archive)
     archive.server.put("/pool/postgresql-17_17.2.orig.tar.gz", release("17.2")[:-1] + b"x")
     with pytest.raises(BadSource, match=r"(?i)17\.2-1: hash sum mismatch") as caught:
         fetch(suites=(SUITE, "older"))
@@ -436,10 +441,7 @@ def test_what_was_tampered_with_is_not_passed_over(archive: Archive, fetch: Fetc
 
 @needs_apt
 def test_an_index_that_was_tampered_with_is_not_passed_over(archive: Archive, fetch: Fetch) -> None:
-    archive.upload("17.1-1", release("17.1"))
-    archive.publish("older")
-    archive.upload("17.2-1", release("17.2"))
-    archive.publish()
+    with_an_older_suite(archive)
     signed = archive.server.files[f"/dists/{SUITE}/InRelease"]
     signed.data = signed.data.replace(b"Label: trial", b"Label: other")
     with pytest.raises(BadSource, match=r"(?i)signature|BADSIG"):
