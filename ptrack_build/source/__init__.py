@@ -12,7 +12,7 @@ says the version and when it was looked up. PTRACK_REFRESH=1 looks again, as doe
 settings that decide the answer (PTRACK_SOURCE, PTRACK_PG_GIT, PTRACK_PG_TARBALLS, apt's sources).
 A repository, directory or tarball on this machine is looked at every time. Where the servers cannot
 be reached (or PTRACK_OFFLINE=1) the newest tree of the major that the mirror has is taken, and said
-so.
+so; not where one of them had something that is not right.
 
 PTRACK_LOCKED=1, or locked=True, takes what matrix.lock records and nothing else.
 """
@@ -40,7 +40,7 @@ from ptrack_build.source.base import (
     offline,
     version_key,
 )
-from ptrack_build.source.distro import DistroProvider
+from ptrack_build.source.distro import DistroProvider, Tampered
 from ptrack_build.source.git import GitProvider
 from ptrack_build.source.lock import read_lock, write_lock
 from ptrack_build.source.mirror import Mirror, open_mirror
@@ -119,14 +119,17 @@ def _look(want: Want, chosen: tuple[Provider, ...], key: str) -> SourceTree:
             tree = provider.fetch(want)
         except SourceError as error:
             failures.append((provider.name, error))
+            if isinstance(error, Tampered):
+                break
             continue
         passed = "; ".join(f"{name}: {error.what}" for name, error in failures)
         _remember(want, key, tree, passed)
         say(f"PostgreSQL {tree.version}: {tree.provider}, {tree.origin}" + _in_brackets(passed))
         return tree
     names = {provider.name for provider in chosen}
+    bad = next((error for _, error in failures if isinstance(error, BadSource)), None)
     cut_off = any(isinstance(error, Unreachable) for _, error in failures)
-    if cut_off and (known := _newest(want, names)):
+    if cut_off and not bad and (known := _newest(want, names)):
         record, tree = known
         reasons = "; ".join(f"{name}: {error.what}" for name, error in failures)
         if len(failures) > 1 and len({error.what for _, error in failures}) == 1:
@@ -137,7 +140,6 @@ def _look(want: Want, chosen: tuple[Provider, ...], key: str) -> SourceTree:
         )
         return tree
     title = f"PostgreSQL {want.major.name}" + (f" ({want.pin})" if want.pin else "")
-    bad = any(isinstance(error, BadSource) for _, error in failures)
     kind = BadSource if bad else SourceError
     if len(failures) == 1:
         only = failures[0][1]
@@ -146,7 +148,7 @@ def _look(want: Want, chosen: tuple[Provider, ...], key: str) -> SourceTree:
     lines = [f"{title}: no source could be had", *(f"  {n}: {e.what}" for n, e in failures)]
     if len({error.what for _, error in failures}) == 1:
         lines = [f"{lines[0]}: {failures[0][1].what}"]
-    raise kind("\n".join(lines), hint=WAYS_OUT)
+    raise kind("\n".join(lines), hint=(bad and bad.hint) or WAYS_OUT)
 
 
 def check_settings() -> None:
@@ -199,6 +201,8 @@ def _fetch_locked(major: Major, spec: str, *, refresh: bool) -> SourceTree:
             except SourceError as error:
                 kind = BadSource if isinstance(error, BadSource) else kind
                 failures.append((provider.name, error.what))
+                if isinstance(error, Tampered):
+                    break
                 continue
             if tree.digest == row.tree:
                 say(f"PostgreSQL {tree.version}: {tree.provider}, {tree.origin}, as locked")

@@ -155,7 +155,7 @@ class DistroProvider:
             apt = Apt(stanzas=stanzas, label=label, etc=self.etc, options=self.options, want=want)
             try:
                 return self._take(apt, want)
-            except _Tampered:
+            except Tampered:
                 raise
             except SourceError as error:
                 _stop_if(_FORGED, error.what)
@@ -315,13 +315,13 @@ class DistroProvider:
             file.unlink(missing_ok=True)
 
 
-class _Tampered(BadSource):
+class Tampered(BadSource):
     """What came is not what was signed for."""
 
 
 def _stop_if(tampered: re.Pattern[str], reason: str, where: str = "") -> None:
     if tampered.search(reason):
-        raise _Tampered(f"{where}: {reason}" if where else reason, hint=TAMPERED_HINT)
+        raise Tampered(f"{where}: {reason}" if where else reason, hint=TAMPERED_HINT)
 
 
 def _graver(kind: type[SourceError], error: SourceError) -> type[SourceError]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ptrack_build import cache
-from ptrack_build.errors import CommandFailed, SourceError
+from ptrack_build.errors import BadSource, CommandFailed, SourceError
 from ptrack_build.progress import step
 from ptrack_build.source import net
 from ptrack_build.source.base import (
@@ -69,6 +69,7 @@ class GitProvider:
         silent = net.unreachable((u for u in urls.values()), refresh=want.refresh)
         reasons: list[str] = []
         kind: type[SourceError] = SourceError
+        bad = False
         for repository, url in urls.items():
             if url in silent:
                 reasons.append(silent[url])
@@ -84,7 +85,8 @@ class GitProvider:
                 if len(repositories) == 1:
                     raise
                 reasons.append(error.what)
-        raise kind("; ".join(reasons), hint=WAYS_OUT)
+                bad = bad or isinstance(error, BadSource)
+        raise (BadSource if bad else kind)("; ".join(reasons), hint=WAYS_OUT)
 
     def _fetch(self, want: Want, repository: str) -> SourceTree:
         name = want.pin or want.major.branch

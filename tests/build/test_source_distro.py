@@ -20,8 +20,9 @@ from ptrack_build import source
 from ptrack_build.errors import BadSource, SourceError
 from ptrack_build.source.archive import imported
 from ptrack_build.source.base import Want, version_key
-from ptrack_build.source.distro import DistroProvider, Entry, entries, parse_uploads
+from ptrack_build.source.distro import POCKETS, DistroProvider, Entry, entries, parse_uploads
 from ptrack_build.source.mirror import open_mirror
+from ptrack_build.source.tarball import TarballProvider
 from tests.build._source_fixtures import NOWHERE, cache_root
 from tests.build._sources import SUITE, Server, major, serving, tarball, tree
 
@@ -437,6 +438,40 @@ def test_what_was_tampered_with_is_not_passed_over(archive: Archive, fetch: Fetc
     with pytest.raises(BadSource, match=r"(?i)17\.2-1: hash sum mismatch") as caught:
         fetch(suites=(SUITE, "older"))
     assert "PTRACK_SOURCE" in (caught.value.hint or "")
+
+
+@pytest.fixture
+def auto(archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """17.1 and 17.2 at the archive, and 17.2 where tarballs are asked for next."""
+    with_an_older_suite(archive)
+    archive.server.release("17.2", release("17.2"))
+    providers = (archive.provider(tmp_path), TarballProvider())
+    monkeypatch.setattr(source, "providers", lambda: providers)
+    monkeypatch.setenv("PTRACK_PG_TARBALLS", archive.server.url)
+
+
+@needs_apt
+@pytest.mark.usefixtures("auto")
+def test_what_was_tampered_with_is_taken_from_nowhere_else(archive: Archive) -> None:
+    archive.server.put("/pool/postgresql-17_17.2.orig.tar.gz", release("17.2")[:-1] + b"x")
+    with pytest.raises(BadSource, match=r"(?i)17\.2-1: hash sum mismatch"):
+        source.fetch(major(), spec="auto")
+
+
+@needs_apt
+@pytest.mark.usefixtures("auto")
+def test_a_mirror_that_is_being_renewed_is_passed_over(
+    archive: Archive, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its index is not yet, or no more, the one that was signed for."""
+    archive.uploads.clear()
+    for pocket in POCKETS[1:]:
+        archive.publish(SUITE + pocket)
+    for name in ("Sources", "Sources.gz"):
+        index = archive.server.files[f"/dists/{SUITE}/main/source/{name}"]
+        index.data = index.data[:-1] + b"x"
+    assert source.fetch(major(), spec="auto").provider == "tarball"
+    assert "(distro: Hash Sum mismatch)" in capsys.readouterr().out
 
 
 @needs_apt

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ptrack_build import matrix, source
-from ptrack_build.errors import HostError, SourceError, UsageError
+from ptrack_build.errors import BadSource, HostError, SourceError, UsageError
 from ptrack_build.source import base, lock
-from ptrack_build.source.distro import DistroProvider
+from ptrack_build.source.distro import DistroProvider, Tampered
 from ptrack_build.source.git import GitProvider
 from ptrack_build.source.mirror import open_mirror
 from ptrack_build.source.tarball import TarballProvider
@@ -169,6 +169,43 @@ def test_cut_off_from_the_network_the_newest_in_the_cache_will_do(
     assert source.fetch(major()).version == "17.10"
     assert "from the cache (git: " in capsys.readouterr().out
     assert source.fetch(major(), spec="tarball:17.9").version == "17.9"
+
+
+def distro_fails(monkeypatch: pytest.MonkeyPatch, error: SourceError) -> None:
+    """The distribution's archive answers with that."""
+
+    def fetch(_self: DistroProvider, _want: base.Want) -> source.SourceTree:
+        raise error
+
+    monkeypatch.setattr(DistroProvider, "fetch", fetch)
+
+
+def test_what_is_not_right_is_not_papered_over_by_the_cache(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Though the others are out of reach, for which alone the cache would do."""
+    server.release("17.3", tarball(tree("17.3")))
+    source.fetch(major(), spec="tarball")
+    monkeypatch.setenv("PTRACK_PG_TARBALLS", NOWHERE)
+    distro_fails(monkeypatch, BadSource("it is PostgreSQL 16.1", hint="look at the archive"))
+    with pytest.raises(BadSource, match=r"\n  distro: it is PostgreSQL 16\.1\n") as caught:
+        source.fetch(major())
+    assert caught.value.hint == "look at the archive"
+    assert "from the cache" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_what_was_tampered_with_ends_the_search(
+    server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, locked: bool
+) -> None:
+    server.release("17.3", tarball(tree("17.3")))
+    source.write_lock([source.fetch(major())])
+    asked = len(server.requests)
+    monkeypatch.setenv("PTRACK_CACHE", str(tmp_path / "fresh"))
+    distro_fails(monkeypatch, Tampered("17.3-1: hash sum mismatch"))
+    with pytest.raises(BadSource, match=r"distro: 17\.3-1: hash sum mismatch"):
+        source.fetch(major(), locked=locked)
+    assert len(server.requests) == asked
 
 
 def test_a_wrong_setting_is_not_papered_over(

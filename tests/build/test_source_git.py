@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ptrack_build import REPO, source
-from ptrack_build.errors import CommandFailed, HostError, SourceError
+from ptrack_build.errors import BadSource, CommandFailed, HostError, SourceError
 from ptrack_build.patch.objects import Objects
 from ptrack_build.source import net
 from ptrack_build.source.mirror import Entry, Mirror, open_mirror
@@ -117,6 +117,17 @@ def test_another_major_on_the_branch(repo: Path) -> None:
     commit(repo, tree("16.9"))
     with pytest.raises(SourceError, match=r"is PostgreSQL 16\.9, not 17"):
         source.fetch(major("17"))
+
+
+def test_what_is_not_right_is_so_though_another_repository_is_out_of_reach(
+    repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert source.fetch(major("17")).version == "17.2"
+    commit(repo, tree("16.9"))
+    for named in (f"{repo} {NOWHERE}/x.git", f"{NOWHERE}/x.git {repo}"):
+        monkeypatch.setenv("PTRACK_PG_GIT", named)
+        with pytest.raises(BadSource, match=r"is PostgreSQL 16\.9, not 17"):
+            source.fetch(major("17"), spec="git")
 
 
 def test_master_was_branched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
