@@ -147,11 +147,12 @@ def lock(name: str, doing: str = "") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def building(final: Path) -> Iterator[Path]:
+def building(final: Path, mark: str = "") -> Iterator[Path]:
     """Yield an empty scratch directory beside final, which becomes final by one rename.
 
     Whatever ends the block early removes it. Scratch left by a killed run is removed a day later.
-    Where final is there already at the end, it stays and the scratch is dropped.
+    Where final is there already at the end, it stays and the scratch is dropped; but where it lacks
+    the file mark, it is what is left of one, and is replaced.
     """
     parent = final.parent
     parent.mkdir(parents=True, exist_ok=True)
@@ -165,14 +166,27 @@ def building(final: Path) -> Iterator[Path]:
         except OSError:
             if not final.is_dir():
                 raise
-            remove(scratch)
+            if (final / mark).exists():
+                remove(scratch)
+            else:
+                discard(final)
+                scratch.rename(final)
     except BaseException:
         remove(scratch)
         raise
 
 
+def discard(final: Path) -> None:
+    """Remove what `building` made: first its name, so that what a killed run leaves is scratch."""
+    scratch = tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".part", dir=final.parent)
+    remove(final.rename(scratch))
+
+
 def remove(path: Path) -> None:
-    """Remove a tree, read-only directories included; what is not there is fine."""
+    """Remove a tree, read-only directories included; what is not there is fine.
+
+    In place, and so not for what another run may take for finished: see discard.
+    """
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
         return

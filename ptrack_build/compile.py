@@ -53,6 +53,7 @@ ENVIRONMENT = (
 
 SERVER_FORMAT = "server 1"
 PREFIX_FORMAT = "prefix 1"
+INFO = ".ptrack/info.json"  # what a server or prefix was made of; one without it is not whole
 FREE_MB = 700
 KEEP_SECONDS = 14 * 24 * 3600
 CONFIGURE_LINES = 20
@@ -275,7 +276,7 @@ def _server(plan: _Plan) -> Path:
     try:
         with (
             step(f"compiling {plan.title}", estimate=memo.seconds) as shown,
-            cache.building(final) as scratch,
+            cache.building(final, INFO) as scratch,
         ):
             link_tree(plan.tree.path, place / "src")
             (work / "obj").mkdir()
@@ -569,7 +570,7 @@ def _extension(plan: _Plan, server: Path, extension: Path, final: Path) -> None:
         make += ["LDFLAGS_SL=--coverage"]
     env = _environment(plan)
     try:
-        with step(f"compiling {title}"), cache.building(final) as scratch:
+        with step(f"compiling {title}"), cache.building(final, INFO) as scratch:
             cache.remove(work)
             for file in _extension_files(extension):
                 (work / file.relative_to(extension)).parent.mkdir(parents=True, exist_ok=True)
@@ -626,7 +627,7 @@ def _commands(prefix: Path, server: Path, link: Path) -> None:
 
 
 def _finished(path: Path) -> bool:
-    return (path / ".ptrack" / "info.json").is_file()
+    return (path / INFO).is_file()
 
 
 def _describe(scratch: Path, plan: _Plan, key: str) -> None:
@@ -645,9 +646,8 @@ def _describe(scratch: Path, plan: _Plan, key: str) -> None:
         "compiler": plan.compiler_id.splitlines()[0] if plan.compiler_id else "",
         "libraries": list(plan.libraries),
     }
-    folder = scratch / ".ptrack"
-    folder.mkdir(exist_ok=True)
-    (folder / "info.json").write_text(json.dumps(info, indent=1) + "\n")
+    (scratch / INFO).parent.mkdir(exist_ok=True)
+    (scratch / INFO).write_text(json.dumps(info, indent=1) + "\n")
 
 
 def _used(final: Path, plan: _Plan) -> None:
@@ -670,9 +670,9 @@ def _prune(kind: str, plan: _Plan, keep: Path) -> None:
         if path == keep or path.resolve() in linked:
             continue
         with contextlib.suppress(OSError, ValueError):
-            info = json.loads((path / ".ptrack" / "info.json").read_text())
+            info = json.loads((path / INFO).read_text())
             if info.get("slot") == plan.slot and (path / ".ptrack").stat().st_mtime < limit:
-                cache.remove(path)
+                cache.discard(path)
 
 
 class _Memo:

@@ -309,7 +309,10 @@ def building(job: Job, *, llvm: str = "") -> Iterator[Bench]:
         os.chown(job.place, user.uid, user.gid)
     title = f"packages of {job.name} {job.version}"
     try:
-        with step(title, estimate=memo.seconds) as shown, cache.building(job.final) as scratch:
+        with (
+            step(title, estimate=memo.seconds) as shown,
+            cache.building(job.final, _KEPT) as scratch,
+        ):
             bench = Bench(job, user, scratch=scratch, shown=shown, before=memo.compiled)
             yield bench
             shown.update(1.0, f"{bench.compiled} files compiled")
@@ -408,7 +411,7 @@ def _prune(kind: str, keep: set[Path]) -> None:
         if path not in keep and not path.name.startswith("."):
             with contextlib.suppress(OSError):
                 if path.stat().st_mtime < limit:
-                    cache.remove(path)
+                    cache.discard(path)
 
 
 class Memo:

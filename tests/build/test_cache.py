@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import threading
 import time
@@ -99,6 +100,43 @@ def test_building_what_is_there_keeps_the_first(tmp_path: Path) -> None:
             (scratch / "file").write_text(text)
     assert (final / "file").read_text() == "first"
     assert [p.name for p in tmp_path.iterdir()] == ["result"]
+
+
+def test_building_replaces_what_is_not_whole(tmp_path: Path) -> None:
+    """As somebody's rm leaves it that was ended."""
+    final = tmp_path / "result"
+    for text in ("first", "second", "third"):
+        with cache.building(final, mark="about/info") as scratch:
+            (scratch / "about").mkdir()
+            (scratch / "about/info").write_text(text)
+        if text == "first":
+            (final / "about/info").unlink()
+    assert (final / "about/info").read_text() == "second"
+    assert [p.name for p in tmp_path.iterdir()] == ["result"]
+
+
+def test_what_is_discarded_is_gone_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However its removal ends: no run takes what is left for whole, and a later one sweeps it."""
+    final = tmp_path / "result"
+    with cache.building(final) as scratch:
+        (scratch / "file").write_text("whole")
+
+    def killed(_path: Path, **_how: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            cache.discard(final)
+    (left,) = tmp_path.iterdir()
+    assert cache.SCRATCH.fullmatch(left.name)
+    os.utime(left, (1, 1))
+    with cache.building(final):
+        pass
+    assert list(tmp_path.iterdir()) == [final]
+    assert list(final.iterdir()) == []
+    cache.discard(final)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_scratch_of_a_killed_run_is_swept_after_a_day(tmp_path: Path) -> None:

@@ -315,6 +315,36 @@ def test_old_prefixes_go_and_recent_ones_stay(fake: Fake) -> None:
     assert [path.exists() for path in paths] == [False, True, True]
 
 
+def test_an_old_prefix_goes_by_one_rename(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is killed meanwhile leaves nothing that looks finished."""
+    old = compiling.build(fake.tree, RELEASE, extension=fake.extension).path
+    (fake.extension / "ptrack.c").write_text("int ptrack = 2;\n")
+    os.utime(old / ".ptrack", (1, 1))
+    remove = cache.remove
+
+    def killed(path: Path) -> None:
+        if (path / ".ptrack" / "info.json").exists():
+            raise KeyboardInterrupt
+        remove(path)
+
+    monkeypatch.setattr(cache, "remove", killed)
+    cache.link("pg-17", fake.tree.path)
+    with pytest.raises(KeyboardInterrupt):
+        compiling.build(fake.tree, RELEASE, extension=fake.extension)
+    assert not old.exists()
+
+
+def test_what_is_left_of_a_prefix_is_replaced(fake: Fake) -> None:
+    first = compiling.build(fake.tree, RELEASE, extension=fake.extension)
+    for path in (first.path, cache.root() / "server" / first.server_key[:32]):
+        (path / "bin" / "postgres").unlink()
+        (path / ".ptrack" / "info.json").unlink()
+    again = compiling.build(fake.tree, RELEASE, extension=fake.extension)
+    assert again.path == first.path
+    assert (again.bin / "postgres").is_file()
+    assert (again.path / ".ptrack" / "info.json").is_file()
+
+
 def test_compile_commands_name_the_sources_where_they_are_edited(fake: Fake) -> None:
     built = compiling.build(fake.tree, RELEASE, extension=fake.extension)
     entries = json.loads((built.path / ".ptrack" / "compile_commands.json").read_text())
