@@ -36,6 +36,7 @@ from ptrack_build.run import call
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from ptrack_build.matrix import Major
     from ptrack_build.patch import PatchedTree
     from ptrack_build.progress import Step
 
@@ -55,6 +56,7 @@ SERVER_FORMAT = "server 1"
 PREFIX_FORMAT = "prefix 1"
 INFO = ".ptrack/info.json"  # what a server or prefix was made of; one without it is not whole
 FREE_MB = 700
+FIRST_MB = 1000  # with the source and the patched tree
 KEEP_SECONDS = 14 * 24 * 3600
 CONFIGURE_LINES = 20
 WARNINGS = "-Wall -Wextra -Werror"
@@ -266,7 +268,7 @@ def _server(plan: _Plan) -> Path:
     final = cache.directory("server") / plan.key[:32]
     if _finished(final):
         return final
-    _room()
+    _room(FREE_MB, "a build")
     log = plan.log
     log.unlink(missing_ok=True)
     place = cache.directory("build", plan.slot)
@@ -341,7 +343,7 @@ def workbench(prefix: Prefix) -> Iterator[Workbench]:
     place = cache.directory("build", f"{plan.slot}-bench")
     log = cache.directory("log") / f"bench-{plan.slot}.log"
     with cache.lock(f"PostgreSQL {plan.slot} for experiments", f"makes mutants of {plan.slot}"):
-        _room()
+        _room(FREE_MB, "a build")
         log.unlink(missing_ok=True)
         work = _place_for_work(place)
         memo = _Memo(f"{plan.slot}-bench")
@@ -364,10 +366,16 @@ def workbench(prefix: Prefix) -> Iterator[Workbench]:
                 cache.remove(path)
 
 
-def _room() -> None:
+def check_first(major: Major) -> None:
+    """Raise HostError, before anything is fetched, where a major's first build has no room."""
+    if not any(cache.root().glob(f"pg-{major.name}*")):
+        _room(FIRST_MB, "a first build")
+
+
+def _room(megabytes: int, what_for: str) -> None:
     free = shutil.disk_usage(cache.root()).free // 1_000_000
-    if free < FREE_MB:
-        what = f"{cache.root()} has {free} MB free; a build takes {FREE_MB} MB"
+    if free < megabytes:
+        what = f"{cache.root()} has {free} MB free; {what_for} takes {megabytes} MB"
         raise HostError(what, hint="free some space, or set PTRACK_CACHE to where there is more")
 
 

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+TAIL_LINES = 25  # of a command's output, where it failed
+
+
 class PtrackError(Exception):
     """A failure that is reported without a traceback.
 
@@ -60,7 +63,7 @@ class HostError(PtrackError):
 class CommandFailed(PtrackError):
     """A command ended with a non-zero status, or could not be started (returncode 127).
 
-    tail: the last lines of its output.
+    tail: its output, of which the last lines are shown.
     """
 
     def __init__(
@@ -78,5 +81,9 @@ class CommandFailed(PtrackError):
         how = f"by signal {-returncode}" if returncode < 0 else f"with status {returncode}"
         what = f"`{shlex.join(self.argv)}` ended {how}"
         if tail:
-            what += "\n" + "\n".join(f"    {line}" for line in tail.splitlines())
+            lines = tail.splitlines()
+            left = len(lines) - TAIL_LINES
+            if left > 0:
+                lines = [f"... {left} lines", *lines[left:]]
+            what += "\n" + "\n".join(f"    {line}" for line in lines)
         super().__init__(what, hint=hint, log=log)

@@ -14,13 +14,12 @@ from collections import deque
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, Protocol, Self, TypedDict
 
-from ptrack_build.errors import CommandFailed
+from ptrack_build.errors import TAIL_LINES, CommandFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-TAIL_LINES = 25
 GRACE_SECONDS = 3.0
 
 

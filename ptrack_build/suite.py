@@ -90,7 +90,9 @@ def prefix(major: Major, variant: Variant, *, locked: bool = False) -> Prefix:
     """Fetch, patch and compile a major. Raises what these do, HostError first of all."""
     from ptrack_build import patch, source
 
-    host.ensure(host.TOOLS)  # before anything is fetched, which takes long
+    # both before anything is fetched, which takes long
+    host.ensure(host.TOOLS)
+    compiling.check_first(major)
     return compiling.build(patch.apply(source.fetch(major, locked=locked)), variant)
 
 

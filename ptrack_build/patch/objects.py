@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from ptrack_build.errors import CommandFailed, HostError, PatchError
-from ptrack_build.source.base import check_damage
+from ptrack_build.source.base import check_damage, check_full
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -230,9 +230,12 @@ class Objects:
         index = self._scratch / "index-export"
         self._git("read-tree", commit, index=index)
         self._stage(index, files)
-        self._git(
-            f"--work-tree={into}", "checkout-index", "--all", "--quiet", index=index, umask=0o022
-        )
+        write = (f"--work-tree={into}", "checkout-index", "--all", "--quiet")
+        try:
+            self._git(*write, index=index, umask=0o022)
+        except CommandFailed:  # git says which files it could not write, and not why
+            check_full(into)
+            raise
         when = self.committed_at(commit)
         for folder, names, leaves in os.walk(into, topdown=False):
             for name in (*names, *leaves):

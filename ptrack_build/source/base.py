@@ -30,7 +30,9 @@ class Unreachable(SourceError):
 
 
 #: Indexes, tarball and tree of one major.
-NEEDED_BYTES = 200_000_000
+NEEDED_BYTES = 300_000_000
+#: A disk with less is full: small files have filled what a large one left of it.
+FULL_BYTES = 1_000_000
 MORE_SPACE = "free a few GB, or set PTRACK_CACHE to a larger place"
 
 
@@ -96,6 +98,13 @@ def check_space(complaint: str, place: Path | None = None) -> None:
     words = ("No space left", "Out of diskspace", "enough free space")
     if any(word in complaint for word in words):
         what = f"no space left on the device of {place or cache.root()}"
+        raise HostError(what, hint=MORE_SPACE)
+
+
+def check_full(place: Path) -> None:
+    """Raise HostError if that is why a scratch directory could not be written."""
+    if shutil.disk_usage(place).free < FULL_BYTES:
+        what = f"no space left on the device of {place.parent}"
         raise HostError(what, hint=MORE_SPACE)
 
 

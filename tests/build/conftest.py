@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -53,6 +54,35 @@ class Script:
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             start_new_session=start_new_session,
         )  # fmt: skip
+
+
+def on_a_small_disk(size: str, place: Path, code: str) -> str:
+    """What Python code prints whose cache is on a file system of that size, mounted at place.
+
+    In a namespace of its own, which most systems let anybody have.
+    """
+    place.mkdir()
+    mount = f"mount -t tmpfs -o size={size} tmpfs {shlex.quote(str(place))}"
+    reason = ""
+    for apart in (["unshare", "-m"], ["unshare", "-Urm"]):
+        try:
+            words = [*apart, "sh", "-c", mount]
+            tried = subprocess.run(words, check=False, capture_output=True, text=True)
+        except FileNotFoundError as error:
+            pytest.skip(f"no place for a small file system: {error}")
+        if tried.returncode == 0:
+            break
+        reason = tried.stderr.strip()
+    else:
+        pytest.skip(f"no small file system may be mounted: {reason}")
+    done = subprocess.run(
+        [*apart, "sh", "-c", f'{mount} && exec "$@"', "sh", sys.executable, "-c", code],
+        cwd=REPO, check=False, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(REPO), "PTRACK_CACHE": str(place),
+             "CCACHE_DISABLE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 CONFIGURE = r"""#!/bin/sh

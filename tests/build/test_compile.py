@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -19,7 +17,7 @@ from ptrack_build import cache, host
 from ptrack_build import compile as compiling
 from ptrack_build.compile import RELEASE, TEST
 from ptrack_build.errors import CompileError, HostError
-from tests.build.conftest import REPO, Fake, Script, make_fake
+from tests.build.conftest import Fake, Script, make_fake, on_a_small_disk
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -218,31 +216,9 @@ print([path.name for kind in ("server", "prefix") for path in cache.directory(ki
 
 
 def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
-    """A small file system in a namespace of its own, which most systems let anybody have."""
-    small = tmp_path / "small"
-    small.mkdir()
-    mount = f"mount -t tmpfs -o size=200k tmpfs {shlex.quote(str(small))}"
-    reason = ""
-    for apart in (["unshare", "-m"], ["unshare", "-Urm"]):
-        try:
-            words = [*apart, "sh", "-c", mount]
-            tried = subprocess.run(words, check=False, capture_output=True, text=True)
-        except FileNotFoundError as error:
-            pytest.skip(f"no place for a small file system: {error}")
-        if tried.returncode == 0:
-            break
-        reason = tried.stderr.strip()
-    else:
-        pytest.skip(f"no small file system may be mounted: {reason}")
-    code = FULL.format(folder=str(tmp_path / "fake"))
-    done = subprocess.run(
-        [*apart, "sh", "-c", f'{mount} && exec "$@"', "sh", sys.executable, "-c", code],
-        cwd=REPO, check=False, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(REPO), "PTRACK_CACHE": str(small),
-             "CCACHE_DISABLE": "1"},
-    )  # fmt: skip
-    assert re.search(r"No space left|could not be installed", done.stdout), done.stderr
-    assert done.stdout.splitlines()[-1] == "[]"
+    said = on_a_small_disk("200k", tmp_path / "small", FULL.format(folder=str(tmp_path / "fake")))
+    assert re.search(r"No space left|could not be installed", said)
+    assert said.splitlines()[-1] == "[]"
 
 
 BUILD = """

@@ -20,6 +20,7 @@ from ptrack_build.matrix import Major
 from ptrack_build.patch import committed
 from ptrack_build.patch.objects import Objects
 from ptrack_build.source import SourceTree
+from tests.build.conftest import on_a_small_disk
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -346,6 +347,34 @@ def test_it_is_rendered_before_that_is_said(
     with pytest.raises(OSError, match="No space left"):
         world.apply(source)
     assert "DRIFT" not in capsys.readouterr().out
+
+
+FULL = """
+from pathlib import Path
+from ptrack_build import cache
+from ptrack_build.errors import HostError
+from tests.build.test_patch_apply import BODY, BODY_TEMPLATE, HEADER, HEADER_TEMPLATE, World
+world = World(Path({folder!r}))
+world.template(BODY, BODY_TEMPLATE)
+world.template(HEADER, HEADER_TEMPLATE)
+world.render(world.source())
+big = world.source("17.3", mirror=world.root / "shallow.git", above=40000, near="other(x);")
+try:
+    world.apply(big)
+except HostError as error:
+    print(error)
+print(list(cache.directory("tree").iterdir()))
+"""
+
+
+def test_a_disk_that_is_full(tmp_path: Path) -> None:
+    """Of which git says no more than which files it could not write."""
+    said = on_a_small_disk("200k", tmp_path / "small", FULL.format(folder=str(tmp_path)))
+    full, way_out, left = said.splitlines()
+    assert full == f"no space left on the device of {tmp_path}/small/tree"
+    assert way_out.startswith("next: ")
+    assert "PTRACK_CACHE" in way_out
+    assert left == "[]"
 
 
 def test_what_is_remembered_is_said_again(world: World, capsys: pytest.CaptureFixture[str]) -> None:

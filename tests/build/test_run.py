@@ -76,6 +76,16 @@ def test_a_failure_has_the_status_the_log_and_the_last_lines(tmp_path: Path) -> 
     assert str(log) in str(error)
 
 
+def test_of_a_long_complaint_the_end_is_shown() -> None:
+    said = "\n".join(f"error: unable to write file {number}" for number in range(938))
+    error = CommandFailed(["git", "checkout-index"], 1, tail=said)
+    shown = str(error).splitlines()
+    assert len(shown) < 30
+    assert shown[1].strip() == "... 913 lines"
+    assert shown[-1].endswith(" 937")
+    assert error.tail == said
+
+
 def test_check_off_returns_the_status() -> None:
     assert call(["false"], check=False, quiet=True).returncode == 1
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
+from ptrack_build import cache, host, matrix, report, source, suite
 from ptrack_build import compile as compiling
-from ptrack_build import host, matrix, report, suite
 from ptrack_build.errors import BadSource, HostError, SourceError, UsageError
 from tests.build.conftest import Script
 
@@ -44,6 +46,29 @@ def closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> 
 
     monkeypatch.setattr(os, "access", access)
     return own_cache
+
+
+def test_a_first_build_without_room_fetches_nothing(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room for the compile alone is not enough: source and tree come before it."""
+
+    class Fetched(Exception):
+        pass
+
+    def fetch(*_args: object, **_options: object) -> NoReturn:
+        raise Fetched
+
+    free = (compiling.FREE_MB + 100) * 1_000_000
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    monkeypatch.setattr(host, "ensure", lambda *_args, **_options: None)
+    monkeypatch.setattr(source, "fetch", fetch)
+    major = matrix.load().major("17")
+    with pytest.raises(HostError, match=r"has 800 MB free; a first build takes 1000 MB"):
+        suite.prefix(major, compiling.TEST)
+    cache.link("pg-17", own_cache / "prefix")
+    with pytest.raises(Fetched):
+        suite.prefix(major, compiling.TEST)
 
 
 def test_results_are_the_checkouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
