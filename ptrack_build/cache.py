@@ -39,6 +39,7 @@ OF_NOBODY = {"lost+found", TAG_NAME}
 #: What `building`, `link` and `write` call what is not finished.
 SCRATCH = re.compile(r"\..+\.([a-z0-9_]{8}|[0-9]+)\.part")
 STALE_SECONDS = 24 * 3600
+KEEP_SECONDS = 14 * 24 * 3600  # a result that nobody used for so long is dropped
 
 
 def root() -> Path:

@@ -57,7 +57,6 @@ PREFIX_FORMAT = "prefix 1"
 INFO = ".ptrack/info.json"  # what a server or prefix was made of; one without it is not whole
 FREE_MB = 700
 FIRST_MB = 1000  # with the source and the patched tree
-KEEP_SECONDS = 14 * 24 * 3600
 CONFIGURE_LINES = 20
 WARNINGS = "-Wall -Wextra -Werror"
 
@@ -672,7 +671,7 @@ def _points(name: str, final: Path) -> bool:
 
 def _prune(kind: str, plan: _Plan, keep: Path) -> None:
     """Drop what nobody used for two weeks, of this slot, except what pg-NN points at."""
-    limit = time.time() - KEEP_SECONDS
+    limit = time.time() - cache.KEEP_SECONDS
     linked = {path.resolve() for path in cache.root().glob("pg-*")}
     for path in cache.directory(kind).iterdir():
         if path == keep or path.resolve() in linked:

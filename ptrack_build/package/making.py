@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from ptrack_build.source import SourceTree
 
 FREE_MB: Final = 3000
-KEEP_SECONDS: Final = 14 * 24 * 3600
 _KEPT: Final = "packages.json"
 MAINTAINER: Final = "The ptrack developers <maintainers@ptrack.example>"
 
@@ -406,7 +405,7 @@ def compiler_cache(
 
 def _prune(kind: str, keep: set[Path]) -> None:
     """Drop what of <cache>/<kind> nobody used for two weeks."""
-    limit = time.time() - KEEP_SECONDS
+    limit = time.time() - cache.KEEP_SECONDS
     for path in cache.directory(kind).iterdir():
         if path not in keep and not path.name.startswith("."):
             with contextlib.suppress(OSError):

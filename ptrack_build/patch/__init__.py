@@ -18,8 +18,11 @@ each minor of a branch renders with other line numbers, context and blob ids:
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
@@ -33,6 +36,7 @@ from ptrack_build.progress import say
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from ptrack_build.matrix import Major
     from ptrack_build.patch.committed import FileDiff, Hunk
@@ -263,16 +267,22 @@ def apply(
     committed diff at all.
     """
     memo = _memo(source, templates, patches)
-    tree = _remembered(memo, source)
+    with _keeping():
+        tree = _remembered(memo, source)
     if tree is None:
         with Objects(source.mirror) as objects:
             fit = _fit(objects, source, templates, patches)
             if fit.error is not None:
                 _announce(source, fit.notes)
                 raise fit.error
-            tree = _exported(objects, source, fit)
-        about = {"key": tree.key, "patch": tree.patch_digest, "how": tree.how, "notes": tree.notes}
-        cache.write(memo, json.dumps(about))
+            tree = _patched(objects, source, fit)
+            about = {
+                "key": tree.key, "patch": tree.patch_digest, "how": tree.how, "notes": tree.notes,
+            }  # fmt: skip
+            with _keeping():
+                cache.write(memo, json.dumps(about))
+                _prune()
+            _export(objects, tree, fit)
     _announce(source, tree.notes)
     return tree
 
@@ -282,25 +292,52 @@ def _announce(source: SourceTree, notes: Sequence[str]) -> None:
         say(f"DRIFT, PostgreSQL {source.major.name}: {note}")
 
 
-def _exported(objects: Objects, source: SourceTree, fit: _Fit) -> PatchedTree:
-    """The tree of a fit, written out unless it is there."""
+def _patched(objects: Objects, source: SourceTree, fit: _Fit) -> PatchedTree:
+    """The tree of a fit, whether it is there or not."""
     diff = objects.diff(fit.old, fit.new)
     patch_digest = cache.digest(diff.encode(errors="surrogateescape"))
     key = cache.digest(LAYOUT, source.digest, patch_digest)[:20]
-    final = cache.directory("tree") / key
-    if not final.is_dir():
-        with cache.lock(f"tree-{key}", f"patches PostgreSQL {source.version}"):
-            if not final.is_dir():
-                with cache.building(final) as scratch:
-                    objects.export(source.commit, fit.new, scratch)
     return PatchedTree(
         source=source,
-        path=final,
+        path=cache.directory("tree") / key,
         key=key,
         patch_digest=patch_digest,
         how=fit.how,
         notes=fit.notes,
     )
+
+
+def _export(objects: Objects, tree: PatchedTree, fit: _Fit) -> None:
+    """Write the tree of a fit out unless it is there."""
+    if tree.path.is_dir():
+        return
+    with cache.lock(f"tree-{tree.key}", f"patches PostgreSQL {tree.source.version}"):
+        if not tree.path.is_dir():
+            with cache.building(tree.path) as scratch:
+                objects.export(tree.source.commit, fit.new, scratch)
+
+
+def _keeping() -> AbstractContextManager[None]:
+    """Hold the lock of what says which trees are wanted: one is asked for, or old ones go."""
+    return cache.lock("trees", "removes old trees")
+
+
+def _prune() -> None:
+    """Drop what nobody asked for for two weeks: what was remembered, and trees that nothing names.
+
+    The caller holds the lock.
+    """
+    limit = time.time() - cache.KEEP_SECONDS
+    wanted = set()
+    for memo in cache.directory("memo").glob("patch-*.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            if memo.stat().st_mtime < limit:
+                memo.unlink()
+            else:
+                wanted.add(json.loads(memo.read_text(encoding="utf-8"))["key"])
+    for path in cache.directory("tree").iterdir():
+        if path.name not in wanted and not path.name.startswith("."):
+            cache.discard(path)
 
 
 def _memo(source: SourceTree, templates: Path, patches: Path) -> Path:
@@ -318,10 +355,11 @@ def _memo(source: SourceTree, templates: Path, patches: Path) -> Path:
 
 
 def _remembered(memo: Path, source: SourceTree) -> PatchedTree | None:
-    """What an earlier run made of the same inputs, where it is still there."""
+    """What an earlier run made of the same inputs, where it is still there; asks for it anew."""
     try:
         about = json.loads(memo.read_text(encoding="utf-8"))
         path = cache.root() / "tree" / about["key"]
+        os.utime(memo)
         if not path.is_dir():
             return None
         return PatchedTree(

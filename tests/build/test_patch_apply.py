@@ -9,6 +9,8 @@ import errno
 import json
 import os
 import subprocess
+import threading
+import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -270,6 +272,47 @@ def test_apply_leaves_nothing_behind_when_it_is_interrupted(
             world.apply(source)
     assert list((cache.root() / "tree").iterdir()) == []
     assert world.apply(source).how == "applied"
+
+
+def asked_long_ago() -> None:
+    """As if all trees had been asked for a minute too long ago to be kept."""
+    then = time.time() - cache.KEEP_SECONDS - 60
+    for memo in (cache.root() / "memo").glob("patch-*.json"):
+        os.utime(memo, (then, then))
+
+
+def test_trees_that_nobody_asked_for_for_two_weeks_go(world: World) -> None:
+    old, used, new = (world.source(f"17.{number}", above=number) for number in (2, 3, 4))
+    world.render(old)
+    first, second = world.apply(old), world.apply(used)
+    asked_long_ago()
+    assert world.apply(used) == second, "who asked may still have to wait before it is used"
+    third = world.apply(new)
+    assert [tree.path.is_dir() for tree in (first, second, third)] == [False, True, True]
+    assert len(list((cache.root() / "memo").glob("patch-*.json"))) == 2
+    assert world.apply(old) == first
+    assert (first.path / BODY).is_file()
+
+
+def test_who_asks_for_a_tree_that_goes_just_now_gets_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = world.source()
+    world.render(old)
+    first = world.apply(old)
+    asked_long_ago()
+    asking = threading.Thread(target=world.apply, args=(old,))
+    discard = cache.discard
+
+    def slowly(path: Path) -> None:
+        asking.start()
+        asking.join(0.5)
+        discard(path)
+
+    monkeypatch.setattr(cache, "discard", slowly)
+    world.apply(world.source("17.3", above=40))
+    asking.join()
+    assert (first.path / BODY).is_file()
 
 
 def test_a_source_that_has_shifted(world: World, capsys: pytest.CaptureFixture[str]) -> None:
