@@ -54,7 +54,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Mirror",
     "SourceTree",
-    "bring",
     "check_settings",
     "export",
     "fetch",
@@ -232,16 +231,6 @@ def _locked_tree(major: Major, mirror: Mirror, row: Row) -> SourceTree:
         origin=row.origin,
         sha256=row.sha256,
     )
-
-
-def bring(tree: SourceTree, commit: str) -> bool:
-    """Try to have another commit (one that a diff was rendered against) with its blobs.
-
-    True when it is in the mirror, at once or after asking the git servers; False when that cannot
-    be. Quick where those are known to be out of reach; raises nothing for it.
-    """
-    mirror = Mirror(tree.mirror)
-    return GitProvider().bring(Want(major=tree.major, mirror=mirror), commit)
 
 
 def export(tree: SourceTree, dest: Path) -> None:

@@ -128,17 +128,6 @@ class GitProvider:
             origin=f"{_short(found)} of {repository} at {commit[:12]}",
         )
 
-    def bring(self, want: Want, commit: str) -> bool:
-        """Ask for one more commit, so that its blobs are here; whether it came. Never raises for
-        what a server does not have or cannot be asked."""
-        if want.mirror.whole(commit):
-            return True
-        try:
-            self.fetch(Want(major=want.major, mirror=want.mirror, pin=commit, refresh=want.refresh))
-        except SourceError:
-            return False
-        return bool(want.mirror.whole(commit))
-
 
 def _repository(word: str) -> str:
     """One word of PTRACK_PG_GIT: a directory as its whole path, anything else as it is."""

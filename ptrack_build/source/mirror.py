@@ -13,8 +13,8 @@ takes what a ref names for whole, and would not ask for the rest.
 
 Depth: branches are fetched with the newest commit only (`--depth 1`, with all of its blobs). The
 whole history would be 20 times as much and serves one thing: a 3-way apply needs the blobs that a
-diff was rendered against. Where those are in none of the trees at hand, `bring()` asks for that one
-commit, and if that fails the patch is rendered anew from its templates.
+diff was rendered against. Where those are in none of the trees at hand, and a hunk does not fit as
+it is, the patch is rendered anew from its templates.
 
 Trees that come from tarballs get a commit whose id depends on the contents alone (fixed author
 and date), and a ref refs/ptrack/sha256/<digest of the tarball>, so that none is unpacked twice.

@@ -91,16 +91,6 @@ def test_tags_versions_and_commits(repo: Path) -> None:
     assert source.fetch(major("17")).version == "17.3"
 
 
-def test_brings_a_commit_for_its_blobs(repo: Path) -> None:
-    old = git("rev-parse", "HEAD", cwd=repo)
-    commit(repo, tree("17.3"))
-    found = source.fetch(major("17"))
-    assert not Mirror(found.mirror).commit(old)
-    assert source.bring(found, old)
-    assert Mirror(found.mirror).has([f"{old}:{MD}"])
-    assert not source.bring(found, "0" * 40)
-
-
 def test_no_such_branch(repo: Path) -> None:
     with pytest.raises(SourceError, match=r"PostgreSQL 15: .* has no branch or tag REL_15_STABLE"):
         source.fetch(major("15"))
@@ -353,10 +343,8 @@ def test_over_http(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert many > 0
         assert source.fetch(major("17")) == first
         assert len(asked) == many
-        old = first.commit
         moved = commit(repo, tree("17.3"))
         assert source.fetch(major("17"), refresh=True).commit == moved
-        assert source.bring(first, old)
     monkeypatch.setenv("PTRACK_REFRESH", "1")
     assert source.fetch(major("17")).commit == moved
 
