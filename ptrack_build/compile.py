@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ptrack_build import REPO, cache, host
 from ptrack_build.errors import CommandFailed, CompileError, HostError
-from ptrack_build.progress import say, step
+from ptrack_build.progress import step
 from ptrack_build.run import call
 
 if TYPE_CHECKING:
@@ -728,8 +728,3 @@ def _hint(text: str) -> str:
     if "Killed" in text or "out of memory" in text:
         return "there was not enough memory: try PTRACK_JOBS=1"
     return "read the log; what was built so far is kept by ccache, so trying again is quick"
-
-
-def report(prefix: Path) -> None:
-    """Print where the prefix is, for people and scripts."""
-    say(str(prefix))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,8 +18,6 @@ class PtrackError(Exception):
 
     what: one sentence, what failed; hint: what to do next; log: the file that has it all.
     """
-
-    exit_code: ClassVar[int] = 1
 
     def __init__(self, what: str, *, hint: str | None = None, log: Path | None = None) -> None:
         super().__init__(what)

@@ -50,7 +50,6 @@ ORDER: Final = {
 }
 APART: Final = ("lint", "swap")  # not in the one container that all others are in, in turn
 PLAIN: Final = "/var/cache/ptrack-plain"
-OLDER: Final = "packages of an earlier version are those of dist/ with `~before` behind theirs"
 
 
 class VerifyFailed(PtrackError):

@@ -7,7 +7,6 @@ way (blobs, trees) goes to a scratch object store that borrows from the reposito
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import tempfile
@@ -61,11 +60,6 @@ class Applied:
 
     files: dict[str, File] | None
     said: str
-
-    @property
-    def moved(self) -> list[str]:
-        """The hunks that were found at other lines than the diff says."""
-        return re.findall(r"Hunk #\d+ succeeded at .*", self.said)
 
 
 class Objects:

@@ -70,7 +70,6 @@ def test_all_fail() -> None:
     assert [line.split(":")[0] for line in lines[1:]] == ["  git", "  distro", "  tarball"]
     assert "PTRACK_PG_GIT" in (caught.value.hint or "")
     assert time.monotonic() - began < 5
-    assert caught.value.exit_code == 1
 
 
 def test_a_reason_that_all_give_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,24 +62,12 @@ def _tablespaces(data: Path) -> Iterator[Path]:
             yield from sorted(tablespace.glob("PG_*"))
 
 
-def relation_files(data: Path) -> Iterator[Path]:
-    """Every file of a non-temporary relation, all forks and segments.
-
-    Paths go through ``pg_tblspc``, so they are relative to ``data`` as the map names them.
-    What is dropped meanwhile is left out.
-    """
-    for directory in _database_dirs(data):
-        try:
-            entries = list(directory.iterdir())
-        except FileNotFoundError:
-            continue
-        for path in entries:
-            if FileName.parse(path.name) is not None:
-                yield path
-
-
 def read_all(data: Path) -> dict[str, bytes]:
-    """The content of every relation file, by its path relative to ``data``."""
+    """The content of every relation file, by its path relative to ``data``.
+
+    All forks and segments, none of temporary relations; what is dropped meanwhile is left out.
+    Paths go through ``pg_tblspc``, as the map names them.
+    """
     return Reader().read_all(data)
 
 
