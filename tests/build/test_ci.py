@@ -262,6 +262,7 @@ def test_a_wrong_option_is_an_error_of_one_message(word: str) -> None:
     asked = nox("-s", "build-17", "--", word)
     assert asked.returncode != 0
     assert word.split("=")[-1] in asked.stderr
+    assert "next: ./nox -s build-17 -- --help\n" in asked.stderr
     assert "Traceback" not in asked.stdout + asked.stderr
 
 
@@ -276,8 +277,34 @@ def test_no_compiler_at_all(tmp_path: Path) -> None:
     )  # fmt: skip
     assert asked.returncode != 0
     assert "lacks cc" in asked.stderr
-    assert re.search(r"next: .*gcc", asked.stderr)
+    assert re.search(r"^next: .*gcc libc6-dev$", asked.stderr, re.MULTILINE)
     assert "Traceback" not in asked.stdout + asked.stderr
+
+
+def test_the_next_step_ends_where_its_line_does(checkout: Path) -> None:
+    """It is to be pasted into a shell: nothing of nox's, a full stop or a time, is behind it."""
+    with (checkout / "noxfile.py").open("a") as noxfile:
+        noxfile.write(
+            "\n\nimport time\n"
+            "from ptrack_build.errors import HostError\n"
+            '@session("lack")\ndef lack(session: nox.Session) -> None:\n    """Lack."""\n'
+            "    time.sleep(1.1)\n"
+            '    raise HostError("it lacks 100% of perl", hint="apt-get install -y perl")\n'
+            '@session("full")\ndef full(session: nox.Session) -> None:\n    """Full."""\n'
+            '    raise OSError(errno.ENOSPC, "full")\n'
+        )
+    asked = nox("-s", "lack", "full", cwd=checkout)
+    assert asked.returncode == 1
+    assert asked.stderr.splitlines()[:8] == [
+        "nox > Running session lack",
+        "nox > it lacks 100% of perl",
+        "next: apt-get install -y perl",
+        "nox > Session lack aborted.",
+        "nox > Running session full",
+        "nox > [Errno 28] full",
+        "next: free some space, or set PTRACK_CACHE to where there is more",
+        "nox > Session full aborted.",
+    ]
 
 
 def test_a_matrix_that_is_no_text(checkout: Path) -> None:
