@@ -33,6 +33,8 @@ import json
 import logging
 import os
 import re
+import select
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -144,6 +146,13 @@ def stopped(session: nox.Session, message: str) -> NoReturn:
     session.error()
 
 
+def nobody_reads() -> bool:
+    """Whether who read our output has gone, as `head` has when it has enough."""
+    output = select.poll()
+    output.register(1, 0)
+    return any(events & select.POLLERR for _, events in output.poll(0))
+
+
 def reported(function: Callable[[nox.Session], None]) -> Callable[[nox.Session], None]:
     """Turn what went wrong into one message; --debug and PTRACK_DEBUG=1 show where."""
 
@@ -159,6 +168,9 @@ def reported(function: Callable[[nox.Session], None]) -> Callable[[nox.Session],
                 raise
             stopped(session, str(error))
         except OSError as error:
+            if isinstance(error, BrokenPipeError) and nobody_reads():
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be flushed
+                sys.exit(128 + signal.SIGPIPE)
             if debug:
                 raise
             hint = "-- --debug shows where"
@@ -474,7 +486,7 @@ def print_matrix(session: nox.Session) -> None:
     from ptrack_build import ci
 
     Options(session).read()
-    print(json.dumps(ci.matrix(MATRIX, REGISTERED), indent=1))
+    print(json.dumps(ci.matrix(MATRIX, REGISTERED), indent=1), flush=True)
 
 
 @session("model", "check")

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -305,6 +306,33 @@ def test_the_next_step_ends_where_its_line_does(checkout: Path) -> None:
         "next: free some space, or set PTRACK_CACHE to where there is more",
         "nox > Session full aborted.",
     ]
+
+
+def test_a_reader_that_has_enough_ends_a_session_quietly() -> None:
+    """As `./nox -s matrix | head` does."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        asked = subprocess.run(
+            [sys.executable, "-m", "nox", "-s", "matrix"], cwd=REPO, stdin=subprocess.DEVNULL,
+            stdout=writer, stderr=subprocess.PIPE, text=True, check=False, timeout=120,
+            env={**os.environ, "NOX_SCRIPT_MODE": "none"},
+        )  # fmt: skip
+    finally:
+        os.close(writer)
+    assert asked.stderr == "nox > Running session matrix\n"
+    assert asked.returncode == 128 + signal.SIGPIPE
+
+
+def test_a_pipe_of_another_kind_that_breaks_is_an_error(checkout: Path) -> None:
+    with (checkout / "noxfile.py").open("a") as noxfile:
+        noxfile.write(
+            '\n\n@session("ask")\ndef ask(session: nox.Session) -> None:\n    """Ask."""\n'
+            '    raise BrokenPipeError(errno.EPIPE, "the engine is gone")\n'
+        )
+    asked = nox("-s", "ask", cwd=checkout)
+    assert asked.returncode == 1
+    assert "the engine is gone\nnext: -- --debug shows where\n" in asked.stderr
 
 
 def test_a_matrix_that_is_no_text(checkout: Path) -> None:
