@@ -369,6 +369,18 @@ def test_words_that_mean_nothing_are_told_before_anything_is_built(
     assert "/nowhere" not in asked.stderr
 
 
+@pytest.mark.parametrize("session", ["build-17", "deb-17", "reproduce-17", "bench-build"])
+def test_a_number_of_compilers_that_is_none_is_told_before_anything_is_fetched(
+    session: str, tmp_path: Path
+) -> None:
+    asked = nox(
+        "-s", session, PTRACK_JOBS="0", PTRACK_CACHE=str(tmp_path), PTRACK_SOURCE="/nowhere"
+    )  # fmt: skip
+    assert asked.returncode == 1
+    assert "PTRACK_JOBS=0 is no number" in asked.stderr
+    assert "/nowhere" not in asked.stderr
+
+
 def test_a_relative_path_is_so_to_where_nox_was_called(tmp_path: Path) -> None:
     (tmp_path / "pg").mkdir()
     asked = nox(
