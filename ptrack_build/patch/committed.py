@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 HINT: Final = "nox -s patches"
 _TITLE: Final = """\
 The core patch of ptrack for {branch}.
-Rendered from templates/core by `nox -s patches`: edit those, not this.
+Rendered from templates/core by `./nox -s patches`: edit those, not this.
 """
 
 
