@@ -33,9 +33,11 @@ import json
 import logging
 import os
 import re
+import select
+import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import nox
 
@@ -91,13 +93,13 @@ class Options(argparse.ArgumentParser):
     """What stands after `--`; a mistake there is an error like any other."""
 
     def __init__(self, session: nox.Session) -> None:
-        super().__init__(prog=f"nox -s {session.name} --", add_help=True, allow_abbrev=False)
+        super().__init__(prog=f"./nox -s {session.name} --", add_help=True, allow_abbrev=False)
         self.add_argument("--debug", action="store_true", help="show tracebacks")
         self.session = session
 
     def error(self, message: str) -> None:  # type: ignore[override]
         """Raise what is reported without a traceback."""
-        raise UsageError(message, hint=f"nox -s {self.session.name} -- --help")
+        raise UsageError(message, hint=f"./nox -s {self.session.name} -- --help")
 
     def read(self) -> argparse.Namespace:
         """All words must be known."""
@@ -135,6 +137,22 @@ def from_where_nox_was_called(session: nox.Session) -> None:
             os.environ[name] = str(path)
 
 
+def stopped(session: nox.Session, message: str) -> NoReturn:
+    """End a session with a message, whose last line is the next step and may be pasted.
+
+    It is not nox's reason for the end: behind that nox writes a full stop, and how long it took.
+    """
+    logging.getLogger("nox").error("%s", message)
+    session.error()
+
+
+def nobody_reads() -> bool:
+    """Whether who read our output has gone, as `head` has when it has enough."""
+    output = select.poll()
+    output.register(1, 0)
+    return any(events & select.POLLERR for _, events in output.poll(0))
+
+
 def reported(function: Callable[[nox.Session], None]) -> Callable[[nox.Session], None]:
     """Turn what went wrong into one message; --debug and PTRACK_DEBUG=1 show where."""
 
@@ -148,14 +166,17 @@ def reported(function: Callable[[nox.Session], None]) -> Callable[[nox.Session],
         except PtrackError as error:
             if debug:
                 raise
-            session.error(str(error))
+            stopped(session, str(error))
         except OSError as error:
+            if isinstance(error, BrokenPipeError) and nobody_reads():
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be flushed
+                sys.exit(128 + signal.SIGPIPE)
             if debug:
                 raise
             hint = "-- --debug shows where"
             if error.errno in {errno.ENOSPC, errno.EDQUOT}:
                 hint = "free some space, or set PTRACK_CACHE to where there is more"
-            session.error(f"{error}\nnext: {hint}")
+            stopped(session, f"{error}\nnext: {hint}")
 
     return wrapper
 
@@ -465,7 +486,7 @@ def print_matrix(session: nox.Session) -> None:
     from ptrack_build import ci
 
     Options(session).read()
-    print(json.dumps(ci.matrix(MATRIX, REGISTERED), indent=1))
+    print(json.dumps(ci.matrix(MATRIX, REGISTERED), indent=1), flush=True)
 
 
 @session("model", "check")

@@ -126,6 +126,7 @@ def _edited(folder: Path, name: str, old: str, new: str, place: Path) -> Path:
 
 def measure(major: Major, *, write: bool, tests: bool = True) -> list[Row]:
     """Measure every row on one major, print them, and write them unless told not to."""
+    host.jobs()
     host.ensure((*host.TOOLS, *host.EXTRAS))
     tree = patch.apply(source.fetch(major))
     name, variant = major.name, compiling.RELEASE

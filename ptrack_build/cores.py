@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ptrack_build import cache, host, patch, report, source
 from ptrack_build.errors import BadSource, PatchError, SourceError
+from ptrack_build.patch import committed
 from ptrack_build.progress import say
 
 if TYPE_CHECKING:
@@ -77,8 +78,24 @@ def check(majors: Sequence[Major]) -> None:
     results = [patch.check(each, sources.found.get(each.name), mirror=mirror) for each in majors]
     say(patch.check_table(results))
     sources.tell("its diff was compared with the templates only")
-    patch.require(results)
+    differing = [each for each, row in zip(majors, results, strict=True) if row.problems]
+    if differing:
+        which = ", ".join(each.name for each in differing)
+        what = f"the committed diff of {which} does not agree, see above"
+        raise PatchError(what, hint=_mending(differing, sources.found))
     sources.refuse()
+
+
+def _mending(majors: Sequence[Major], found: dict[str, SourceTree]) -> str | None:
+    """The next step where diffs do not agree: rendering, or what keeps that from its end."""
+    try:
+        for major in majors:
+            committed.require(major, patch.PATCHES)
+            if major.name in found:
+                patch.render(found[major.name])
+    except PatchError as error:
+        return error.hint
+    return f"./{committed.HINT}, then look at git diff patches"
 
 
 def write(majors: Sequence[Major], *, anew: bool, named: Sequence[str] = ()) -> None:
@@ -88,19 +105,19 @@ def write(majors: Sequence[Major], *, anew: bool, named: Sequence[str] = ()) -> 
     SourceError where that of one of the named, or of all, could not be had.
     """
     sources = _reachable(majors)
-    problems = []
+    problems: dict[str, PatchError] = {}
     for name, tree in sources.found.items():
         try:
             diff = patch.write(tree, anew=anew)
         except PatchError as error:
-            problems.append(error)
+            problems[name] = error
             say(f"{name:<6} {error}")
         else:
             say(f"{name:<6} {diff.added} lines added, rendered against {diff.against}")
     sources.tell("not rendered")
     if problems:
-        what = "\n".join(error.what for error in problems)
-        raise PatchError(what, hint=problems[0].hint)
+        what = f"the templates do not fit {', '.join(problems)}, see above"
+        raise PatchError(what, hint=next(iter(problems.values())).hint)
     sources.refuse()
     _require(sources.lacking, majors, named)
 

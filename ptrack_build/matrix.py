@@ -73,17 +73,28 @@ def load(path: Path = REPO / "matrix.toml") -> Matrix:
         raise UsageError(what, hint="git diff matrix.toml") from error
     except msgspec.DecodeError as error:
         raise _explained(path, text, str(error)) from error
-    numbers = [major.number for major in matrix.majors]
-    names = matrix.names
-    if numbers != sorted(set(numbers)) or len(set(names)) != len(names):
-        what = f"{path.name}: majors must be unique and in ascending order, not {names}"
-        raise UsageError(what, hint="sort the rows by number")
+    _check_order(path, matrix.majors)
     for major in matrix.majors:
-        if major.name != "devel" and int(major.name) != major.number:
-            what = f"{path.name}: major {major.name} has number {major.number}"
-            raise UsageError(what, hint="make name and number agree")
         _check_names(path, major)
     return matrix
+
+
+def _check_order(path: Path, majors: tuple[Major, ...]) -> None:
+    """Raise UsageError for a row that has another's name or number, or is not in its place."""
+    for row, major in enumerate(majors, 1):
+        where = f"{path.name}, row {row} (name {major.name!r})"
+        if major.name != "devel" and int(major.name) != major.number:
+            what = f"{where} has number {major.number}"
+            raise UsageError(what, hint="make name and number agree")
+        for above, other in enumerate(majors[: row - 1], 1):
+            same = "name" if major.name == other.name else "number"
+            if getattr(major, same) == getattr(other, same):
+                what = f"{where}: row {above} has that {same}, too"
+                hint = "a major has one row, with a name and a number of its own"
+                raise UsageError(what, hint=hint)
+        if row > 1 and major.number < majors[row - 2].number:
+            what = f"{where}: its number is below that of row {row - 1}"
+            raise UsageError(what, hint="sort the rows by number")
 
 
 def _check_names(path: Path, major: Major) -> None:
@@ -107,9 +118,10 @@ def _explained(path: Path, text: bytes, message: str) -> UsageError:
     row = re.search(r"major\[(\d+)\]", message)
     where = f"row {int(row[1]) + 1}" if row else "the file"
     if row:
-        named = re.findall(rb'^name\s*=\s*"([^"]*)"', text, re.MULTILINE)
-        if int(row[1]) < len(named):
-            where += f" (name {named[int(row[1])].decode(errors='replace')!r})"
+        there = msgspec.toml.decode(text)["major"][int(row[1])]  # its TOML is right
+        keys = [key for key in Major.__struct_fields__ if isinstance(there, dict) and key in there]
+        if keys:
+            where += f" ({keys[0]} {there[keys[0]]!r})"
     plain = message.split(" - at ")[0]
     hint = "compare with the head of matrix.toml"
     if found := re.search(r"unknown field `(.*?)`|Invalid enum value '(.*?)'", plain):

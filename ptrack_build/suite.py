@@ -87,10 +87,14 @@ def tools() -> Path:
 
 
 def prefix(major: Major, variant: Variant, *, locked: bool = False) -> Prefix:
-    """Fetch, patch and compile a major. Raises what these do, HostError first of all."""
+    """Fetch, patch and compile a major.
+
+    Raises what these do; first of all UsageError for a wrong PTRACK_JOBS, and HostError.
+    """
     from ptrack_build import patch, source
 
-    # both before anything is fetched, which takes long
+    # all before anything is fetched, which takes long
+    host.jobs()
     host.ensure(host.TOOLS)
     compiling.check_first(major)
     return compiling.build(patch.apply(source.fetch(major, locked=locked)), variant)

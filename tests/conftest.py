@@ -70,7 +70,7 @@ def install() -> Install:
     """The installation under test."""
     prefix = os.environ.get("PTRACK_PREFIX")
     if not prefix:
-        pytest.fail("set PTRACK_PREFIX to a PostgreSQL with ptrack, as nox -s test-NN does")
+        pytest.fail("set PTRACK_PREFIX to a PostgreSQL with ptrack, as ./nox -s test-NN does")
     return Install.at(Path(prefix))
 
 

@@ -35,7 +35,7 @@ typedef struct MapHeader
 								 * formats since 2.0) */
 	uint64		init_lsn;		/* the map knows all changes since */
 	uint64		sysid;			/* of the cluster, as in pg_control */
-	uint64		redo;			/* see above */
+	uint64		redo;			/* see mapflush.c */
 	uint64		whole_lsn;		/* see map.h */
 	uint32		tli;			/* timeline of the checkpoint */
 	uint32		flags;			/* HEADER_ */

@@ -258,7 +258,7 @@ compare_oids(const void *a, const void *b)
 }
 
 /*
- * BlockScan a database's directory.
+ * Scan a database's directory.
  */
 static void
 scan_database(const char *path, Oid spc, Oid db, void *arg)
@@ -300,7 +300,7 @@ scan_database(const char *path, Oid spc, Oid db, void *arg)
 }
 
 /*
- * BlockScan the cluster for what changed since scan->lsn.
+ * Scan the cluster for what changed since scan->lsn.
  */
 static void
 scan_cluster(BlockScan *scan)

@@ -492,6 +492,7 @@ def one(kind: str, build: Builder, major: Major, wanted: Wanted) -> Path:
     """Fetch, patch, package and publish a major; prints the packages and where they are."""
     from ptrack_build import container, patch, source
 
+    host.jobs()  # before anything is fetched, which takes long
     host.ensure(["git"])
     tree = patch.apply(source.fetch(major, locked=wanted.locked))
     with container.place(wanted.image, slot(kind, major), kept=kind) as where:

@@ -208,6 +208,7 @@ def one(major: Major, *, locked: bool = False, jit: bool = True) -> None:
     from ptrack_build import patch, source
 
     began = time.monotonic()
+    host.jobs()  # before anything is fetched, which takes long
     host.ensure(["git"])
     names = check(patch.apply(source.fetch(major, locked=locked)), jit=jit)
     say(f"{len(names)} packages, byte for byte the same ({duration(time.monotonic() - began)})")

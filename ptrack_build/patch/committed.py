@@ -31,10 +31,11 @@ if TYPE_CHECKING:
 
     from ptrack_build.matrix import Major
 
+#: The session that writes them; ./ belongs in front of it.
 HINT: Final = "nox -s patches"
 _TITLE: Final = """\
 The core patch of ptrack for {branch}.
-Rendered from templates/core by `nox -s patches`: edit those, not this.
+Rendered from templates/core by `./nox -s patches`: edit those, not this.
 """
 
 
@@ -126,9 +127,10 @@ def write(diff: Diff, patches: Path) -> Path:
 
 
 def read(major: Major, patches: Path) -> Diff:
-    """The committed diff of a major, whatever was done to it since; see faults().
+    """The committed diff of a major, whatever was done to it since.
 
-    Raises PatchError where there is none or it has no head.
+    Its edits are "" where head and body do not belong together any more. Raises PatchError where
+    there is none or it has no head.
     """
     path = patches / file_name(major.branch)
     shown = f"{patches.name}/{path.name}"
@@ -136,13 +138,13 @@ def read(major: Major, patches: Path) -> Diff:
         text = path.read_bytes().decode(errors="surrogateescape")
     except OSError as error:
         what = f"{shown} cannot be read: {error.strerror}"
-        raise PatchError(what, hint=HINT) from error
+        raise PatchError(what, hint=f"./{HINT}") from error
     head, found, body = text.partition("\ndiff --git ")
     fields = dict(re.findall(r"^(\w+): (.*)$", head, re.MULTILINE))
     missing = [key for key in ("Against", "Tree", "Edits", "Body") if key not in fields]
     if not found or missing:
         what = f"{shown}: no {'diff' if not found else missing[0] + ':'} in it"
-        raise PatchError(what, hint=HINT)
+        raise PatchError(what, hint=f"./{HINT}")
     diff = Diff(
         branch=major.branch,
         against=fields["Against"],
@@ -164,7 +166,7 @@ def require(major: Major, patches: Path) -> None:
     path = patches / file_name(major.branch)
     if not path.is_file():
         what = f"PostgreSQL {major.name} has no committed diff: {patches.name}/{path.name}"
-        hint = f"git checkout -- {patches.name}; for a new major {HINT} -- {major.name}"
+        hint = f"git checkout -- {patches.name}; for a new major ./{HINT} -- {major.name}"
         raise PatchError(what, hint=hint)
 
 
@@ -174,7 +176,7 @@ def parse(body: str, name: str = "the diff") -> tuple[FileDiff, ...]:
         patched = PatchSet.from_string(body)
     except UnidiffParseError as error:
         what = f"{name} is not a diff any more: {error}"
-        raise PatchError(what, hint=HINT) from error
+        raise PatchError(what, hint=f"./{HINT}") from error
     blobs = r"^diff --git a/.* b/(.*)\n(?:new file.*\n)?index ([0-9a-f]+)"
     old = dict(re.findall(blobs, body, re.MULTILINE))
     return tuple(

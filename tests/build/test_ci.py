@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -262,6 +263,7 @@ def test_a_wrong_option_is_an_error_of_one_message(word: str) -> None:
     asked = nox("-s", "build-17", "--", word)
     assert asked.returncode != 0
     assert word.split("=")[-1] in asked.stderr
+    assert "next: ./nox -s build-17 -- --help\n" in asked.stderr
     assert "Traceback" not in asked.stdout + asked.stderr
 
 
@@ -276,8 +278,61 @@ def test_no_compiler_at_all(tmp_path: Path) -> None:
     )  # fmt: skip
     assert asked.returncode != 0
     assert "lacks cc" in asked.stderr
-    assert re.search(r"next: .*gcc", asked.stderr)
+    assert re.search(r"^next: .*gcc libc6-dev$", asked.stderr, re.MULTILINE)
     assert "Traceback" not in asked.stdout + asked.stderr
+
+
+def test_the_next_step_ends_where_its_line_does(checkout: Path) -> None:
+    """It is to be pasted into a shell: nothing of nox's, a full stop or a time, is behind it."""
+    with (checkout / "noxfile.py").open("a") as noxfile:
+        noxfile.write(
+            "\n\nimport time\n"
+            "from ptrack_build.errors import HostError\n"
+            '@session("lack")\ndef lack(session: nox.Session) -> None:\n    """Lack."""\n'
+            "    time.sleep(1.1)\n"
+            '    raise HostError("it lacks 100% of perl", hint="apt-get install -y perl")\n'
+            '@session("full")\ndef full(session: nox.Session) -> None:\n    """Full."""\n'
+            '    raise OSError(errno.ENOSPC, "full")\n'
+        )
+    asked = nox("-s", "lack", "full", cwd=checkout)
+    assert asked.returncode == 1
+    assert asked.stderr.splitlines()[:8] == [
+        "nox > Running session lack",
+        "nox > it lacks 100% of perl",
+        "next: apt-get install -y perl",
+        "nox > Session lack aborted.",
+        "nox > Running session full",
+        "nox > [Errno 28] full",
+        "next: free some space, or set PTRACK_CACHE to where there is more",
+        "nox > Session full aborted.",
+    ]
+
+
+def test_a_reader_that_has_enough_ends_a_session_quietly() -> None:
+    """As `./nox -s matrix | head` does."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        asked = subprocess.run(
+            [sys.executable, "-m", "nox", "-s", "matrix"], cwd=REPO, stdin=subprocess.DEVNULL,
+            stdout=writer, stderr=subprocess.PIPE, text=True, check=False, timeout=120,
+            env={**os.environ, "NOX_SCRIPT_MODE": "none"},
+        )  # fmt: skip
+    finally:
+        os.close(writer)
+    assert asked.stderr == "nox > Running session matrix\n"
+    assert asked.returncode == 128 + signal.SIGPIPE
+
+
+def test_a_pipe_of_another_kind_that_breaks_is_an_error(checkout: Path) -> None:
+    with (checkout / "noxfile.py").open("a") as noxfile:
+        noxfile.write(
+            '\n\n@session("ask")\ndef ask(session: nox.Session) -> None:\n    """Ask."""\n'
+            '    raise BrokenPipeError(errno.EPIPE, "the engine is gone")\n'
+        )
+    asked = nox("-s", "ask", cwd=checkout)
+    assert asked.returncode == 1
+    assert "the engine is gone\nnext: -- --debug shows where\n" in asked.stderr
 
 
 def test_a_matrix_that_is_no_text(checkout: Path) -> None:
@@ -311,6 +366,18 @@ def test_words_that_mean_nothing_are_told_before_anything_is_built(
     asked = nox("-s", "test-17", "--", *words, PTRACK_CACHE=str(tmp_path), PTRACK_SOURCE="/nowhere")
     assert asked.returncode != 0
     assert said in asked.stderr
+    assert "/nowhere" not in asked.stderr
+
+
+@pytest.mark.parametrize("session", ["build-17", "deb-17", "reproduce-17", "bench-build"])
+def test_a_number_of_compilers_that_is_none_is_told_before_anything_is_fetched(
+    session: str, tmp_path: Path
+) -> None:
+    asked = nox(
+        "-s", session, PTRACK_JOBS="0", PTRACK_CACHE=str(tmp_path), PTRACK_SOURCE="/nowhere"
+    )  # fmt: skip
+    assert asked.returncode == 1
+    assert "PTRACK_JOBS=0 is no number" in asked.stderr
     assert "/nowhere" not in asked.stderr
 
 

@@ -67,6 +67,19 @@ def test_the_results_of_benchmarks_are_named() -> None:
     assert results == {path.name for path in place.glob("*.md")}, "named and not there"
 
 
+def test_the_readme_names_every_session_and_document() -> None:
+    readme = (REPO / "README.md").read_text()
+    noxfile = (REPO / "noxfile.py").read_text()
+    (families,) = re.findall(r"^FAMILIES = \((.*)\)$", noxfile, re.MULTILINE)
+    sessions = set(re.findall(r'^@session\("([\w-]+)"', noxfile, re.MULTILINE))
+    sessions |= {f"{family}-NN" for family in re.findall(r'"(\w+)"', families)}
+    rows = re.findall(r"^\| (`.*?) \|", readme, re.MULTILINE)
+    assert {"model", "test-NN"} <= sessions
+    assert sessions <= set(re.findall(r"`([\w-]+)[^`]*`", "".join(rows)))
+    documents = {f"docs/{path.name}" for path in (REPO / "docs").glob("*.md")}
+    assert documents == set(re.findall(r"^- \[(docs/.*?)\]\(\1\)", readme, re.MULTILINE))
+
+
 def test_what_is_proven_is_what_the_lock_records() -> None:
     readme = (REPO / "README.md").read_text()
     rows = re.findall(r"^\| (\w+) \| (?:REL_|master).* \| (\S*)[^|]* \|$", readme, re.MULTILINE)

@@ -71,7 +71,7 @@ def ready(checkout: Path) -> None:
     """A .venv as the launcher leaves it."""
     program(checkout / ".venv/bin/python", 'echo "python: $*"; echo "mode: $NOX_SCRIPT_MODE"')
     program(checkout / ".venv/bin/nox", "")
-    (checkout / ".venv/pyvenv.cfg").write_text("home = /usr/bin\n")
+    (checkout / ".venv/pyvenv.cfg").write_text(f"executable = {checkout}/.venv/bin/python\n")
     shutil.copy(checkout / "requirements" / "lock.txt", checkout / ".venv" / ".lock")
 
 
@@ -97,6 +97,48 @@ def test_another_lock_makes_the_tools_anew(checkout: Path, bare: Path) -> None:
     assert "could not be installed" in done.stderr
     assert "next:" in done.stderr
     assert not (checkout / ".venv").exists(), "half a .venv must not be taken for whole"
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_another_python_under_the_same_name_is_asked_for_the_tools(
+    checkout: Path, bare: Path, tmp_path: Path, found: bool
+) -> None:
+    """As after the system's upgrade to another minor, which leaves the old one beside it."""
+    ready(checkout)
+    system = tmp_path / "usr bin"
+    said = 'echo "python: $*"; echo "mode: $NOX_SCRIPT_MODE"'
+    asked = f'case "$*" in *find_spec*) exit {0 if found else 1} ;; esac; '
+    program(system / "python3.11", f'case "$*" in -c*) exit 99 ;; esac; {said}')
+    program(system / "python3.13", asked + said)
+    (system / "python3").symlink_to("python3.11")
+    place = checkout / ".venv"
+    (place / "bin/python").unlink()
+    (place / "bin/python").symlink_to(system / "python3")
+    (place / "pyvenv.cfg").write_text(
+        f"home = {system}\nversion = 3.11.2\nexecutable = {system}/python3.11\n"
+    )
+    done = start(checkout, bare)
+    assert done.stdout.endswith("mode: none\n"), "the one that it was made with is not asked"
+    (system / "python3").unlink()
+    (system / "python3").symlink_to("python3.13")
+    (bare / "python3").symlink_to(sys.executable)
+    (checkout / "requirements" / "lock.txt").write_text("== nothing\n")
+    shutil.copy(checkout / "requirements" / "lock.txt", place / ".lock")
+    done = start(checkout, bare)
+    assert ("mode: none" in done.stdout) == found
+    assert ("with the locked tools" in done.stderr) != found
+
+
+@pytest.mark.parametrize("how", ["--symlinks", "--copies"])
+def test_what_python_makes_is_ready(checkout: Path, bare: Path, how: str) -> None:
+    place = checkout / ".venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", how, place], check=True)
+    (tools,) = place.glob("lib/python3*/site-packages")
+    (tools / "nox.py").write_text("")
+    program(place / "bin/nox", "")
+    shutil.copy(checkout / "requirements" / "lock.txt", place / ".lock")
+    done = start(checkout, bare, PTRACK_TOOLS_ONLY="1")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_an_old_python_is_not_taken(checkout: Path, bare: Path) -> None:

@@ -75,11 +75,47 @@ def test_the_row_of_a_typo_is_named(tmp_path: Path) -> None:
     assert "'suites'" in (caught.value.hint or "")
 
 
-def test_majors_twice_or_out_of_order(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="unique"):
-        load(tmp_path, ROW + ROW)
-    with pytest.raises(UsageError, match="ascending"):
-        load(tmp_path, ROW + ROW.replace("17", "16"))
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("", r"row 2 \(number 18\): .*`name`"),
+        ("nime = '18'\n", r"row 2 \(number 18\): .*`nime`"),
+        ("name = 18\n", r"row 2 \(name 18\): .*`str`"),
+        ('name = """18"""\nstats = ""\n', r"row 2 \(name '18'\): .*`stats`"),
+        ('"name" = "18"\nstats = ""\n', r"row 2 \(name '18'\): .*`stats`"),
+    ],
+)
+def test_a_row_is_named_by_what_it_has(tmp_path: Path, name: str, row: str) -> None:
+    """And not by what the row after it has."""
+    third = ROW.replace("17", "19")
+    second = ROW.replace("17", "18").replace('name = "18"\n', name)
+    with pytest.raises(UsageError, match=row):
+        load(tmp_path, ROW + second + third)
+
+
+def test_a_row_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="row 1: Expected `object`"):
+        load(tmp_path, "major = [17]\n")
+
+
+@pytest.mark.parametrize(
+    ("third", "what", "hint"),
+    [
+        (("18", "18"), r"row 3 \(name '18'\): row 2 has that name, too", "name and a number"),
+        (("18", "19"), r"row 3 \(name '18'\) has number 19", "name and number agree"),
+        (("devel", "18"), r"row 3 \(name 'devel'\): row 2 has that number, too", "a number of"),
+        (("16", "16"), r"row 3 \(name '16'\): its number is below that of row 2", "sort the rows"),
+    ],
+)
+def test_majors_twice_or_out_of_order_are_named(
+    tmp_path: Path, third: tuple[str, str], what: str, hint: str
+) -> None:
+    name, number = third
+    row = ROW.replace('"17"', f'"{name}"').replace("number = 17", f"number = {number}")
+    with pytest.raises(UsageError, match=what) as caught:
+        load(tmp_path, ROW + ROW.replace("17", "18") + row)
+    assert "matrix.toml" in caught.value.what
+    assert hint in (caught.value.hint or "")
 
 
 def test_no_matrix_at_all(tmp_path: Path) -> None:

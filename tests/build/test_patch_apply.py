@@ -447,7 +447,7 @@ def test_without_a_committed_diff(world: World) -> None:
     for use in (world.apply, world.drift):
         with pytest.raises(PatchError, match="no committed diff: patches/REL_17_STABLE") as caught:
             use(source)
-        assert "nox -s patches -- 17" in (caught.value.hint or "")
+        assert " ./nox -s patches -- 17" in (caught.value.hint or "")
     world.render(source)
     world.apply(source)
     world.diff.unlink()
@@ -621,6 +621,9 @@ def test_check_says_where_a_source_has_moved_too_far(world: World) -> None:
 
 def test_check_of_a_missing_or_broken_diff(world: World) -> None:
     assert "cannot be read" in world.problem(None)
+    with pytest.raises(PatchError) as caught:
+        committed.read(MAJOR, world.patches)
+    assert caught.value.hint == "./nox -s patches"
     world.render(world.source())
     text = world.diff.read_text()
     world.diff.write_text("nothing\n")
