@@ -43,7 +43,7 @@ from ptrack_build.source.base import (
 
 UPDATED_SECONDS = 900.0  # for so long a package index just fetched is not fetched again
 UPDATE_SECONDS = 240.0
-_DISTRUST = re.compile(r"(?i)hash sum mismatch|NO_PUBKEY|not signed|invalid signature|BADSIG")
+_DISTRUST = re.compile(r"(?i)NO_PUBKEY|not signed|invalid signature|BADSIG")
 _TRANSPORT = re.compile(
     r"(?i)acquire::(https?::(.*::)?proxy\b|check-valid-until\b|check-date\b|(min|max)-validtime\b)"
 )
@@ -609,13 +609,18 @@ def _younger(path: Path, seconds: float) -> bool:
 
 
 def _failure(reason: str) -> SourceError:
-    """The error for what apt said: whether it is the network decides what may be done about it."""
-    network = r"(?i)could not (connect|resolve)|timed? ?out|temporary failure|network is"
-    return (Unreachable if re.search(network, reason) else SourceError)(reason)
+    """The error for what apt said: whether another time may do decides what is done about it.
+
+    An index with another sum than the signed one is none that can be asked: a mirror is renewed.
+    """
+    passing = r"(?i)could not (connect|resolve)|timed? ?out|temporary failure|network is|hash sum"
+    return (Unreachable if re.search(passing, reason) else SourceError)(reason)
 
 
 def _silence(done: Completed, label: str) -> str:
     """Why no index came, where apt does not complain of anything: "Ign:" is not a reason."""
+    if re.search("(?m)^  Hash Sum mismatch", done.stdout):
+        return "Hash Sum mismatch"  # of a suite that is there, whatever else is not
     if re.search("(does not|no longer) ha(ve|s) a Release file", done.stdout):
         return f"the archive has no suite {label}"
     errors = "\n".join(line for line in done.stdout.splitlines() if line.startswith("Err:"))

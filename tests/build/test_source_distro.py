@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ptrack_build import source
+from ptrack_build import cache, source
 from ptrack_build.errors import BadSource, SourceError
 from ptrack_build.source.archive import imported
 from ptrack_build.source.base import Want, version_key
@@ -472,6 +472,23 @@ def test_a_mirror_that_is_being_renewed_is_passed_over(
         index.data = index.data[:-1] + b"x"
     assert source.fetch(major(), spec="auto").provider == "tarball"
     assert "(distro: Hash Sum mismatch)" in capsys.readouterr().out
+
+
+@needs_apt
+def test_a_mirror_that_is_being_renewed_leaves_the_cache(
+    archive: Archive, fetch: Fetch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_an_older_suite(archive)
+    version = fetch(suites=(SUITE,)).version
+    for pocket in POCKETS:
+        for name in ("Sources", "Sources.gz"):
+            index = archive.server.files.get(f"/dists/{SUITE}{pocket}/main/source/{name}")
+            if index is not None:
+                index.data = index.data[:-1] + b"x"
+    for path in cache.root().glob("source/apt/*/state/lists/*_Sources*"):
+        path.unlink()
+    assert fetch(suites=(SUITE,), refresh=True).version == version
+    assert "from the cache" in capsys.readouterr().out
 
 
 @needs_apt
