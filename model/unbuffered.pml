@@ -55,7 +55,8 @@ byte replaying;
 byte slot[2];			/* the map in memory */
 byte from[WRITERS];		/* in-flight entries: the range's first page ... */
 byte to[WRITERS];		/* ... and its end, 0 for none */
-byte fresh[WRITERS];	/* fresh_redo + 1 of a process that saw the file empty then */
+byte grown[WRITERS];	/* grown_redo + 1 of a process that has made the file grow ... */
+byte grown_from[WRITERS];	/* ... from this page on */
 byte flush_redo;
 bool replayed;
 byte whole_lsn;			/* in the file as well */
@@ -193,7 +194,7 @@ end:
 			recovery = true;
 			replaying = 0;
 			slot[0] = 0; slot[1] = 0; flush_redo = 0;
-			do :: i < WRITERS -> from[i] = 0; to[i] = 0; fresh[i] = 0; i++ :: else -> break od;
+			do :: i < WRITERS -> from[i] = 0; to[i] = 0; grown[i] = 0; grown_from[i] = 0; i++ :: else -> break od;
 			/* any WAL may have become durable */
 			do :: durable < ins -> durable++ :: break od;
 			forget(durable, ins);
@@ -255,24 +256,28 @@ end:
 #else
 #define BEHIND	(mine[n] <= flush_redo)
 #endif
-/* RULE FRESH_REDO needs_durable_mark (hooks.c): fresh_redo is not compared with flush_redo */
-#ifdef NO_FRESH_REDO
-#define FRESH	(fresh[me] != 0)
+/* RULE GROWN_REDO needs_durable_mark (hooks.c): grown_redo is not compared with flush_redo */
+#ifdef NO_GROWN_REDO
+#define KNOWN	(grown[me] != 0)
 #else
-#define FRESH	(fresh[me] == flush_redo + 1)
+#define KNOWN	(grown[me] == flush_redo + 1)
 #endif
 /* RULE OVERWRITTEN needs_durable_mark (hooks.c): grows is not looked at */
 #ifdef NO_OVERWRITTEN
 #define GROWS	true
 #else
-#define GROWS	(page[n] == GONE || FRESH)
+#define GROWS	(page[n] == GONE || KNOWN && n >= grown_from[me])
 #endif
 
 /* needs_durable_mark */
 inline look()
 {
 	atomic {
-		if :: page[n] == GONE && page[0] == GONE -> fresh[me] = flush_redo + 1 :: else fi;
+		if
+		:: page[n] == GONE && !(KNOWN && grown_from[me] <= from[me]) ->
+			grown[me] = flush_redo + 1; grown_from[me] = from[me]
+		:: else
+		fi;
 		if
 		:: mine[n] != ZEROS && mine[n] != BARE && (BEHIND || !GROWS) -> lsn = NOW
 		:: else

@@ -259,6 +259,94 @@ def test_durable_mark_that_fails(faulty: tuple[Cluster, Fault]) -> None:
     refused(snapshot, cluster)
 
 
+@pytest.mark.major(since=17)
+@pytest.mark.parametrize("action", [Action.COUNT, Action.FAIL])
+def test_removal_that_is_not_durable(faulty: tuple[Cluster, Fault], action: Action) -> None:
+    """A map that is gone may come back with a loss of power, until its directory is synced."""
+    cluster, orders = faulty
+    cluster.sql(f"CREATE TABLESPACE ts LOCATION '{cluster.tablespace('ts')}'")
+    cluster.sql("CREATE TABLE t AS SELECT i, md5(i::text) AS s FROM generate_series(1, 20000) i")
+    cluster.sql("CREATE INDEX t_s ON t (s) TABLESPACE ts")
+    errors: list[str] = []
+
+    def build() -> None:
+        try:
+            cluster.sql("REINDEX INDEX t_s")
+        except psycopg.Error as error:
+            errors.append(str(error))
+
+    orders.order("/ts/PG_", Kind.WRITE, Action.STOP_BEFORE, number=20)
+    with beside(build):
+        orders.wait()
+        snapshot = oracle.take(cluster)
+        cluster.map.unlink()
+        orders.order("/global$", Kind.SYNC, action, onwards=True)
+    assert orders.count > 0, "taken for removed, and not synced"
+    orders.clear()
+    if action == Action.FAIL:
+        assert "could not remove file" in "".join(errors), "the change was made all the same"
+    else:
+        assert not errors
+    cluster.checkpoint()
+    cluster.restart("immediate")
+    oracle.check(snapshot, cluster)
+
+
+def test_map_that_began_anew_and_stays(factory: Factory) -> None:
+    """Damage is found, the file cannot be removed; a durable mark, and a crash: it began there."""
+    primary = factory.create(checksums=True)
+    primary.sql(TABLE)
+    standby = factory.standby(primary, start=False, fsync=True)
+    with Fault(standby, factory.shared) as orders:
+        standby.start()
+        oracle.take(standby, primary=primary)
+        standby.stop()
+        damaged = bytearray(standby.map.read_bytes())
+        damaged[next(i for i in range(4096, len(damaged)) if damaged[i])] ^= 1
+        standby.map.write_bytes(damaged)
+        orders.order(MAP, Kind.UNLINK, Action.FAIL, onwards=True)
+        standby.start()
+        standby.wait_for(
+            lambda: "damaged" in standby.value("SELECT reset_reason FROM ptrack_status()"),
+            "the loader",
+        )
+        copied(primary, "d")
+        standby.catch_up(primary)
+        standby.kill_all()
+        orders.clear()
+        standby.start()
+        snapshot = oracle.take(standby, primary=primary)
+        assert 0 < standby.init_lsn() <= snapshot.lsn, "the first backup is no parent"
+        primary.sql(CHANGE)
+        standby.catch_up(primary)
+        oracle.check(snapshot, standby)
+
+
+@pytest.mark.major(since=17)
+def test_build_that_a_checkpoint_meets(factory: Factory) -> None:
+    """What an index has grown by since needs no durable marks when it is filled in."""
+    cluster = factory.create(checksums=True, start=False)
+    count = "SELECT write_throughs FROM ptrack_status()"
+    with Fault(cluster, factory.shared) as orders:
+        cluster.start()
+        cluster.sql(f"CREATE TABLESPACE ts LOCATION '{cluster.tablespace('ts')}'")
+        cluster.sql('CREATE TABLE t (s text STORAGE PLAIN COLLATE "C")')
+        cluster.sql("INSERT INTO t SELECT rpad(md5(i::text), 800) FROM generate_series(1, 9000) i")
+        snapshot = oracle.take(cluster)
+        orders.order("/ts/PG_", Kind.WRITE, Action.STOP_BEFORE, number=20)
+        with beside(lambda: cluster.sql("CREATE INDEX t_s ON t (s) TABLESPACE ts")):
+            orders.wait()
+            cluster.checkpoint()
+            begun = cluster.value(count)
+            orders.clear()
+        marks = cluster.value(count) - begun
+        size = len(cluster.relation_bytes("t_s")) // cluster.block_size
+        assert size > 800
+        assert marks < 40, f"{marks} durable marks for {size} pages"
+        cluster.restart("immediate")
+        oracle.check(snapshot, cluster)
+
+
 def test_map_that_cannot_be_read(faulty: tuple[Cluster, Fault]) -> None:
     """An error of the disk while the file is read: it begins anew."""
     cluster, orders = faulty

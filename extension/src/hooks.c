@@ -65,8 +65,8 @@ static void (*prev_checkpoint_guts_hook) (XLogRecPtr redo, int flags) = NULL;
  *
  * WAL after it: it is redone and marked, or it is lost.  Then the page's LSN
  * tells, for those who look from the file's end (query.c): of a page that the
- * file grows by, or of any page of a file that was empty at the newest flush
- * and is new as a whole.  Needed for other pages.
+ * file grows by, or has grown by since the newest flush.  What is at the end
+ * came after that flush, too, and does not stop them.  Needed for other pages.
  *
  * No WAL (zeros, unlogged relations), or not yet, and an LSN that is no place
  * in it (GiST builds): the same, and a query looks at each of these.
@@ -75,20 +75,23 @@ static bool
 needs_durable_mark(const PtrackFork *fork, BlockNumber first, BlockNumber end, bool extends,
 				   const void **pages)
 {
-	static PtrackFork fresh;	/* was empty ... */
-	static XLogRecPtr fresh_redo;	/* ... when this was the newest flush */
+	static PtrackFork grown;	/* had ... */
+	static BlockNumber grown_from;	/* ... so many blocks ... */
+	static XLogRecPtr grown_redo;	/* ... when this was the newest flush */
 	XLogRecPtr	flush_redo = pg_atomic_read_u64(&ptrack_shared->flush_redo);
 	BlockNumber npages = extends ? 1 : end - first;
 	bool		grows = extends && first < end;
+	bool		known = grown_redo == flush_redo && memcmp(&grown, fork, sizeof(PtrackFork)) == 0;
 
-	if (grows && first == 0)
+	if (grows && (!known || first < grown_from))
 	{
-		fresh = *fork;
-		fresh_redo = flush_redo;
+		grown = *fork;
+		grown_from = first;
+		grown_redo = flush_redo;
 	}
 	if (pages == NULL || RecoveryInProgress())
 		return false;
-	if (fresh_redo == flush_redo && memcmp(&fresh, fork, sizeof(PtrackFork)) == 0)
+	if (known && Min(first, end - 1) >= grown_from)
 		grows = true;
 	for (BlockNumber i = 0; i < npages; i++)
 	{

@@ -10,10 +10,12 @@
 
 #include "access/xlogdefs.h"
 
+#define PTRACK_DIRECTORY	"global"
 #define PTRACK_FILE			"global/ptrack.map"
 #define PTRACK_FILE_TMP		"global/ptrack.map.tmp"
 #define PTRACK_FILE_MMAP	"global/ptrack.map.mmap"	/* of 2.2 and older */
 
+extern bool ptrack_file_remove(void);
 extern void ptrack_file_delete(void);
 extern void ptrack_file_start(void);
 extern bool ptrack_file_read_some(void);

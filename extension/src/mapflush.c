@@ -12,12 +12,12 @@
  *
  * Flush, at the end of CheckPointGuts:
  *
- * 1. flush_redo is set, then published ranges are marked (map.c has why);
- * 2. pages marked since they were last written are written in place; slots
- *	  only grow, so that a page that is newer than the header does no harm;
- * 3. fsync;
- * 4. WAL up to the redo point is made durable: the header must not name a
+ * 1. WAL up to the redo point is made durable: the header must not name a
  *	  point that a crash can take back and a later history use again;
+ * 2. flush_redo is set, then published ranges are marked (map.c has why);
+ * 3. pages marked since they were last written are written in place; slots
+ *	  only grow, so that a page that is newer than the header does no harm;
+ * 4. fsync;
  * 5. the header with the new redo point is written, and fsynced.  Only then
  *	  may pg_control point there.
  *
@@ -44,8 +44,8 @@
  *
  * Locking: ptrack_shared->lock covers the file and all that is said to be
  * under lock in map.h.  Code here runs in the checkpointer and may run in a
- * critical section: it allocates nothing, and what goes wrong with the file is
- * a WARNING.
+ * critical section: it allocates no memory, but for what durable_rename needs
+ * to open a file, and what goes wrong with the file is a WARNING.
  *
  *-------------------------------------------------------------------------
  */
@@ -446,7 +446,7 @@ ptrack_file_flush(XLogRecPtr redo, bool end_of_recovery)
 	else
 		tli = GetWALInsertionTimeLine();
 
-	/* step 4, with nobody waiting for the lock; the header comes later */
+	/* with nobody waiting for the lock */
 	if (!in_recovery || end_of_recovery)
 		XLogFlush(end_of_wal_before(redo));
 
@@ -511,7 +511,7 @@ ptrack_file_write_through(void)
 				 errmsg("ptrack: could not write map file \"%s\", deleting: %m", ptrack_map_path()),
 				 errdetail("Changes stay known in memory, and the next checkpoint writes them."),
 				 errhint("If the server crashes before that, the next backup must be a full one.")));
-		if (durable_unlink(PTRACK_FILE, WARNING) != 0 && errno != ENOENT)
+		if (!ptrack_file_remove())
 			ereport(ERROR,
 					(errcode_for_file_access(),
 					 errmsg("ptrack: could not remove file \"%s\": %m", ptrack_map_path())));

@@ -16,7 +16,7 @@
  * Locking: ptrack_shared->lock covers the file and all that is said to be
  * under lock in map.h; the postmaster's part runs before there is anyone
  * else.  Merging may run in a critical section, on behalf of a flush: it
- * allocates nothing, and what goes wrong with the file is a WARNING.
+ * allocates no memory, and what goes wrong with the file is a WARNING.
  *
  *-------------------------------------------------------------------------
  */
@@ -42,6 +42,37 @@ static HeaderPage header_page;
 static MapPage read_buffer[READ_PAGES];
 
 /*
+ * Remove the map so that no loss of power brings it back.  False, with errno
+ * set and a WARNING, if a start may find it.  That it is gone already says
+ * nothing: whoever removed it need not have synced the directory.
+ */
+bool
+ptrack_file_remove(void)
+{
+	int			fd = -1;
+	bool		ok = unlink(PTRACK_FILE) == 0 || errno == ENOENT;
+	int			save_errno;
+
+	if (ok)
+	{
+		fd = BasicOpenFile(PTRACK_DIRECTORY, O_RDONLY | PG_BINARY);
+
+		/* there are file systems that sync no directories, and say so */
+		ok = fd >= 0 && (pg_fsync(fd) == 0 || errno == EBADF || errno == EINVAL);
+	}
+	save_errno = errno;
+	if (fd >= 0)
+		close(fd);
+	errno = save_errno;
+	if (!ok)
+		ereport(WARNING,
+				(errcode_for_file_access(),
+				 errmsg("ptrack: could not remove file \"%s\" durably: %m", ptrack_map_path())));
+	errno = save_errno;
+	return ok;
+}
+
+/*
  * Remove the map and what an interrupted flush left of it.
  */
 void
@@ -49,7 +80,7 @@ ptrack_file_delete(void)
 {
 	ptrack_unlink(PTRACK_FILE_TMP);
 	ptrack_unlink(PTRACK_FILE_MMAP);
-	ptrack_unlink(PTRACK_FILE);
+	ptrack_file_remove();
 }
 
 /*
@@ -129,6 +160,10 @@ judge_file(const ControlFileData *control, XLogRecPtr start_redo, TimeLineID sta
 	}
 
 	fd = BasicOpenFile(PTRACK_FILE, O_RDONLY | PG_BINARY);
+	if (fd < 0 && (errno == EMFILE || errno == ENFILE))
+		ereport(FATAL,			/* no damage, and nothing else can be opened */
+				(errcode_for_file_access(),
+				 errmsg("ptrack init: could not open map file \"%s\": %m", ptrack_map_path())));
 	ok = fd >= 0 && (st.st_size < PTRACK_PAGE_SIZE ||
 					 ptrack_read(fd, &header_page, sizeof(header_page), 0));
 	if (!ok)
@@ -244,6 +279,9 @@ ptrack_file_start(void)
 		pg_atomic_write_u64(&shared->init_lsn, header->init_lsn);
 		pg_atomic_write_u64(&shared->whole_lsn, header->whole_lsn);
 		shared->exists = true;
+
+		/* begun anew and not flushed since: as if by this start */
+		shared->fresh = header->init_lsn == 0;
 		shared->file_redo = header->redo;
 		shared->file_tli = header->tli;
 		shared->file_flags = header->flags;
@@ -260,7 +298,8 @@ ptrack_file_start(void)
 	}
 	else
 	{
-		ptrack_unlink(PTRACK_FILE);
+		/* one that stays is replaced by the next durable mark */
+		shared->exists = !ptrack_file_remove();
 		shared->fresh = true;
 		shared->reset = reset;
 		shared->reset_time = GetCurrentTimestamp();
@@ -280,8 +319,7 @@ begin_anew(void)
 {
 	PtrackShared *shared = ptrack_shared;
 
-	ptrack_unlink(PTRACK_FILE);
-	shared->exists = access(PTRACK_FILE, F_OK) == 0;
+	shared->exists = !ptrack_file_remove();
 	shared->in_place = false;
 	shared->fresh = true;
 	shared->reset = PTRACK_RESET_DAMAGED;

@@ -183,6 +183,8 @@ scan_tail(const BlockScan *scan, const char *path, uint64 nblocks)
 					 errmsg("could not open file \"%s\": %m", path)));
 		if (!page_unmarked(scan, fd, path, block))
 			break;
+		if (found % 256 == 0)
+			CHECK_FOR_INTERRUPTS();
 		*byte |= bit;
 		found++;
 	}

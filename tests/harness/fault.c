@@ -81,7 +81,7 @@ stop(void)
 		usleep(1000);
 }
 
-/* Does the path contain one of the texts? */
+/* Does the path contain one of the texts, or end with one that has "$" at its end? */
 static int
 concerns(const char *path)
 {
@@ -90,8 +90,14 @@ concerns(const char *path)
 	for (;;)
 	{
 		size_t		n = strcspn(text, "|");
+		size_t		length = strlen(path);
 
-		if (memmem(path, strlen(path), text, n) != NULL)
+		if (n > 0 && text[n - 1] == '$')
+		{
+			if (length >= n - 1 && memcmp(path + length - (n - 1), text, n - 1) == 0)
+				return 1;
+		}
+		else if (memmem(path, length, text, n) != NULL)
 			return 1;
 		if (text[n] == '\0')
 			return 0;

@@ -118,7 +118,7 @@ class Fault:
     ) -> None:
         """Act on the number-th call of these kinds on a file whose path has the text in it.
 
-        text: or one of several, with ``|`` between them.
+        text: or one of several, with ``|`` between them; with ``$``, at the path's end.
         onwards: on all that follow as well. Counts from nothing.
         """
         control = self._control
