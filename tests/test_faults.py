@@ -235,6 +235,52 @@ def test_flush_that_fails_at_each_step(
     assert number > 4
 
 
+@pytest.mark.parametrize("again", [True, False], ids=["flushed again", "killed at once"])
+def test_fsync_that_fails_and_drops_pages(faulty: tuple[Cluster, Fault], *, again: bool) -> None:
+    """What could not be written to the disk is gone from the file, and reported once."""
+    cluster, orders = faulty
+    snapshot = before(cluster)
+    cluster.sql(CHANGE)
+    old, used = cluster.map.read_bytes(), _pages_in_use(cluster)[1]
+    orders.order(MAP, Kind.SYNC, Action.STOP_AND_FAIL)
+    with beside(cluster.checkpoint):
+        orders.wait()
+        with cluster.map.open("r+b") as file:
+            for page in used:  # the disk has the header, if it was written, and pages new to it
+                file.seek(page * 4096)
+                file.write(old[page * 4096 : (page + 1) * 4096])
+        orders.clear()
+    if again:
+        cluster.checkpoint()
+    cluster.kill_all()
+    cluster.start()
+    if again:
+        _kept(snapshot, cluster)
+    else:
+        safe(snapshot, cluster)
+
+
+def test_killed_with_wal_in_memory(factory: Factory) -> None:
+    """The header names no WAL that a crash takes: the next life would use its positions again."""
+    cluster = lazy_cluster(factory, start=False, fsync=True)
+    with Fault(cluster, factory.shared) as orders:
+        cluster.start()
+        snapshot = before(cluster)
+        cluster.sql(CHANGE)
+        with cluster.paused("walwriter", "background writer"):
+            cluster.sql("SELECT pg_logical_emit_message(false, '', repeat('x', 4000000))")
+            orders.order(MAP, Kind.SYNC, Action.STOP_AFTER, number=2)  # pages, header
+            with beside(cluster.checkpoint):
+                orders.wait()
+                cluster.kill_all()
+            orders.clear()
+    cluster.configure(shared_preload_libraries="")
+    cluster.start()
+    cluster.sql(MORE)
+    cluster.restart(shared_preload_libraries="ptrack")
+    refused(snapshot, cluster)
+
+
 def test_durable_mark_that_fails(faulty: tuple[Cluster, Fault]) -> None:
     """No file that a start would accept may stay behind when what it marks is changed."""
     cluster, orders = faulty
