@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.harness import client, files, oracle, verify, workload
+from tests.harness.parent import CHANGE, before
 
 if TYPE_CHECKING:
     from tests.harness.cluster import Cluster
@@ -57,6 +58,17 @@ def test_itself(factory: Factory) -> None:
     cluster.init_lsn = lambda: first.start + 1  # type: ignore[method-assign]
     with pytest.raises(client.Refused):
         client.incremental(cluster, first)
+
+
+def test_checkpoint_during_a_backup(factory: Factory) -> None:
+    """The copy's pg_control is ahead of its map, and replay begins before either."""
+    cluster = factory.create(checksums=True)
+    snapshot = before(cluster)
+    cluster.sql(CHANGE)
+    backup = client.full(cluster, late=cluster.checkpoint)
+    assert backup.start < cluster.redo()
+    target = restored(factory, backup, cluster)
+    oracle.check(snapshot, target, changed=20)
 
 
 def test_chain(factory: Factory, *, checksums: bool) -> None:

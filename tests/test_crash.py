@@ -131,6 +131,20 @@ def test_two_crashes(factory: Factory) -> None:
     oracle.check(snapshot, cluster, changed=60)
 
 
+def test_hint_bits_without_images(factory: Factory) -> None:
+    """With checksums they are logged, and without full page writes by the block's name alone."""
+    cluster = factory.create(checksums=True, full_page_writes=False)
+    rows = "generate_series(1, 1000) i"
+    cluster.sql(f"CREATE TABLE t AS SELECT i, repeat('x', 300) AS x FROM {rows}")
+    snapshot = oracle.take(cluster)
+    cluster.sql("SELECT count(*) FROM t")
+    cluster.evict()
+    found = oracle.compare(snapshot, files.read_all(cluster.data), []).changed
+    assert found > 20, "no hint bits were set"
+    cluster.restart("immediate")
+    oracle.check(snapshot, cluster, changed=found)
+
+
 def test_visibility_map_cleared(factory: Factory) -> None:
     """Clearing a vm bit has no image in WAL and is a no-op when it is clear already."""
     cluster = factory.create(checksums=True)

@@ -112,6 +112,18 @@ def test_loader_killed(factory: Factory, old: int, new: int) -> None:
     oracle.check(snapshot, cluster, changed=20)
 
 
+def test_flush_before_anybody_reads(factory: Factory) -> None:
+    """Old marks and new ones are in one page of the map when a flush overwrites it."""
+    cluster = factory.create(checksums=True, max_worker_processes=0)  # no loader
+    pages(cluster)
+    snapshot = oracle.take(cluster)
+    cluster.sql("DELETE FROM t WHERE i % 2 = 0")
+    cluster.restart()
+    cluster.sql("DELETE FROM t WHERE ctid = '(4, 1)'")  # and no hint bits
+    cluster.checkpoint()
+    oracle.check(snapshot, cluster, changed=21)
+
+
 def test_sp_gist_metapage(factory: Factory) -> None:
     """It changes without WAL, whatever the settings."""
     cluster = factory.create(checksums=True)

@@ -235,6 +235,52 @@ def test_flush_that_fails_at_each_step(
     assert number > 4
 
 
+@pytest.mark.parametrize("again", [True, False], ids=["flushed again", "killed at once"])
+def test_fsync_that_fails_and_drops_pages(faulty: tuple[Cluster, Fault], *, again: bool) -> None:
+    """What could not be written to the disk is gone from the file, and reported once."""
+    cluster, orders = faulty
+    snapshot = before(cluster)
+    cluster.sql(CHANGE)
+    old, used = cluster.map.read_bytes(), _pages_in_use(cluster)[1]
+    orders.order(MAP, Kind.SYNC, Action.STOP_AND_FAIL)
+    with beside(cluster.checkpoint):
+        orders.wait()
+        with cluster.map.open("r+b") as file:
+            for page in used:  # the disk has the header, if it was written, and pages new to it
+                file.seek(page * 4096)
+                file.write(old[page * 4096 : (page + 1) * 4096])
+        orders.clear()
+    if again:
+        cluster.checkpoint()
+    cluster.kill_all()
+    cluster.start()
+    if again:
+        _kept(snapshot, cluster)
+    else:
+        safe(snapshot, cluster)
+
+
+def test_killed_with_wal_in_memory(factory: Factory) -> None:
+    """The header names no WAL that a crash takes: the next life would use its positions again."""
+    cluster = lazy_cluster(factory, start=False, fsync=True)
+    with Fault(cluster, factory.shared) as orders:
+        cluster.start()
+        snapshot = before(cluster)
+        cluster.sql(CHANGE)
+        with cluster.paused("walwriter", "background writer"):
+            cluster.sql("SELECT pg_logical_emit_message(false, '', repeat('x', 4000000))")
+            orders.order(MAP, Kind.SYNC, Action.STOP_AFTER, number=2)  # pages, header
+            with beside(cluster.checkpoint):
+                orders.wait()
+                cluster.kill_all()
+            orders.clear()
+    cluster.configure(shared_preload_libraries="")
+    cluster.start()
+    cluster.sql(MORE)
+    cluster.restart(shared_preload_libraries="ptrack")
+    refused(snapshot, cluster)
+
+
 def test_durable_mark_that_fails(faulty: tuple[Cluster, Fault]) -> None:
     """No file that a start would accept may stay behind when what it marks is changed."""
     cluster, orders = faulty
@@ -375,11 +421,13 @@ def test_written_and_not_marked_yet(faulty: tuple[Cluster, Fault]) -> None:
     snapshot = before(cluster)
     cluster.sql(CHANGE)
     orders.order(cluster.path_of("t"), Kind.WRITE, Action.STOP_AFTER)
-    with beside(cluster.evict):
+    with beside(cluster.evict) as thread:
         orders.wait()
         comparison = oracle.look(snapshot, cluster)
         assert comparison.changed > 0, "nothing was written"
         orders.clear()
+        while thread.is_alive():
+            oracle.look(snapshot, cluster)
     oracle.check(snapshot, cluster, changed=20)
 
 
@@ -395,6 +443,52 @@ def test_written_and_killed_before_the_mark(faulty: tuple[Cluster, Fault]) -> No
     orders.clear()
     cluster.start()
     oracle.check(snapshot, cluster)
+
+
+def test_mark_that_comes_late(faulty: tuple[Cluster, Fault]) -> None:
+    """A block is marked for an old backup when its neighbours are marked for a new one."""
+    cluster, orders = faulty
+    pages(cluster)
+    oracle.take(cluster)
+    grow = f"INSERT INTO t SELECT 0, repeat('x', {cluster.wide})"
+    orders.order(cluster.path_of("t"), Kind.WRITE, Action.STOP_AFTER)
+    with beside(lambda: cluster.sql(grow)) as thread:
+        orders.wait()
+        orders.clear()
+        thread.join(1)
+        snapshot = oracle.take(cluster)
+        cluster.sql("DELETE FROM t WHERE ctid = '(7, 1)'")  # not by way of the new block
+        cluster.checkpoint()
+    oracle.check(snapshot, cluster)
+
+
+def test_marked_while_a_flush_writes(factory: Factory) -> None:
+    """Whatever the flush has come to: a mark is in this one or in the next."""
+    cluster = factory.create(checksums=True, start=False)
+    with Fault(cluster, factory.shared) as orders:
+        cluster.start()
+        pages(cluster)
+        for number in range(1, STEPS // 2):
+            snapshot = oracle.take(cluster)
+            cluster.sql(f"DELETE FROM t WHERE ctid = '({number}, 1)'")  # and no hint bits
+            orders.order(MAP, Kind.WRITE, Action.STOP_AFTER, number=number)
+            with beside(cluster.checkpoint) as flush:
+                while flush.is_alive() and not orders.stopped:
+                    flush.join(0.002)
+                reached = orders.stopped
+                if reached:
+                    cluster.sql(f"DELETE FROM t WHERE ctid = '({STEPS - number}, 1)'")
+                    with beside(cluster.evict) as writer:
+                        writer.join(1)
+                        orders.clear()
+                orders.clear()
+            if not reached:
+                break
+            cluster.checkpoint()
+            cluster.kill_all()
+            cluster.start()
+            oracle.check(snapshot, cluster, changed=2)
+        assert number > 2
 
 
 @pytest.mark.parametrize("crash", [False, True], ids=["on", "killed"])
@@ -428,6 +522,62 @@ def test_backup_starts_while_a_build_is_held_up(
     assert written >= 2
 
 
+@pytest.mark.parametrize("crash", [False, True], ids=["on", "killed"])
+def test_backup_starts_with_a_page_on_its_way(
+    faulty: tuple[Cluster, Fault], *, crash: bool
+) -> None:
+    """A build goes on to its next page while a backup begins.
+
+    It has no WAL, or its WAL is behind the redo point of that backup.
+    """
+    cluster, orders = faulty
+    cluster.sql(f"CREATE TABLESPACE ts LOCATION '{cluster.tablespace('ts')}'")
+    kind = "" if crash else "UNLOGGED"
+    rows = "generate_series(1, 500) i"
+    cluster.sql(f"CREATE {kind} TABLE t AS SELECT i, md5(i::text) AS s FROM {rows}")
+    oracle.take(cluster)
+    orders.order("/ts/PG_", Kind.WRITE, Action.STOP_AFTER, number=2)
+    with beside(lambda: cluster.sql("CREATE INDEX t_s ON t (s) TABLESPACE ts")):
+        pid = orders.wait()
+        orders.order("/ts/PG_", Kind.WRITE, Action.STOP_AFTER)
+        snapshot = oracle.take(cluster)
+        assert orders.wait() == pid
+        if crash:
+            cluster.kill_all()
+        orders.clear()
+    if crash:
+        cluster.start()
+    oracle.check(snapshot, cluster, changed=0)
+
+
+@pytest.mark.major(since=17)
+def test_flush_with_a_page_on_its_way(faulty: tuple[Cluster, Fault]) -> None:
+    """A build goes on within a batch, whose WAL is behind a flush, while that flush is made.
+
+    Either the flush marks its next page or the build does, before it is written.
+    """
+    cluster, orders = faulty
+    cluster.sql(f"CREATE TABLESPACE ts LOCATION '{cluster.tablespace('ts')}'")
+    cluster.sql("CREATE TABLE t AS SELECT i, md5(i::text) AS s FROM generate_series(1, 500) i")
+    oracle.take(cluster)
+    orders.order("/ts/PG_", Kind.WRITE, Action.STOP_AFTER, number=2)
+    with beside(lambda: cluster.sql("CREATE INDEX t_s ON t (s) TABLESPACE ts")):
+        pid = orders.wait()
+        cluster.flush_wal()  # the batch's own does not end at the redo point
+        with beside(cluster.checkpoint) as flush:
+            flush.join(2)
+            orders.order("/ts/PG_", Kind.WRITE, Action.STOP_AROUND)
+            assert orders.wait() == pid
+        snapshot = oracle.take(cluster, checkpoint=False)
+        orders.go_on()
+        assert orders.wait() == pid
+        assert oracle.look(snapshot, cluster).changed > 0, "nothing was written"
+        cluster.kill_all()
+        orders.clear()
+    cluster.start()
+    oracle.check(snapshot, cluster)
+
+
 @pytest.mark.major(since=17)
 def test_backup_starts_amid_a_batch(faulty: tuple[Cluster, Fault]) -> None:
     """Pages of one batch are logged together and then written one by one.
@@ -444,7 +594,7 @@ def test_backup_starts_amid_a_batch(faulty: tuple[Cluster, Fault]) -> None:
     with beside(lambda: cluster.sql("REINDEX INDEX t_s")):
         orders.wait()
         snapshot = oracle.take(cluster)
-        orders.order("/ts/PG_", Kind.WRITE, Action.STOP_BEFORE, number=6)
+        orders.order("/ts/PG_", Kind.WRITE, Action.STOP_AFTER, number=6)
         orders.wait()
         assert oracle.look(snapshot, cluster).changed >= 4
         cluster.kill_all()

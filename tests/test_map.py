@@ -288,6 +288,24 @@ def test_damaged(cluster: Cluster, damage: Callable[[bytearray], None]) -> None:
         assert "WARNING:  ptrack" in cluster.log_text(mark)
 
 
+def test_header_that_claims_more(cluster: Cluster) -> None:
+    """A byte of the init LSN is gone: the map seems to know what was before it began."""
+    snapshot = before(cluster)
+    cluster.restart(ptrack__map_size=0)
+    cluster.sql(CHANGE)
+    cluster.restart(ptrack__map_size=1)
+    init = cluster.init_lsn()
+    assert init > snapshot.lsn
+    cluster.stop()
+    content = bytearray(cluster.map.read_bytes())
+    assert int.from_bytes(content[8:16], sys.byteorder) == init
+    less = init & 0xFFFF
+    content[8:16] = less.to_bytes(8, sys.byteorder)
+    cluster.map.write_bytes(content)
+    cluster.start()
+    refused(snapshot, cluster)
+
+
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 def test_flipped_byte_is_an_incorrect_checksum(cluster: Cluster, mode: str) -> None:
     """The text that pg_probackup's own tests look for."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ptrack_build import REPO, model
+from ptrack_build import REPO, model, mutants
 from ptrack_build.errors import UsageError
 from ptrack_build.run import Completed
 
@@ -50,6 +50,18 @@ def test_table_in_docs() -> None:
         r"^\| `(\w+)` \| (\w+) \| `(\w+)` \|", (REPO / "docs/model.md").read_text(), re.MULTILINE
     )
     assert sorted(listed) == sorted((r.name, r.model, r.function) for r in RULES)
+
+
+def test_mutants_in_docs() -> None:
+    """Each rule has a mutant in docs/model.md that there is, or stands among those without one."""
+    docs = (REPO / "docs/model.md").read_text()
+    listed = re.findall(r"^\| `(\w+)` \| (\w+) \| ([^|`]+) \|$", docs, re.MULTILINE)
+    without = re.findall(r"^- `([A-Z_]+)`: ", docs, re.MULTILINE)
+    assert {(name, where) for name, where, _ in listed} <= {(r.name, r.model) for r in RULES}
+    assert {mutant for _, _, mutant in listed} <= {mutant.name for mutant in mutants.load()}
+    seen = {name for name, _, _ in listed}
+    assert not seen & set(without)
+    assert seen | set(without) == {rule.name for rule in RULES}
 
 
 def test_unknown_model() -> None:

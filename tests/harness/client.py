@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from tests.harness import files, lsn, system
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from psycopg import Connection
 
@@ -89,9 +89,12 @@ class Backup:
         return [*(self.parent.chain() if self.parent else []), self]
 
 
-def full(cluster: Cluster) -> Backup:
-    """Take a full backup of a running primary or standby."""
-    return _take(cluster, parent=None)
+def full(cluster: Cluster, *, late: Callable[[], object] = lambda: None) -> Backup:
+    """Take a full backup of a running primary or standby.
+
+    late: what happens when all has been read but pg_control.
+    """
+    return _take(cluster, parent=None, late=late)
 
 
 def incremental(cluster: Cluster, parent: Backup) -> Backup:
@@ -103,7 +106,9 @@ def incremental(cluster: Cluster, parent: Backup) -> Backup:
     return _take(cluster, parent=parent)
 
 
-def _take(cluster: Cluster, *, parent: Backup | None) -> Backup:
+def _take(
+    cluster: Cluster, *, parent: Backup | None, late: Callable[[], object] = lambda: None
+) -> Backup:
     with cluster.connect() as connection:
         start = _start(connection, cluster.major)
         maps: dict[str, list[int]] | None = None
@@ -129,6 +134,7 @@ def _take(cluster: Cluster, *, parent: Backup | None) -> Backup:
                     other[name] = (cluster.data / path).read_bytes()
             except FileNotFoundError:
                 continue
+        late()
         # pg_control last, as a backup from a standby needs it
         other["global/pg_control"] = (cluster.data / "global/pg_control").read_bytes()
         label = _stop(connection, cluster.major)

@@ -30,7 +30,8 @@ enum Kind
 
 enum Action
 {
-	COUNT = 0, STOP_BEFORE = 1, STOP_AFTER = 2, STOP_AROUND = 3, STOP_HALFWAY = 4, FAIL = 5
+	COUNT = 0, STOP_BEFORE = 1, STOP_AFTER = 2, STOP_AROUND = 3, STOP_HALFWAY = 4, FAIL = 5,
+	STOP_AND_FAIL = 6
 };
 
 struct Control
@@ -143,9 +144,9 @@ judge_fd(enum Kind kind, int fd)
 		enum Action action = (judged); \
 		type		result; \
 		int			saved; \
-		if (action == STOP_BEFORE || action == STOP_AROUND) \
+		if (action == STOP_BEFORE || action == STOP_AROUND || action == STOP_AND_FAIL) \
 			stop(); \
-		if (action == FAIL) \
+		if (action == FAIL || action == STOP_AND_FAIL) \
 		{ \
 			errno = control->error; \
 			return (failed); \

@@ -54,6 +54,7 @@ class Action(enum.IntEnum):
     STOP_AROUND = 3  # before it, and after it once more
     STOP_HALFWAY = 4
     FAIL = 5
+    STOP_AND_FAIL = 6  # when it goes on
 
 
 class _Control(ctypes.Structure):
