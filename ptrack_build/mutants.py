@@ -107,7 +107,9 @@ def applied(text: str, change: Change) -> str:
 #: How pytest records what failed by a comparison: an assertion, or an exception that did not come.
 _ASSERTED = re.compile(r"(\w+\.)*(AssertionError|LostBlocks|Refused)\b|assert\b|Failed: DID NOT ")
 #: What the harness says by an assertion as well, and has nothing to do with what a test looks for.
-_TROUBLE = re.compile(r"waited \d+ s for|did not stop$")
+_TROUBLE = re.compile(
+    r"waited \d+ s for|did not stop$|nobody came to the call|did not come to an end"
+)
 
 
 def caught(junit: Path) -> str:

@@ -266,13 +266,15 @@ def test_killed_with_wal_in_memory(factory: Factory) -> None:
     with Fault(cluster, factory.shared) as orders:
         cluster.start()
         snapshot = before(cluster)
-        cluster.sql(CHANGE)
-        with cluster.paused("walwriter", "background writer"):
-            cluster.sql("SELECT pg_logical_emit_message(false, '', repeat('x', 4000000))")
+        message = "SELECT pg_logical_emit_message(false, '', repeat('x', 4000000))"
+        with cluster.connect() as connection, cluster.paused("walwriter", "background writer"):
+            for statement in (message, "CHECKPOINT", CHANGE, message):  # again: no hint bits
+                connection.execute(statement)
             orders.order(MAP, Kind.SYNC, Action.STOP_AFTER, number=2)  # pages, header
-            with beside(cluster.checkpoint):
+            with beside(lambda: connection.execute("CHECKPOINT")):
                 orders.wait()
                 cluster.kill_all()
+            connection.close()
             orders.clear()
     cluster.configure(shared_preload_libraries="")
     cluster.start()
