@@ -179,8 +179,11 @@ def building(final: Path, mark: str = "") -> Iterator[Path]:
 
 def discard(final: Path) -> None:
     """Remove what `building` made: first its name, so that what a killed run leaves is scratch."""
-    scratch = tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".part", dir=final.parent)
-    remove(final.rename(scratch))
+    scratch = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".part", dir=final.parent))
+    try:
+        final.rename(scratch)
+    finally:
+        remove(scratch)
 
 
 def remove(path: Path) -> None:

@@ -12,8 +12,9 @@
  *
  * Flush, at the end of CheckPointGuts:
  *
- * 1. WAL up to the redo point is made durable: the header must not name a
- *	  point that a crash can take back and a later history use again;
+ * 1. WAL up to the redo point is made durable, if it is this server's own: the
+ *	  header must not name a point that a crash can take back and a later
+ *	  history use again;
  * 2. flush_redo is set, then published ranges are marked (map.c has why);
  * 3. pages marked since they were last written are written in place; slots
  *	  only grow, so that a page that is newer than the header does no harm;

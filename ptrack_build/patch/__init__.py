@@ -337,7 +337,8 @@ def _prune() -> None:
                 wanted.add(json.loads(memo.read_text(encoding="utf-8"))["key"])
     for path in cache.directory("tree").iterdir():
         if path.name not in wanted and not path.name.startswith("."):
-            cache.discard(path)
+            with contextlib.suppress(OSError):
+                cache.discard(path)
 
 
 def _memo(source: SourceTree, templates: Path, patches: Path) -> Path:

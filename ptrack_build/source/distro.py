@@ -50,6 +50,7 @@ _TRANSPORT = re.compile(
 #: Something came that is not what was signed for: whatever else there is, somebody has to look. Of
 #: an index that may be a mirror that is being renewed, which apt takes no notice of either.
 _TAMPERED = re.compile(r"(?i)hash sum mismatch|invalid signature|BADSIG")
+_WRONG_INDEX = re.compile(r"(?m)^  Hash Sum mismatch")
 _FORGED = re.compile(r"(?i)invalid signature|BADSIG")
 TAMPERED_HINT = (
     "if the mirror was being renewed just now, try again later; else find out who changes what "
@@ -271,7 +272,7 @@ class DistroProvider:
         if not uploads:
             wanted = f"{apt.package} {want.pin}".strip()
             what = f"{apt.label} lists no {wanted}" + (f" ({complaint})" if complaint else "")
-            raise SourceError(what)
+            raise _failure(what)
         if complaint:
             say(f"distro: {complaint}")
         failures: list[tuple[Upload, SourceError]] = []
@@ -425,9 +426,13 @@ class Apt:
                 done = self.run("apt-get", "update", timeout=UPDATE_SECONDS)
             check_space(done.stdout)
             complaint = _complaint(done)
+            renewed = re.search(_WRONG_INDEX, done.stdout)
+            if renewed:
+                complaint = complaint or renewed[0].strip()
             if not any((self.home / "state/lists").glob("*_Sources*")):
                 raise _failure(complaint or _silence(done, self.label))
-            cache.write(stamp, complaint)
+            if not renewed:
+                cache.write(stamp, complaint)
         return complaint
 
     def _proxied(self) -> bool:
@@ -619,8 +624,6 @@ def _failure(reason: str) -> SourceError:
 
 def _silence(done: Completed, label: str) -> str:
     """Why no index came, where apt does not complain of anything: "Ign:" is not a reason."""
-    if re.search("(?m)^  Hash Sum mismatch", done.stdout):
-        return "Hash Sum mismatch"  # of a suite that is there, whatever else is not
     if re.search("(does not|no longer) ha(ve|s) a Release file", done.stdout):
         return f"the archive has no suite {label}"
     errors = "\n".join(line for line in done.stdout.splitlines() if line.startswith("Err:"))

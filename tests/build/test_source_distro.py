@@ -38,6 +38,8 @@ needs_apt = pytest.mark.skipif(
 
 # ---- reading the host's configuration
 
+_INDEXES = ("Sources", "Sources.gz")
+
 
 def test_both_formats_of_sources(tmp_path: Path) -> None:
     parts = tmp_path / "sources.list.d"
@@ -205,14 +207,16 @@ class Archive:
         if there:
             self.server.put(f"/pool/postgresql-17_{upstream}.orig.tar.gz", data)
 
-    def publish(self, suite: str = SUITE, *, sign: bool = True) -> None:
+    def publish(
+        self, suite: str = SUITE, *, sign: bool = True, package: str = "postgresql-17"
+    ) -> None:
         """Write a suite's index, and the release that vouches for it."""
         index = ""
         for version, data in self.uploads.items():
             file = f"postgresql-17_{version.rpartition('-')[0]}.orig.tar.gz"
             dsc = f"postgresql-17_{version}.dsc"
             index += (
-                f"Package: postgresql-17\nBinary: postgresql-17\nVersion: {version}\n"
+                f"Package: {package}\nBinary: {package}\nVersion: {version}\n"
                 f"Maintainer: x <x@example.org>\nArchitecture: any\nFormat: 3.0 (quilt)\n"
                 f"Directory: pool\nChecksums-Sha256:\n"
                 f" {hashlib.sha256(b'dsc').hexdigest()} 3 {dsc}\n"
@@ -467,7 +471,7 @@ def test_a_mirror_that_is_being_renewed_is_passed_over(
     archive.uploads.clear()
     for pocket in POCKETS[1:]:
         archive.publish(SUITE + pocket)
-    for name in ("Sources", "Sources.gz"):
+    for name in _INDEXES:
         index = archive.server.files[f"/dists/{SUITE}/main/source/{name}"]
         index.data = index.data[:-1] + b"x"
     assert source.fetch(major(), spec="auto").provider == "tarball"
@@ -475,20 +479,29 @@ def test_a_mirror_that_is_being_renewed_is_passed_over(
 
 
 @needs_apt
+@pytest.mark.parametrize("listed", [False, True], ids=["alone", "beside another index"])
 def test_a_mirror_that_is_being_renewed_leaves_the_cache(
-    archive: Archive, fetch: Fetch, capsys: pytest.CaptureFixture[str]
+    archive: Archive, fetch: Fetch, capsys: pytest.CaptureFixture[str], *, listed: bool
 ) -> None:
     with_an_older_suite(archive)
     version = fetch(suites=(SUITE,)).version
-    for pocket in POCKETS:
-        for name in ("Sources", "Sources.gz"):
-            index = archive.server.files.get(f"/dists/{SUITE}{pocket}/main/source/{name}")
-            if index is not None:
-                index.data = index.data[:-1] + b"x"
+    indexes = [archive.server.files[f"/dists/{SUITE}/main/source/{n}"] for n in _INDEXES]
+    right = [index.data for index in indexes]
+    if listed:
+        for pocket in POCKETS[1:]:
+            archive.publish(SUITE + pocket, package="other")
+    for index in indexes:
+        index.data = index.data[:-1] + b"x"
     for path in cache.root().glob("source/apt/*/state/lists/*_Sources*"):
         path.unlink()
     assert fetch(suites=(SUITE,), refresh=True).version == version
-    assert "from the cache" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "from the cache" in out
+    assert "Hash Sum mismatch" in out
+    for index, data in zip(indexes, right, strict=True):
+        index.data = data
+    assert fetch(suites=(SUITE,)).version == version
+    assert "from the cache" not in capsys.readouterr().out, "it is asked again at once"
 
 
 @needs_apt
