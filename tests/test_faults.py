@@ -414,6 +414,21 @@ def test_map_that_cannot_be_read(faulty: tuple[Cluster, Fault]) -> None:
         cluster.stop()
 
 
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE])
+def test_start_with_too_many_open_files(faulty: tuple[Cluster, Fault], error: int) -> None:
+    """It fails, and the map is kept for the next one."""
+    cluster, orders = faulty
+    snapshot = before(cluster)
+    cluster.sql(CHANGE)
+    cluster.stop()
+    orders.order(MAP, Kind.OPEN, Action.FAIL, error=error, onwards=True)
+    log = cluster.start_fails()
+    assert "FATAL:  ptrack init: could not open map file" in log
+    orders.clear()
+    cluster.start()
+    oracle.check(snapshot, cluster, changed=20)
+
+
 # ---- writers held up
 
 
