@@ -370,6 +370,31 @@ def test_map_that_began_anew_and_stays(factory: Factory) -> None:
         oracle.check(snapshot, standby)
 
 
+def test_map_that_is_refused_and_stays(factory: Factory) -> None:
+    """It cannot be read, nor removed; a durable mark, and a crash: no start accepts it then."""
+    primary = factory.create(checksums=True)
+    primary.sql(TABLE)
+    standby = factory.standby(primary, start=False, fsync=True)
+    with Fault(standby, factory.shared) as orders:
+        standby.start()
+        snapshot = oracle.take(standby, primary=primary)
+        standby.stop()
+        orders.order(f"{MAP}$", Kind.READ | Kind.UNLINK, Action.FAIL, onwards=True)
+        standby.start()
+        orders.clear()
+        begun = standby.redo()
+        copied(primary, "d")
+        standby.catch_up(primary)
+        assert standby.redo() == begun, "a flush has come between"
+        standby.kill_all()
+        standby.start()
+        again = oracle.take(standby, primary=primary)
+        assert snapshot.lsn < standby.init_lsn() <= again.lsn
+        primary.sql(CHANGE)
+        standby.catch_up(primary)
+        oracle.check(again, standby)
+
+
 @pytest.mark.major(since=17)
 def test_build_that_a_checkpoint_meets(factory: Factory) -> None:
     """What an index has grown by since needs no durable marks when it is filled in."""
