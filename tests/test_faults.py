@@ -497,7 +497,7 @@ def test_mark_that_comes_late(faulty: tuple[Cluster, Fault]) -> None:
     with beside(lambda: cluster.sql(grow)) as thread:
         orders.wait()
         orders.clear()
-        thread.join(1)
+        thread.join(5)
         snapshot = oracle.take(cluster)
         cluster.sql("DELETE FROM t WHERE ctid = '(7, 1)'")  # not by way of the new block
         cluster.checkpoint()
@@ -607,7 +607,7 @@ def test_flush_with_a_page_on_its_way(faulty: tuple[Cluster, Fault]) -> None:
         pid = orders.wait()
         cluster.flush_wal()  # the batch's own does not end at the redo point
         with beside(cluster.checkpoint) as flush:
-            flush.join(2)
+            flush.join(10)
             orders.order("/ts/PG_", Kind.WRITE, Action.STOP_AROUND)
             assert orders.wait() == pid
         snapshot = oracle.take(cluster, checkpoint=False)
