@@ -13,7 +13,7 @@
  * recovery, which ends with a checkpoint or a promotion.
  *
  * With FAILURES=1 a flush may fail.  With WRITERS=2 two processes write a page
- * each.
+ * each.  With PAGES=3 the file has a third page (grown.pml).
  */
 #include "common.pml"
 
@@ -32,7 +32,18 @@
 #ifndef WRITERS
 #define WRITERS 1
 #endif
+#ifndef PAGES
+#define PAGES 2
+#endif
 #define POSITIONS 12	/* of WAL */
+
+#if PAGES == 2
+#define EACH(what)	what(0); what(1)
+#define SIZE		(page[0] == GONE -> 0 : (page[1] == GONE -> 1 : 2))
+#else
+#define EACH(what)	what(0); what(1); what(2)
+#define SIZE		(page[0] == GONE -> 0 : (page[1] == GONE -> 1 : (page[2] == GONE -> 2 : 3)))
+#endif
 
 /* a page on disk: its LSN, which is the end of its record, or */
 #define GONE 0			/* the file is shorter */
@@ -43,16 +54,16 @@
 
 byte ins = 4;
 byte durable = 4;
-byte record[POSITIONS];	/* 1: image of the first page, 2: of the second, 3: of both */
+byte record[POSITIONS];	/* images: 1 of the first page, 2 of the second, 4 of the third, or a sum */
 
-byte page[2];			/* on disk */
-byte file_slot[2];		/* the map's file: marks ... */
+byte page[PAGES];		/* on disk */
+byte file_slot[PAGES];	/* the map's file: marks ... */
 byte file_redo = 3;		/* ... and the header */
 byte control_redo = 3;
 
 bool recovery;
 byte replaying;
-byte slot[2];			/* the map in memory */
+byte slot[PAGES];		/* the map in memory */
 byte from[WRITERS];		/* in-flight entries: the range's first page ... */
 byte to[WRITERS];		/* ... and its end, 0 for none */
 byte grown[WRITERS];	/* grown_redo + 1 of a process that has made the file grow ... */
@@ -68,8 +79,8 @@ byte failures;
 bool missed;			/* a checkpoint has been made without the map */
 
 byte since;				/* the backup: L ... */
-bool changed[2];		/* ... and whether the page is another than its copy ... */
-bool absent[2];			/* ... or not in it */
+bool changed[PAGES];	/* ... and whether the page is another than its copy ... */
+bool absent[PAGES];		/* ... or not in it */
 
 #define NOW		(recovery -> replaying : ins)
 
@@ -89,10 +100,11 @@ inline compare(x, least)
 	fi
 }
 
+#define COMPARE(n)	compare(slot[n], 0); compare(file_slot[n], 0); compare(page[n], OLD)
+
 inline compare_all()
 {
-	compare(slot[0], 0); compare(slot[1], 0); compare(file_slot[0], 0); compare(file_slot[1], 0);
-	compare(page[0], OLD); compare(page[1], OLD);
+	EACH(COMPARE);
 	if
 	:: whole_lsn <= LEAST -> whole_lsn = 0
 	:: whole_lsn > LEAST && since != 0 -> whole_lsn = NEW
@@ -101,10 +113,18 @@ inline compare_all()
 }
 
 /* ptrack_mark */
+inline mark_one(n, first, beyond, lsn)
+{
+	if :: first <= n && beyond > n -> RAISE(slot[n], SEEN(lsn)) :: else fi
+}
+
 inline mark(first, beyond, lsn)
 {
-	if :: first == 0 && beyond > 0 -> RAISE(slot[0], SEEN(lsn)) :: else fi;
-	if :: beyond == 2 -> RAISE(slot[1], SEEN(lsn)) :: else fi
+#if PAGES == 3
+	mark_one(2, first, beyond, lsn);
+#endif
+	mark_one(1, first, beyond, lsn);
+	mark_one(0, first, beyond, lsn)
 }
 
 inline forget(first, end)
@@ -117,6 +137,15 @@ inline forget(first, end)
 inline put(n, what)
 {
 	page[n] = SEEN(what); changed[n] = (since != 0)
+}
+
+#define WRITE(n)	file_slot[n] = slot[n]
+#define READ(n)		slot[n] = file_slot[n]
+
+/* the gap before a page that is appended beyond the end */
+inline fill_up(gap, n)
+{
+	if :: n > gap && page[gap] == GONE -> put(gap, ZEROS) :: else fi
 }
 
 /* ptrack_file_flush and what is around it */
@@ -145,7 +174,7 @@ inline flush_map()
 		flush_redo = redo;
 #endif
 		if :: replayed -> RAISE(whole_lsn, SEEN(redo)); replayed = false :: else fi;
-		file_slot[0] = slot[0]; file_slot[1] = slot[1]
+		EACH(WRITE)
 	};
 	if
 	:: atomic { file_redo = redo; missed = false }
@@ -182,6 +211,8 @@ end:
 	od
 }
 
+#define LOSE(n)		slot[n] = 0
+
 proctype Crash()
 {
 	byte i;
@@ -193,7 +224,7 @@ end:
 			down = true;
 			recovery = true;
 			replaying = 0;
-			slot[0] = 0; slot[1] = 0; flush_redo = 0;
+			EACH(LOSE); flush_redo = 0;
 			do :: i < WRITERS -> from[i] = 0; to[i] = 0; grown[i] = 0; grown_from[i] = 0; i++ :: else -> break od;
 			/* any WAL may have become durable */
 			do :: durable < ins -> durable++ :: break od;
@@ -202,6 +233,8 @@ end:
 		}
 	od
 }
+
+#define ABSENT(n)	absent[n] = page[n] == GONE
 
 /*
  * The greater the LSN asked for, the less is reported: so a backup that copies
@@ -212,7 +245,7 @@ proctype Backup()
 end:
 	atomic {
 		!recovery && !down -> since = control_redo;
-		absent[0] = page[0] == GONE; absent[1] = page[1] == GONE;
+		EACH(ABSENT);
 		compare_all()
 	}
 }
@@ -236,7 +269,12 @@ end:
 #define REPORTED_1		MARKED(1)
 #define REPORTED_0		MARKED(0)
 #else
+#if PAGES == 2
 #define REPORTED_1		(MARKED(1) || TAIL && UNMARKED(1))
+#else
+#define REPORTED_2		(MARKED(2) || TAIL && UNMARKED(2))
+#define REPORTED_1		(MARKED(1) || TAIL && (page[2] == GONE || REPORTED_2) && UNMARKED(1))
+#endif
 #define REPORTED_0		(MARKED(0) || TAIL && (page[1] == GONE || REPORTED_1) && UNMARKED(0))
 #endif
 #define CHANGED(n)		(changed[n] && !(absent[n] && page[n] == ZEROS))
@@ -247,6 +285,9 @@ end:
 	do
 	:: atomic { !recovery && !down && since != 0 && CHANGED(0) && !MARKED(0) -> lost(!REPORTED_0) }
 	:: atomic { !recovery && !down && since != 0 && CHANGED(1) && !MARKED(1) -> lost(!REPORTED_1) }
+#if PAGES == 3
+	:: atomic { !recovery && !down && since != 0 && CHANGED(2) && !MARKED(2) -> lost(!REPORTED_2) }
+#endif
 	od
 }
 
@@ -266,7 +307,11 @@ end:
 #ifdef NO_OVERWRITTEN
 #define GROWS	true
 #else
-#define GROWS	(page[n] == GONE || KNOWN && n >= grown_from[me])
+#define GROWS	(page[n] == GONE || KNOWN && BEYOND_GROWN_FROM)
+#endif
+/* two pages do not need it: grown.pml has its rule */
+#ifndef BEYOND_GROWN_FROM
+#define BEYOND_GROWN_FROM	(n >= grown_from[me])
 #endif
 
 /* needs_durable_mark */
@@ -293,18 +338,19 @@ inline mark_durably()
 		atomic { mark(from[me], to[me], lsn); lsn = 0 };
 		/* RULE WRITE_THROUGH change_begin (hooks.c): ptrack_file_write_through is not called */
 #ifndef NO_WRITE_THROUGH
-		atomic { file_slot[0] = slot[0]; file_slot[1] = slot[1] }
+		atomic { EACH(WRITE) }
 #endif
 	:: lsn == 0
 	fi
 }
 
 #define MAY(n)		(WRITERS == 1 || me == (n))
-#define APPENDS(n)	(page[n] == GONE && ((n) == 0 || page[0] != GONE))
+#define LEAVE(n)	mine[n] = 0
+#define APPENDS(n)	(SIZE == (n))
 
 proctype Writer(byte me)
 {
-	byte mine[2];			/* what to write */
+	byte mine[PAGES];		/* what to write */
 	byte n;
 	byte lsn;
 #ifdef NO_SAMPLE_LATE
@@ -318,6 +364,13 @@ end:
 			if
 			:: MAY(0) -> record[ins] = 1; mine[0] = ins + 1; ins++
 			:: MAY(1) -> record[ins] = 2; mine[1] = ins + 1; ins++
+#if PAGES == 3
+			:: MAY(2) -> record[ins] = 4; mine[2] = ins + 1; ins++
+			:: MAY(2) -> record[ins] = 5; mine[0] = ins + 1; mine[2] = ins + 1; ins++
+			:: MAY(2) -> record[ins] = 6; mine[1] = ins + 1; mine[2] = ins + 1; ins++
+			:: MAY(2) && APPENDS(2) -> mine[2] = ZEROS
+			:: MAY(2) && APPENDS(2) -> mine[2] = BARE
+#endif
 			:: WRITERS == 1 -> record[ins] = 3; mine[0] = ins + 1; mine[1] = ins + 1; ins++
 			:: MAY(0) && APPENDS(0) -> mine[0] = ZEROS
 			:: MAY(1) && APPENDS(1) -> mine[1] = ZEROS
@@ -327,8 +380,8 @@ end:
 		};
 		{
 			do
-			:: atomic { n < 2 && mine[n] == 0 -> n++ }
-			:: n < 2 && mine[n] != 0 ->
+			:: atomic { n < PAGES && mine[n] == 0 -> n++ }
+			:: n < PAGES && mine[n] != 0 ->
 				/* RULE SAMPLE_LATE ptrack_unpublish (map.c): the LSN is sampled before ptrack_publish */
 #ifdef NO_SAMPLE_LATE
 				sampled = NOW;
@@ -339,7 +392,7 @@ end:
 #endif
 				/* what lies before a page that is appended beyond the end changes, too */
 				atomic {
-					from[me] = (page[n] == GONE && page[0] == GONE -> 0 : n);
+					from[me] = (page[n] == GONE -> SIZE : n);
 					to[me] = n + 1
 				};
 #ifndef NO_PUBLISH_BEFORE_LOOK
@@ -350,7 +403,10 @@ end:
 				mark_durably();
 #endif
 				atomic {
-					if :: n == 1 && page[0] == GONE -> put(0, ZEROS) :: else fi;
+					fill_up(0, n);
+#if PAGES == 3
+					fill_up(1, n);
+#endif
 					put(n, mine[n]);
 #ifdef NO_DURABLE_FIRST
 				};
@@ -369,13 +425,27 @@ end:
 					if :: mine[n] != BARE -> mine[n] = 0; n++ :: else fi
 				};
 				if
-				:: atomic { n < 2 && mine[n] == BARE -> record[ins] = n + 1; ins++; mine[n] = 0; n++ }
-				:: n == 2 || mine[n] != BARE
+				:: atomic { n < PAGES && mine[n] == BARE -> record[ins] = 1 << n; ins++; mine[n] = 0; n++ }
+				:: n == PAGES || mine[n] != BARE
 				fi
-			:: atomic { n == 2 -> n = 0; END; break }
+			:: atomic { n == PAGES -> n = 0; END; break }
 			od
-		} CRASHED(mine[0] = 0; mine[1] = 0; n = 0; lsn = 0)
+		} CRASHED(EACH(LEAVE); n = 0; lsn = 0)
 	od
+}
+
+inline redo_page(n)
+{
+	if
+	:: record[replaying] & (1 << n) ->
+		if :: page[n] == GONE -> mark(SIZE, n, replaying) :: else fi;
+		fill_up(0, n);
+#if PAGES == 3
+		fill_up(1, n);
+#endif
+		put(n, replaying + 1); mark(n, n + 1, replaying)
+	:: else
+	fi
 }
 
 proctype Startup()
@@ -390,7 +460,7 @@ end:
 	:: atomic {
 			down && busy == 0 && file_redo >= control_redo -> down = false;
 			busy++;
-			slot[0] = file_slot[0]; slot[1] = file_slot[1];
+			EACH(READ);
 			replayed = true;
 			replaying = control_redo
 		};
@@ -398,13 +468,7 @@ end:
 			do
 			:: atomic {
 					replaying < ins ->
-					if :: record[replaying] & 1 -> put(0, replaying + 1); mark(0, 1, replaying) :: else fi;
-					if
-					:: record[replaying] & 2 ->
-						if :: page[0] == GONE -> put(0, ZEROS); mark(0, 1, replaying) :: else fi;
-						put(1, replaying + 1); mark(1, 2, replaying)
-					:: else
-					fi;
+					EACH(redo_page);
 					replaying++
 				}
 			:: replaying == ins -> break
@@ -415,7 +479,7 @@ end:
 					redo = ins;
 					RAISE(durable, redo); flush_redo = redo;
 					RAISE(whole_lsn, SEEN(redo)); replayed = false;
-					file_slot[0] = slot[0]; file_slot[1] = slot[1]; file_redo = redo; missed = false
+					EACH(WRITE); file_redo = redo; missed = false
 				};
 				atomic { update_control(); recovery = false; replaying = 0; END }
 			/* a promotion: its checkpoint comes later */
@@ -432,6 +496,9 @@ init
 		:: skip
 		:: page[0] = OLD
 		:: page[0] = OLD; page[1] = OLD
+#if PAGES == 3
+		:: page[0] = OLD; page[1] = OLD; page[2] = OLD
+#endif
 		fi;
 		run Writer(0);
 #if WRITERS == 2

@@ -73,7 +73,8 @@ class Verdict:
 
 #: In order of the protocol; common.pml is included by all.
 NAMES = (
-    "dirty", "buffered", "unbuffered", "truncate", "flush", "through", "load", "basebackup",
+    "dirty", "buffered", "unbuffered", "grown", "truncate", "flush", "through", "load",
+    "basebackup",
 )  # fmt: skip
 
 #: Rules that keep a map from being refused for nothing; without any other a block is lost.

@@ -370,6 +370,31 @@ def test_map_that_began_anew_and_stays(factory: Factory) -> None:
         oracle.check(snapshot, standby)
 
 
+def test_map_that_is_refused_and_stays(factory: Factory) -> None:
+    """It cannot be read, nor removed; a durable mark, and a crash: no start accepts it then."""
+    primary = factory.create(checksums=True)
+    primary.sql(TABLE)
+    standby = factory.standby(primary, start=False, fsync=True)
+    with Fault(standby, factory.shared) as orders:
+        standby.start()
+        snapshot = oracle.take(standby, primary=primary)
+        standby.stop()
+        orders.order(f"{MAP}$", Kind.READ | Kind.UNLINK, Action.FAIL, onwards=True)
+        standby.start()
+        orders.clear()
+        begun = standby.redo()
+        copied(primary, "d")
+        standby.catch_up(primary)
+        assert standby.redo() == begun, "a flush has come between"
+        standby.kill_all()
+        standby.start()
+        again = oracle.take(standby, primary=primary)
+        assert snapshot.lsn < standby.init_lsn() <= again.lsn
+        primary.sql(CHANGE)
+        standby.catch_up(primary)
+        oracle.check(again, standby)
+
+
 @pytest.mark.major(since=17)
 def test_build_that_a_checkpoint_meets(factory: Factory) -> None:
     """What an index has grown by since needs no durable marks when it is filled in."""
@@ -412,6 +437,21 @@ def test_map_that_cannot_be_read(faulty: tuple[Cluster, Fault]) -> None:
         snapshot = oracle.take(cluster)
         cluster.sql(CHANGE)
         cluster.stop()
+
+
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE])
+def test_start_with_too_many_open_files(faulty: tuple[Cluster, Fault], error: int) -> None:
+    """It fails, and the map is kept for the next one."""
+    cluster, orders = faulty
+    snapshot = before(cluster)
+    cluster.sql(CHANGE)
+    cluster.stop()
+    orders.order(MAP, Kind.OPEN, Action.FAIL, error=error, onwards=True)
+    log = cluster.start_fails()
+    assert "FATAL:  ptrack init: could not open map file" in log
+    orders.clear()
+    cluster.start()
+    oracle.check(snapshot, cluster, changed=20)
 
 
 # ---- writers held up
@@ -457,7 +497,7 @@ def test_mark_that_comes_late(faulty: tuple[Cluster, Fault]) -> None:
     with beside(lambda: cluster.sql(grow)) as thread:
         orders.wait()
         orders.clear()
-        thread.join(1)
+        thread.join(5)
         snapshot = oracle.take(cluster)
         cluster.sql("DELETE FROM t WHERE ctid = '(7, 1)'")  # not by way of the new block
         cluster.checkpoint()
@@ -567,7 +607,7 @@ def test_flush_with_a_page_on_its_way(faulty: tuple[Cluster, Fault]) -> None:
         pid = orders.wait()
         cluster.flush_wal()  # the batch's own does not end at the redo point
         with beside(cluster.checkpoint) as flush:
-            flush.join(2)
+            flush.join(10)
             orders.order("/ts/PG_", Kind.WRITE, Action.STOP_AROUND)
             assert orders.wait() == pid
         snapshot = oracle.take(cluster, checkpoint=False)

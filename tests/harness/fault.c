@@ -14,6 +14,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,7 +26,8 @@
 
 enum Kind
 {
-	WRITE = 1, SYNC = 2, RENAME = 4, TRUNCATE = 8, UNLINK = 16, OPENDIR = 32, READ = 64
+	WRITE = 1, SYNC = 2, RENAME = 4, TRUNCATE = 8, UNLINK = 16, OPENDIR = 32, READ = 64,
+	OPEN = 128
 };
 
 enum Action
@@ -192,6 +194,23 @@ judge_fd(enum Kind kind, int fd)
 		AROUND(judge_fd(READ, fd), ssize_t, real(fd, buf, size, offset), 0, -1); \
 	}
 
+#define OPENING(name) \
+	int name(const char *path, int flags, ...) \
+	{ \
+		mode_t		mode = 0; \
+		va_list		args; \
+		REAL(int, name, const char *, int, ...); \
+		if ((flags & O_CREAT) != 0 || (flags & O_TMPFILE) == O_TMPFILE) \
+		{ \
+			va_start(args, flags); \
+			mode = va_arg(args, mode_t); \
+			va_end(args); \
+		} \
+		AROUND(judge(OPEN, path), int, real(path, flags, mode), 0, -1); \
+	}
+
+OPENING(open)
+OPENING(open64)
 PWRITE(pwrite, off_t)
 PWRITE(pwrite64, off64_t)
 PWRITEV(pwritev, off_t)

@@ -38,6 +38,7 @@ class Kind(enum.IntFlag):
     UNLINK = 16
     OPENDIR = 32
     READ = 64
+    OPEN = 128
 
     @classmethod
     def changes(cls) -> Kind:
