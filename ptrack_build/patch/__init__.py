@@ -483,13 +483,6 @@ def check_table(rows: Sequence[Checked]) -> str:
     return "\n".join(lines)
 
 
-def require(results: Sequence[Checked]) -> None:
-    """Raise PatchError with all problems of all majors, if there are any."""
-    problems = [problem for result in results for problem in result.problems]
-    if problems:
-        raise PatchError("\n".join(problems), hint=f"{HINT}, then look at git diff patches")
-
-
 def _disagreements(name: str, files: Sequence[FileDiff], plans: Sequence[Plan]) -> list[str]:
     """Where the lines of a diff are not those that the templates insert."""
     problems = []
