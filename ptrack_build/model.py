@@ -6,7 +6,9 @@ each of its rules with that rule off, which must find what the rule is there for
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 MODELS = REPO / "model"
-MEMORY_MB = 6000
+MEMORY_MB = 4000
 DEPTH = 100_000
 
 #: lost: a changed block is not reported; refused: a sound map is thrown away.
@@ -106,11 +108,10 @@ def check(selected: Sequence[str] = ()) -> list[Verdict]:
     host.ensure(["spin", "cc"])
     began = time.monotonic()
     verdicts = []
-    for name in selected or NAMES:
-        with tempfile.TemporaryDirectory(prefix="ptrack-model-") as folder:
-            for verdict in _searches(name, Path(folder)):
-                say(line(verdict))
-                verdicts.append(verdict)
+    with tempfile.TemporaryDirectory(prefix="ptrack-model-") as folder:
+        for verdict in _searches(selected or NAMES, Path(folder)):
+            say(line(verdict))
+            verdicts.append(verdict)
     wrong = [verdict for verdict in verdicts if not verdict.right]
     say(f"{len(verdicts)} searches in {duration(time.monotonic() - began)}, {len(wrong)} wrong")
     if wrong:
@@ -137,19 +138,34 @@ def expected(rule: Rule | None) -> Finding:
     return "refused" if (rule.model, rule.name) in COSTS else "lost"
 
 
-def _searches(model: str, folder: Path) -> Iterator[Verdict]:
-    """Compile beside each other, search one after the other: a search may need all the memory."""
-    variants: list[Rule | None] = [None, *rules(model)]
-    with ThreadPoolExecutor(max_workers=host.cpus()) as pool:
-        built = pool.map(lambda rule: verifier(model, rule, folder), variants)
-        for rule, program in zip(variants, built, strict=True):
-            yield search(model, rule, program)
+def _searches(names: Sequence[str], folder: Path) -> Iterator[Verdict]:
+    """Search with every rule on and with each off, some beside each other; told in order."""
+    variants = [(name, rule) for name in names for rule in (None, *rules(name))]
+
+    def one(variant: tuple[str, Rule | None]) -> Verdict:
+        program = verifier(*variant, folder)
+        try:
+            return search(*variant, program)
+        finally:
+            shutil.rmtree(program.parent)
+
+    pool = ThreadPoolExecutor(max_workers=_beside())
+    try:
+        yield from pool.map(one, variants)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _beside() -> int:
+    """How many searches at once: one a core, as far as each may have all the memory it can ask."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20
+    return max(1, min(host.cpus(), memory // MEMORY_MB))
 
 
 def verifier(model: str, rule: Rule | None, folder: Path) -> Path:
     """Have spin make the verifier of a model with a rule off, and compile it."""
-    place = folder / (rule.name if rule else "all")
-    place.mkdir()
+    place = folder / model / (rule.name if rule else "all")
+    place.mkdir(parents=True)
     define = [f"-DNO_{rule.name}"] if rule else []
     call(["spin", *define, "-a", MODELS / f"{model}.pml"], cwd=place, capture=True, quiet=True)
     optimize = "-O1" if rule else "-O2"

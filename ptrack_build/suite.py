@@ -141,8 +141,12 @@ def pytest(
 
 
 def _workers() -> str:
-    """How many tests run at once. Raises UsageError for a setting that is no number."""
-    named = os.environ.get("PTRACK_TEST_WORKERS") or str(min(max(2, host.cpus()), 8))
+    """How many tests run at once. Raises UsageError for a setting that is no number.
+
+    More than there are cores: a test waits for its servers a part of the time.
+    """
+    cpus = host.cpus()
+    named = os.environ.get("PTRACK_TEST_WORKERS") or str(min(max(2, cpus + cpus // 2), 8))
     if not named.isdecimal():
         what = f"PTRACK_TEST_WORKERS={named} is no number of tests to run at once"
         raise UsageError(what, hint="0 runs them in pytest itself, 2 two at once")

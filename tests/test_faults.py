@@ -42,6 +42,17 @@ def faulty(factory: Factory) -> Iterator[tuple[Cluster, Fault]]:
         yield cluster, orders
 
 
+@pytest.fixture
+def faulty_standby(factory: Factory) -> Iterator[tuple[Cluster, Cluster, Fault]]:
+    """A primary with a table, its standby with fsync, whose system calls can be stopped."""
+    primary = factory.create(checksums=True)
+    primary.sql(TABLE)
+    standby = factory.standby(primary, start=False, fsync=True)
+    with Fault(standby, factory.shared) as orders:
+        standby.start()
+        yield primary, standby, orders
+
+
 @contextlib.contextmanager
 def beside(function: Callable[[], object]) -> Iterator[threading.Thread]:
     """Something that may be held up, or end with its server."""
@@ -159,27 +170,23 @@ def test_killed_in_the_flush_at_the_end_of_recovery(faulty: tuple[Cluster, Fault
     _kept(snapshot, cluster)
 
 
-def test_killed_in_the_flush_of_a_standby(factory: Factory) -> None:
-    primary = factory.create(checksums=True)
-    primary.sql(TABLE)
-    standby = factory.standby(primary, start=False, fsync=True)
-    with Fault(standby, factory.shared) as orders:
+def test_killed_in_the_flush_of_a_standby(faulty_standby: tuple[Cluster, Cluster, Fault]) -> None:
+    primary, standby, orders = faulty_standby
+    snapshot = oracle.take(standby, primary=primary)
+
+    def change(number: int) -> None:
+        primary.sql(CHANGE if number % 2 else MORE)
+        primary.checkpoint()
+        standby.catch_up(primary)
+
+    def start() -> None:
         standby.start()
-        snapshot = oracle.take(standby, primary=primary)
+        standby.catch_up(primary)
 
-        def change(number: int) -> None:
-            primary.sql(CHANGE if number % 2 else MORE)
-            primary.checkpoint()
-            standby.catch_up(primary)
-
-        def start() -> None:
-            standby.start()
-            standby.catch_up(primary)
-
-        steps = _killed_at_each_step(
-            snapshot, standby, orders, change, standby.checkpoint, start=start, halves=False
-        )
-        assert steps >= 4
+    steps = _killed_at_each_step(
+        snapshot, standby, orders, change, standby.checkpoint, start=start, halves=False
+    )
+    assert steps >= 4
 
 
 def test_killed_in_a_durable_mark(faulty: tuple[Cluster, Fault]) -> None:
@@ -340,59 +347,51 @@ def test_removal_that_is_not_durable(faulty: tuple[Cluster, Fault], action: Acti
     oracle.check(snapshot, cluster)
 
 
-def test_map_that_began_anew_and_stays(factory: Factory) -> None:
+def test_map_that_began_anew_and_stays(faulty_standby: tuple[Cluster, Cluster, Fault]) -> None:
     """Damage is found, the file cannot be removed; a durable mark, and a crash: it began there."""
-    primary = factory.create(checksums=True)
-    primary.sql(TABLE)
-    standby = factory.standby(primary, start=False, fsync=True)
-    with Fault(standby, factory.shared) as orders:
-        standby.start()
-        oracle.take(standby, primary=primary)
-        standby.stop()
-        damaged = bytearray(standby.map.read_bytes())
-        damaged[next(i for i in range(4096, len(damaged)) if damaged[i])] ^= 1
-        standby.map.write_bytes(damaged)
-        orders.order(MAP, Kind.UNLINK, Action.FAIL, onwards=True)
-        standby.start()
-        standby.wait_for(
-            lambda: "damaged" in standby.value("SELECT reset_reason FROM ptrack_status()"),
-            "the loader",
-        )
-        copied(primary, "d")
-        standby.catch_up(primary)
-        standby.kill_all()
-        orders.clear()
-        standby.start()
-        snapshot = oracle.take(standby, primary=primary)
-        assert 0 < standby.init_lsn() <= snapshot.lsn, "the first backup is no parent"
-        primary.sql(CHANGE)
-        standby.catch_up(primary)
-        oracle.check(snapshot, standby)
+    primary, standby, orders = faulty_standby
+    oracle.take(standby, primary=primary)
+    standby.stop()
+    damaged = bytearray(standby.map.read_bytes())
+    damaged[next(i for i in range(4096, len(damaged)) if damaged[i])] ^= 1
+    standby.map.write_bytes(damaged)
+    orders.order(MAP, Kind.UNLINK, Action.FAIL, onwards=True)
+    standby.start()
+    standby.wait_for(
+        lambda: "damaged" in standby.value("SELECT reset_reason FROM ptrack_status()"),
+        "the loader",
+    )
+    copied(primary, "d")
+    standby.catch_up(primary)
+    standby.kill_all()
+    orders.clear()
+    standby.start()
+    snapshot = oracle.take(standby, primary=primary)
+    assert 0 < standby.init_lsn() <= snapshot.lsn, "the first backup is no parent"
+    primary.sql(CHANGE)
+    standby.catch_up(primary)
+    oracle.check(snapshot, standby)
 
 
-def test_map_that_is_refused_and_stays(factory: Factory) -> None:
+def test_map_that_is_refused_and_stays(faulty_standby: tuple[Cluster, Cluster, Fault]) -> None:
     """It cannot be read, nor removed; a durable mark, and a crash: no start accepts it then."""
-    primary = factory.create(checksums=True)
-    primary.sql(TABLE)
-    standby = factory.standby(primary, start=False, fsync=True)
-    with Fault(standby, factory.shared) as orders:
-        standby.start()
-        snapshot = oracle.take(standby, primary=primary)
-        standby.stop()
-        orders.order(f"{MAP}$", Kind.READ | Kind.UNLINK, Action.FAIL, onwards=True)
-        standby.start()
-        orders.clear()
-        begun = standby.redo()
-        copied(primary, "d")
-        standby.catch_up(primary)
-        assert standby.redo() == begun, "a flush has come between"
-        standby.kill_all()
-        standby.start()
-        again = oracle.take(standby, primary=primary)
-        assert snapshot.lsn < standby.init_lsn() <= again.lsn
-        primary.sql(CHANGE)
-        standby.catch_up(primary)
-        oracle.check(again, standby)
+    primary, standby, orders = faulty_standby
+    snapshot = oracle.take(standby, primary=primary)
+    standby.stop()
+    orders.order(f"{MAP}$", Kind.READ | Kind.UNLINK, Action.FAIL, onwards=True)
+    standby.start()
+    orders.clear()
+    begun = standby.redo()
+    copied(primary, "d")
+    standby.catch_up(primary)
+    assert standby.redo() == begun, "a flush has come between"
+    standby.kill_all()
+    standby.start()
+    again = oracle.take(standby, primary=primary)
+    assert snapshot.lsn < standby.init_lsn() <= again.lsn
+    primary.sql(CHANGE)
+    standby.catch_up(primary)
+    oracle.check(again, standby)
 
 
 @pytest.mark.major(since=17)
