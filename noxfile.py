@@ -121,20 +121,25 @@ def minutes(text: str) -> float:
 
 #: Settings that may be a path; one that is relative is so to where nox was called from.
 PLACES = (
-    "PTRACK_CACHE", "PTRACK_SOURCE", "PTRACK_PG_GIT", "PTRACK_SIGNING_KEY", "PTRACK_VENV",
+    "PTRACK_CACHE", "PTRACK_SOURCE", "PTRACK_PG_GIT", "PTRACK_SIGNING_KEY", "PTRACK_TEST_DIR",
+    "PTRACK_VENV",
 )  # fmt: skip
 
 
 def from_where_nox_was_called(session: nox.Session) -> None:
     """Make relative paths in settings absolute: a session runs in the checkout."""
-    for name in PLACES:
-        value = os.environ.get(name, "")
-        if not value or value.startswith(("/", "~")):
-            continue
-        path = Path(session.invoked_from) / value
+
+    def placed(name: str, word: str) -> str:
+        path = Path(session.invoked_from) / word
         # the others may be the name of a provider, an address, or a fingerprint
-        if name in {"PTRACK_CACHE", "PTRACK_VENV"} or path.exists():
-            os.environ[name] = str(path)
+        sure = name in {"PTRACK_CACHE", "PTRACK_TEST_DIR", "PTRACK_VENV"}
+        return str(path) if not word.startswith(("/", "~")) and (sure or path.exists()) else word
+
+    for name in PLACES:
+        if value := os.environ.get(name):
+            # repositories to be asked in turn
+            words = value.split() if name == "PTRACK_PG_GIT" else [value]
+            os.environ[name] = " ".join(placed(name, word) for word in words)
 
 
 def stopped(session: nox.Session, message: str) -> NoReturn:

@@ -6,7 +6,7 @@ Layout below root():
     tree/<key>        patched trees
     server/<key>      PostgreSQL as compiled, without the extension
     prefix/<key>      PostgreSQL with the extension: what is tested and used
-    pg-NN             the newest finished prefix of a major
+    pg-NN             the prefix that was asked for last; pg-NN-<variant> those of other variants
     log/, lock/, memo/, ccache/
 """
 

@@ -11,7 +11,6 @@ import re
 import shutil
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -19,10 +18,11 @@ from typing import TYPE_CHECKING, Literal
 from ptrack_build import REPO, host
 from ptrack_build.errors import PtrackError, UsageError
 from ptrack_build.progress import duration, say
-from ptrack_build.run import call
+from ptrack_build.run import beside, call
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from concurrent.futures import Executor
 
 MODELS = REPO / "model"
 MEMORY_MB = 4000
@@ -108,8 +108,11 @@ def check(selected: Sequence[str] = ()) -> list[Verdict]:
     host.ensure(["spin", "cc"])
     began = time.monotonic()
     verdicts = []
-    with tempfile.TemporaryDirectory(prefix="ptrack-model-") as folder:
-        for verdict in _searches(selected or NAMES, Path(folder)):
+    with (
+        tempfile.TemporaryDirectory(prefix="ptrack-model-") as folder,
+        beside(_at_once()) as pool,
+    ):
+        for verdict in _searches(pool, selected or NAMES, Path(folder)):
             say(line(verdict))
             verdicts.append(verdict)
     wrong = [verdict for verdict in verdicts if not verdict.right]
@@ -138,7 +141,7 @@ def expected(rule: Rule | None) -> Finding:
     return "refused" if (rule.model, rule.name) in COSTS else "lost"
 
 
-def _searches(names: Sequence[str], folder: Path) -> Iterator[Verdict]:
+def _searches(pool: Executor, names: Sequence[str], folder: Path) -> Iterator[Verdict]:
     """Search with every rule on and with each off, some beside each other; told in order."""
     variants = [(name, rule) for name in names for rule in (None, *rules(name))]
 
@@ -149,14 +152,10 @@ def _searches(names: Sequence[str], folder: Path) -> Iterator[Verdict]:
         finally:
             shutil.rmtree(program.parent)
 
-    pool = ThreadPoolExecutor(max_workers=_beside())
-    try:
-        yield from pool.map(one, variants)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return pool.map(one, variants)
 
 
-def _beside() -> int:
+def _at_once() -> int:
     """How many searches at once: one a core, as far as each may have all the memory it can ask."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20
     return max(1, min(host.cpus(), memory // MEMORY_MB))

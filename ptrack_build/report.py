@@ -97,15 +97,21 @@ def _plain(reason: str) -> str:
 
 
 def close(
-    outcomes: Sequence[Outcome], path: Path, failure: type[PtrackError], nothing: PtrackError | None
+    outcomes: Sequence[Outcome],
+    path: Path,
+    failure: type[PtrackError],
+    nothing: PtrackError | None,
+    left_out: str = "",
 ) -> None:
-    """Keep the outcomes in path and show them as a table.
+    """Keep the outcomes in path and show them as a table, and what was left out on purpose.
 
     Raises failure with the sessions that failed, and nothing where that is given. One of which
     tests failed is worth to be looked at by itself; of another the table has all there is to say.
     """
     keep(outcomes, path)
     say("\n" + table(outcomes))
+    if left_out:
+        say(left_out)
     failed = [each for each in outcomes if each.status == "failed"]
     if failed:
         what = f"failed: {', '.join(each.session for each in failed)}"

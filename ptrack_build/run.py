@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, Protocol, Self, TypedDict
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 GRACE_SECONDS = 3.0
+
+#: What threads of `beside` run, by thread.
+_thread = threading.local()
 
 
 class Listener:
@@ -176,12 +180,14 @@ def call(
             )
         if process.stdin is not None and stdin is not None:
             readers.append(threading.Thread(target=feed, args=(process.stdin, stdin)))
+        others: _Others | None = getattr(_thread, "others", None)
         try:
             for reader in readers:
                 reader.daemon = True
                 reader.start()
             held.release()
-            returncode = process.wait(timeout)
+            with others.counting(process) if others else contextlib.nullcontext():
+                returncode = process.wait(timeout)
             for reader in readers:
                 reader.join()
         except subprocess.TimeoutExpired as error:
@@ -197,6 +203,55 @@ def call(
     if returncode != 0 and check:
         raise CommandFailed(words, returncode, log=log, tail="\n".join(listener.tail))
     return Completed(argv=words, returncode=returncode, stdout="".join(listener.out))
+
+
+class _Others:
+    """The commands that run in other threads, to be ended from the main one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[str]] = set()
+        self._over = False
+
+    @contextlib.contextmanager
+    def counting(self, process: subprocess.Popen[str]) -> Iterator[None]:
+        """Let this process be ended as well, at once where that has come already."""
+        with self._lock:
+            self._running.add(process)
+            over = self._over
+        try:
+            if over:
+                _kill(process)
+            yield
+        finally:
+            with self._lock:
+                self._running.discard(process)
+
+    def end(self) -> None:
+        """End what runs, and whatever starts from now on."""
+        with self._lock:
+            self._over = True
+            running = list(self._running)
+        for process in running:
+            _kill(process)
+
+
+@contextlib.contextmanager
+def beside(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that run commands beside each other; what ends the block early ends these as well.
+
+    An interrupt reaches the main thread alone: without this it would wait for the others.
+    """
+    others = _Others()
+    pool = ThreadPoolExecutor(workers, initializer=lambda: setattr(_thread, "others", others))
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        others.end()
+        raise
+    finally:
+        pool.shutdown()
 
 
 class Held:

@@ -34,6 +34,11 @@ PATIENCE = 30.0
 OWN = "tests/build"
 #: The session that runs those alone.
 SELFTEST = "selftest"
+#: What the whole suite leaves to sessions of its own, which a CI has at night.
+LEFT_OUT = (
+    "left out, as they take long: each protection taken out (./nox -s mutants-17), hours of the "
+    "state machine\n(test-17 -- --deep), other sizes of blocks (test-17 -- --variant blocks-1k)"
+)
 #: Pytest's status where no test matches.
 NOTHING = 5
 
@@ -354,7 +359,8 @@ def every(
         report.through(sessions, outcomes)
     tested = theirs is None or any(each.status == "passed" and each.version for each in outcomes)
     nothing = None if tested else report.without_source("tested")
-    report.close(outcomes, results() / "test.json", SuiteFailed, nothing)
+    long = LEFT_OUT if tested and not args else ""
+    report.close(outcomes, results() / "test.json", SuiteFailed, nothing, long)
 
 
 def built_all(majors: Sequence[Major], variant: Variant, *, locked: bool = False) -> None:

@@ -153,7 +153,7 @@ def test_small_map_many_relations(factory: Factory) -> None:
         for thread in threads:
             thread.join()
     oracle.check(snapshot, cluster, changed=250)
-    cluster.evict()
+    oracle.evict(snapshot, cluster, changed=250)
     cluster.restart("immediate")
     oracle.check(snapshot, cluster, changed=250)
 

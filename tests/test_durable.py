@@ -131,7 +131,7 @@ def test_sp_gist_metapage(factory: Factory) -> None:
     cluster.sql("INSERT INTO t SELECT point(i, i) FROM generate_series(1, 1000) i")
     snapshot = oracle.take(cluster)
     cluster.sql("INSERT INTO t SELECT point(i, -i) FROM generate_series(1, 4000) i")
-    cluster.evict()
+    oracle.evict(snapshot, cluster, changed=10)
     cluster.restart("immediate")
     oracle.check(snapshot, cluster)
 
@@ -144,7 +144,7 @@ def test_free_space_map(factory: Factory) -> None:
     snapshot = oracle.take(cluster)
     cluster.sql("DELETE FROM t WHERE i % 2 = 0")
     cluster.sql("VACUUM (TRUNCATE false) t")
-    cluster.evict()
+    oracle.evict(snapshot, cluster, changed=20)
     found = oracle.compare(snapshot, files.read_all(cluster.data), []).lost
     path = cluster.path_of("t") + "_fsm"
     assert {1, 2} <= {one.block for one in found if one.path == path}, "the map did not change"
@@ -166,7 +166,7 @@ def test_second_page_of_the_visibility_map(factory: Factory) -> None:
     )
     snapshot = oracle.take(cluster)
     cluster.sql(f"DELETE FROM t WHERE ctid = '({page + 10}, 1)'")
-    cluster.evict()
+    oracle.evict(snapshot, cluster, changed=2)
     found = oracle.compare(snapshot, files.read_all(cluster.data), []).lost
     path = cluster.path_of("t") + "_vm"
     assert [one.block for one in found if one.path == path] == [1], "the map did not change"

@@ -107,7 +107,7 @@ def test_redo_hook(factory: Factory) -> None:
     pages(cluster, first=0)
     snapshot = oracle.take(cluster)
     cluster.sql(f"UPDATE t SET x = repeat('y', {cluster.block_size * 3 // 8}) WHERE i % 3 = 0")
-    cluster.evict()
+    oracle.evict(snapshot, cluster, changed=14)
     changed = _changed(snapshot, cluster, "t")
     assert {block for block in range(40) if block % 3 == 0} <= changed, "not on disk"
     path = cluster.path_of("t")

@@ -181,7 +181,7 @@ def test_own_lives_without_a_loader(factory: Factory) -> None:
     pages(cluster)
     snapshot = oracle.take(cluster)
     cluster.sql("DELETE FROM t WHERE i % 2 = 0")
-    cluster.evict()
+    oracle.evict(snapshot, cluster, changed=20)
     for _ in range(2):
         cluster.kill_all()
         cluster.start()

@@ -69,7 +69,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "rounds" not in metafunc.fixturenames:
         return
     rounds = _rounds(metafunc.config)
-    metafunc.parametrize("rounds", rounds, ids=[f"seed{one.first}" for one in rounds])
+    asked = metafunc.config.option.deep or metafunc.config.option.seed
+    marks = [pytest.mark.timeout(0)] if asked else []  # as long as it was asked for
+    metafunc.parametrize(
+        "rounds", [pytest.param(one, id=f"seed{one.first}", marks=marks) for one in rounds]
+    )
 
 
 def test_nothing_is_lost(

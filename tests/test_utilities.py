@@ -253,7 +253,7 @@ def test_resetwal_after_a_crash(cluster: Cluster) -> None:
     cluster.sql(TABLE)
     snapshot = oracle.take(cluster)
     cluster.sql(CHANGE)
-    cluster.evict()
+    oracle.evict(snapshot, cluster, changed=1)
     cluster.stop("immediate")
     cluster.run("pg_resetwal", "-f", cluster.data)
     assert not cluster.map.exists()

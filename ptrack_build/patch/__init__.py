@@ -46,7 +46,8 @@ if TYPE_CHECKING:
 TEMPLATES: Final = REPO / "templates" / "core"
 PATCHES: Final = REPO / "patches"
 MOST_LINES: Final = 80
-LAYOUT: Final = "tree 1"  # of an exported tree; part of its key
+LAYOUT: Final = "tree 2"  # of an exported tree; part of its key
+WHOLE: Final = ".ptrack-whole"  # written last, so that what somebody's rm has left is no tree
 
 How = Literal["applied", "offset", "rendered"]
 Status = Literal["clean", "offset", "rendered", "conflict"]
@@ -309,12 +310,37 @@ def _patched(objects: Objects, source: SourceTree, fit: _Fit) -> PatchedTree:
 
 def _export(objects: Objects, tree: PatchedTree, fit: _Fit) -> None:
     """Write the tree of a fit out unless it is there."""
-    if tree.path.is_dir():
+    if _whole(tree.path):
         return
     with cache.lock(f"tree-{tree.key}", f"patches PostgreSQL {tree.source.version}"):
-        if not tree.path.is_dir():
-            with cache.building(tree.path) as scratch:
+        if not _whole(tree.path):
+            if tree.path.is_dir():
+                cache.discard(tree.path)
+            with cache.building(tree.path, WHOLE) as scratch:
                 objects.export(tree.source.commit, fit.new, scratch)
+                _seal(scratch)
+
+
+def _seal(path: Path) -> None:
+    """Write down how many files there are, this one included; its time is the tree's."""
+    written = path.stat().st_mtime
+    mark = path / WHOLE
+    mark.touch()
+    mark.write_text(f"{_count(path)}\n", encoding="utf-8")
+    for each in (mark, path):
+        os.utime(each, (written, written))
+
+
+def _whole(path: Path) -> bool:
+    """Whether a tree has all that it had when it was written out."""
+    try:
+        return int((path / WHOLE).read_text(encoding="utf-8")) == _count(path)
+    except (OSError, ValueError):
+        return False
+
+
+def _count(path: Path) -> int:
+    return sum(len(files) for _folder, _folders, files in os.walk(path))
 
 
 def _keeping() -> AbstractContextManager[None]:
@@ -361,7 +387,7 @@ def _remembered(memo: Path, source: SourceTree) -> PatchedTree | None:
         about = json.loads(memo.read_text(encoding="utf-8"))
         path = cache.root() / "tree" / about["key"]
         os.utime(memo)
-        if not path.is_dir():
+        if not _whole(path):
             return None
         return PatchedTree(
             source=source,

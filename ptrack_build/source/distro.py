@@ -100,9 +100,13 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Upload:
-    """A source package as an index lists it: its Debian version and its orig tarball."""
+    """A source package as an index lists it: its Debian version and its orig tarball.
+
+    folder: where that lies in the archive's pool, in which each pocket has a place of its own.
+    """
 
     version: str
+    folder: str
     file: str
     sha256: str
     size: int
@@ -442,11 +446,14 @@ class Apt:
         return re.search(proxy, out) is not None
 
     def uploads(self) -> list[Upload]:
-        """The uploads that the indexes list, the newest version first, each tarball once."""
+        """The uploads that the indexes list, the newest version first.
+
+        Each tarball once for each place that it can be downloaded from.
+        """
         out = self.run("apt-cache", "showsrc", "--only-source", self.package).stdout
-        found: dict[str, Upload] = {}
+        found: dict[tuple[str, str], Upload] = {}
         for upload in parse_uploads(out, self.package):
-            found.setdefault(upload.sha256, upload)
+            found.setdefault((upload.sha256, upload.folder), upload)
         return sorted(found.values(), key=lambda u: version_key(u.upstream), reverse=True)
 
     def download(self, upload: Upload) -> Path:
@@ -503,8 +510,11 @@ def parse_uploads(text: str, package: str) -> list[Upload]:
             if len(words) == 3 and re.search(r"\.orig\.tar\.\w+$", words[2]):
                 sha256, size, file = words
                 uploads.append(
-                    Upload(version=fields["Version"], file=file, sha256=sha256, size=int(size))
-                )
+                    Upload(
+                        version=fields["Version"], folder=fields.get("Directory", ""), file=file,
+                        sha256=sha256, size=int(size),
+                    )
+                )  # fmt: skip
     return uploads
 
 

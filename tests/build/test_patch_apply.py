@@ -257,6 +257,17 @@ def test_apply_exports_anew_what_was_removed(world: World) -> None:
     assert (first.path / BODY).is_file()
 
 
+@pytest.mark.parametrize("lost", [BODY, patch.WHOLE])
+def test_apply_exports_anew_what_was_removed_in_part(world: World, lost: str) -> None:
+    """As an interrupted rm leaves it."""
+    source = world.source()
+    world.render(source)
+    first = world.apply(source)
+    (first.path / lost).unlink()
+    assert world.apply(source) == first
+    assert (first.path / BODY).is_file()
+
+
 def test_apply_leaves_nothing_behind_when_it_is_interrupted(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from ptrack_build.errors import CommandFailed
-from ptrack_build.run import call
+from ptrack_build.run import beside, call
 from tests.build.conftest import REPO, Script
 
 
@@ -178,3 +178,51 @@ def test_as_another_user() -> None:
     nobody = SimpleNamespace(uid=65534, gid=65534)
     done = call(["id", "-u"], user=nobody, capture=True, quiet=True, cwd=Path("/"))
     assert done.stdout == "65534\n"
+
+
+def test_what_ends_the_main_thread_ends_what_others_run(tmp_path: Path) -> None:
+    """An interrupt reaches the main thread alone: nobody may wait for the other threads' work."""
+
+    def work(number: int) -> None:
+        pid = tmp_path / f"pid.{number}"
+        call(["sh", "-c", f"echo $$ > {pid}.part; mv {pid}.part {pid}; sleep 300"], quiet=True)
+        (tmp_path / f"went on.{number}").touch()
+
+    def interrupted() -> None:
+        with beside(2) as pool:
+            for number in range(4):
+                pool.submit(work, number)
+            while len(list(tmp_path.glob("pid.[0-9]"))) < 2:
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert time.monotonic() - began < 60
+    pids = [int(file.read_text()) for file in tmp_path.glob("pid.[0-9]")]
+    assert len(pids) == 2
+    assert all(gone(pid) for pid in pids)
+    assert not list(tmp_path.glob("went on.*"))
+
+
+def test_what_starts_after_the_end_is_ended_at_once(tmp_path: Path) -> None:
+    """A thread between two commands does not begin the second one's long work."""
+    go = tmp_path / "go"
+
+    def work() -> None:
+        while not go.exists():
+            time.sleep(0.01)
+        time.sleep(0.3)
+        call(["sleep", "300"], quiet=True)
+
+    def interrupted() -> None:
+        with beside(1) as pool:
+            pool.submit(work)
+            go.touch()
+            raise KeyboardInterrupt
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert time.monotonic() - began < 60

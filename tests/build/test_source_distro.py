@@ -198,27 +198,29 @@ class Archive:
     server: Server
     home: Path
     keyring: Path
-    uploads: dict[str, bytes] = field(default_factory=dict)
+    uploads: dict[str, tuple[str, bytes]] = field(default_factory=dict)
 
-    def upload(self, version: str, data: bytes, *, there: bool = True) -> None:
+    def upload(
+        self, version: str, data: bytes, *, there: bool = True, folder: str = "pool"
+    ) -> None:
         """Add an upload to the index; without `there` its files have not arrived."""
-        self.uploads[version] = data
+        self.uploads[version] = (folder, data)
         upstream = version.rpartition("-")[0]
         if there:
-            self.server.put(f"/pool/postgresql-17_{upstream}.orig.tar.gz", data)
+            self.server.put(f"/{folder}/postgresql-17_{upstream}.orig.tar.gz", data)
 
     def publish(
         self, suite: str = SUITE, *, sign: bool = True, package: str = "postgresql-17"
     ) -> None:
         """Write a suite's index, and the release that vouches for it."""
         index = ""
-        for version, data in self.uploads.items():
+        for version, (folder, data) in self.uploads.items():
             file = f"postgresql-17_{version.rpartition('-')[0]}.orig.tar.gz"
             dsc = f"postgresql-17_{version}.dsc"
             index += (
                 f"Package: {package}\nBinary: {package}\nVersion: {version}\n"
                 f"Maintainer: x <x@example.org>\nArchitecture: any\nFormat: 3.0 (quilt)\n"
-                f"Directory: pool\nChecksums-Sha256:\n"
+                f"Directory: {folder}\nChecksums-Sha256:\n"
                 f" {hashlib.sha256(b'dsc').hexdigest()} 3 {dsc}\n"
                 f" {hashlib.sha256(data).hexdigest()} {len(data)} {file}\n\n"
             )
@@ -344,6 +346,18 @@ def test_the_newest_upload_has_not_arrived(
     assert fetch().version == "17.1"
     out = capsys.readouterr().out
     assert "postgresql-17 17.2-1 is listed but cannot be had (404 Not Found): next one" in out
+
+
+@needs_apt
+@pytest.mark.parametrize("missing", ["-1", "-2"])
+def test_a_tarball_that_one_of_two_pockets_has(
+    archive: Archive, fetch: Fetch, missing: str
+) -> None:
+    """Two uploads of one tarball, as a release and its security pocket have them."""
+    for revision, folder in (("-1", "pool/main"), ("-2", "pool/updates")):
+        archive.upload(f"17.2{revision}", release("17.2"), there=revision != missing, folder=folder)
+    archive.publish()
+    assert fetch().version == "17.2"
 
 
 @needs_apt

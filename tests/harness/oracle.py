@@ -189,6 +189,18 @@ class LostBlocks(AssertionError):
         self.comparison = comparison
 
 
+def evict(snapshot: Snapshot, cluster: Cluster, changed: int) -> int:
+    """Have what changed since written out, before a crash; the number of blocks that differ then.
+
+    Raises:
+        AssertionError: there are fewer than ``changed``: the crash would test recovery alone.
+    """
+    cluster.evict()
+    found = compare(snapshot, files.read_all(cluster.data), []).changed
+    assert found >= changed, f"{found} blocks were written out, and not {changed}"
+    return found
+
+
 def compare(
     snapshot: Snapshot,
     current: Mapping[str, bytes],
