@@ -48,7 +48,7 @@ from ptrack_build.errors import PtrackError, UsageError
 from ptrack_build.run import terminate_politely
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from ptrack_build.matrix import Major
     from ptrack_build.package.making import Wanted
@@ -207,18 +207,29 @@ def session(
     return register
 
 
-def packages_wanted(session: nox.Session, *, images: bool = True) -> Wanted:
-    """What sessions that make packages take."""
-    from ptrack_build.package.making import Wanted
+def packages_wanted(
+    session: nox.Session, features: Collection[str], *, images: bool = True
+) -> Wanted:
+    """What sessions that make packages take. features: what they can do without."""
+    from ptrack_build.package.making import JIT, Wanted
 
     options = Options(session)
     options.add_argument("--locked", action="store_true", help="what matrix.lock records")
-    options.add_argument("--no-jit", action="store_true", help="without LLVM")
+    what = "leave it out of the server"
+    options.add_argument(
+        "--without", action="append", default=[], choices=sorted(features), help=what
+    )
+    what = f"the same as --without {JIT}"
+    options.add_argument("--no-jit", dest="without", action="append_const", const=JIT, help=what)
     if images:
         what = "in a container of it: debian:trixie, fedora:43"
         options.add_argument("--image", default="", help=what)
     given = options.read()
-    return Wanted(locked=given.locked, jit=not given.no_jit, image=getattr(given, "image", ""))
+    return Wanted(
+        locked=given.locked,
+        without=tuple(sorted(set(given.without))),
+        image=getattr(given, "image", ""),
+    )
 
 
 def major_sessions(major: Major) -> None:
@@ -308,18 +319,18 @@ def major_sessions(major: Major) -> None:
     def deb(session: nox.Session) -> None:
         from ptrack_build.package import deb, making
 
-        making.one("deb", deb.build, major, packages_wanted(session))
+        making.one("deb", deb.build, major, packages_wanted(session, deb.OPTIONAL))
 
     def rpm(session: nox.Session) -> None:
         from ptrack_build.package import making, rpm
 
-        making.one("rpm", rpm.build, major, packages_wanted(session))
+        making.one("rpm", rpm.build, major, packages_wanted(session, rpm.OPTIONAL))
 
     def reproduce(session: nox.Session) -> None:
-        from ptrack_build.package import reproduce
+        from ptrack_build.package import deb, reproduce
 
-        wanted = packages_wanted(session, images=False)
-        reproduce.one(major, locked=wanted.locked, jit=wanted.jit)
+        wanted = packages_wanted(session, deb.OPTIONAL, images=False)
+        reproduce.one(major, locked=wanted.locked, without=wanted.without)
 
     build.__doc__ = f"{label}{eol} with ptrack: fetch, patch, compile, install; prints where"
     test.__doc__ = f"{label}{eol}: the shared suite on a build with assertions and tiny segments"
@@ -374,7 +385,7 @@ def deb_all(session: nox.Session) -> None:
     """Debian packages of every major whose source can be had; says which could not, and why."""
     from ptrack_build.package import deb, making
 
-    making.every("deb", deb.build, MATRIX.majors, packages_wanted(session))
+    making.every("deb", deb.build, MATRIX.majors, packages_wanted(session, deb.OPTIONAL))
 
 
 @session("rpm", "all")
@@ -382,7 +393,7 @@ def rpm_all(session: nox.Session) -> None:
     """RPM packages of every major whose source can be had; says which could not, and why."""
     from ptrack_build.package import making, rpm
 
-    making.every("rpm", rpm.build, MATRIX.majors, packages_wanted(session))
+    making.every("rpm", rpm.build, MATRIX.majors, packages_wanted(session, rpm.OPTIONAL))
 
 
 @session("verify-packages", "package")

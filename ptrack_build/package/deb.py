@@ -31,7 +31,7 @@ from ptrack_build.patch import edits
 from ptrack_build.run import call
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     from ptrack_build.package.place import Place
@@ -50,6 +50,13 @@ CLIENT_PROGRAMS: Final = (
     "pg_combinebackup", "pg_config", "pg_dump", "pg_dumpall", "pg_isready", "pg_receivewal",
     "pg_recvlogical", "pg_restore", "pg_verifybackup", "psql", "reindexdb", "vacuumdb",
 )  # fmt: skip
+
+#: What can be left out, with the major that has it first: features whose lack keeps no cluster of
+#: the plain server from starting, and that have no package of their own.
+OPTIONAL: Final = {
+    "gssapi": 0, "ldap": 0, "libcurl": 18, "libnuma": 18, "liburing": 18, making.JIT: 0, "pam": 0,
+    "selinux": 0,
+}  # fmt: skip
 
 #: Control file versions of majors up to 15: postgresql-common does not append these.
 BARE_CATVERSIONS: Final = {"960", "1002", "1100", "1201", "1300"}
@@ -71,7 +78,7 @@ class Facts:
 
     major: a number; upstream: PostgreSQL's version as Debian writes it; minor: the oldest server
     that the extension may run on; llvm: the major of LLVM for just-in-time compilation, 0 for none;
-    epoch: seconds since 1970, of the source.
+    without: others of OPTIONAL that are left out; epoch: seconds since 1970, of the source.
     """
 
     major: int
@@ -83,6 +90,7 @@ class Facts:
     abi: int
     catversion: str
     llvm: int
+    without: tuple[str, ...]
     cflags: tuple[str, ...]
     vendor: str
     maintainer: str
@@ -132,6 +140,12 @@ class Facts:
             )
         return tuple(found)
 
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Those of OPTIONAL that the server gets, LLVM apart: configure knows them by this name."""
+        known = [name for name, since in OPTIONAL.items() if since <= self.major]
+        return tuple(name for name in known if name not in {making.JIT, *self.without})
+
     def context(self) -> dict[str, Any]:
         """Names for the templates."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -143,6 +157,7 @@ class Facts:
             "dev": self.dev,
             "extension": self.extension,
             "languages": self.languages,
+            "features": self.features,
             "client_programs": CLIENT_PROGRAMS,
             "date": formatdate(self.epoch),
             "year": time.gmtime(self.epoch).tm_year,
@@ -162,7 +177,7 @@ class Facts:
 # ---- what the templates are given
 
 
-def facts(tree: PatchedTree, system: System, *, llvm: int) -> Facts:
+def facts(tree: PatchedTree, system: System, *, llvm: int, without: tuple[str, ...] = ()) -> Facts:
     """The facts of a patched tree on a system. Raises PackageError where the tree lacks one."""
     source = tree.source
     snapshot = making.snapshot(source, making.epoch(tree))
@@ -179,6 +194,7 @@ def facts(tree: PatchedTree, system: System, *, llvm: int) -> Facts:
         abi=making.abi(tree),
         catversion=catalog if control in BARE_CATVERSIONS else f"{catalog}-{control}",
         llvm=llvm,
+        without=without,
         cflags=source.major.cflags,
         vendor=system.distribution.capitalize(),
         maintainer=making.maintainer(),
@@ -263,7 +279,10 @@ def _ensure(control: str, slot: str, where: Place) -> None:
                     raise
                 where.install(older)
         except CommandFailed as error:
-            what = f"could not install what the packages are built with: {error.what}"
+            what = (
+                f"could not install what the packages are built with: {error.what}\n"
+                "(what cannot be had can be left out, as selinux by -- --without selinux)"
+            )
             raise HostError(what, hint=host.paste_packages(names), log=error.log) from error
         lacking = _unmet(control, slot, where)
     if lacking:
@@ -316,21 +335,27 @@ class _Job(making.Job):
 
 
 def build(
-    tree: PatchedTree, *, jit: bool = True, extension: Path = EXTENSION, where: Place = HERE
+    tree: PatchedTree,
+    *,
+    without: Collection[str] = (),
+    extension: Path = EXTENSION,
+    where: Place = HERE,
 ) -> Release:
     """The packages of a patched tree and of the extension, for the system of a place.
 
-    Made if that has not been done before. Installs or names missing build dependencies. jit:
-    whether the server gets LLVM's just-in-time compilation. Raises HostError for what the place
-    lacks and PackageError, with the log and its telling lines, for what does not build.
+    Made if that has not been done before. Installs or names missing build dependencies. without:
+    which of OPTIONAL the server does not get. Raises HostError for what the place lacks and
+    PackageError, with the log and its telling lines, for what does not build.
     """
     os.umask(0o022)
     system = this_system(where)
-    draft = facts(tree, system, llvm=1 if jit else 0)
+    jit = making.JIT not in without
+    left_out = tuple(sorted({*without} - {making.JIT}))
+    draft = facts(tree, system, llvm=1 if jit else 0, without=left_out)
     controls = render("server", draft)["control"][0]
     slot = making.slot("deb", tree.source.major)
     _ensure(controls, slot, where)
-    known = facts(tree, system, llvm=_llvm(where) if jit else 0)
+    known = facts(tree, system, llvm=_llvm(where) if jit else 0, without=left_out)
     builders = making.installed_debs(
         [*needed(controls), "gcc", "g++", "binutils", "libc6-dev", "dpkg-dev", "make", "debhelper"],
         where,
@@ -341,7 +366,10 @@ def build(
 
 
 def _made_of(tree: PatchedTree, known: Facts, builders: Mapping[str, str]) -> dict[str, Any]:
-    return making.made_of(tree, builders, llvm=known.llvm, catalog_version=known.catversion)
+    return making.made_of(
+        tree, builders, llvm=known.llvm, catalog_version=known.catversion,
+        without=list(known.without),
+    )  # fmt: skip
 
 
 def _server_job(

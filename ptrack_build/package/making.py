@@ -31,7 +31,7 @@ from ptrack_build.run import call
 from ptrack_build.suite import results
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from ptrack_build.host import ServerUser
@@ -462,6 +462,9 @@ def hint(text: str, llvm: str = "") -> str:
 
 # ---- sessions
 
+#: The feature that is LLVM's just-in-time compilation.
+JIT: Final = "llvmjit"
+
 
 def slot(kind: str, major: Major) -> str:
     """The directory below <cache>/build where a major's packages are made."""
@@ -472,19 +475,20 @@ def slot(kind: str, major: Major) -> str:
 class Wanted:
     """What is asked of a session that makes packages.
 
-    locked: what matrix.lock records; jit: with LLVM; image: of the container that they are made in
-    and for, on and for this machine where it is "".
+    locked: what matrix.lock records; without: features of the server that are left out, by the
+    names of deb.OPTIONAL or rpm.OPTIONAL; image: of the container that they are made in and for, on
+    and for this machine where it is "".
     """
 
     locked: bool = False
-    jit: bool = True
+    without: tuple[str, ...] = ()
     image: str = ""
 
 
 class Builder(Protocol):
     """deb.build, rpm.build."""
 
-    def __call__(self, tree: PatchedTree, *, jit: bool, where: Place) -> Release:
+    def __call__(self, tree: PatchedTree, *, without: Collection[str], where: Place) -> Release:
         """The packages of a tree, made there."""
 
 
@@ -496,7 +500,7 @@ def one(kind: str, build: Builder, major: Major, wanted: Wanted) -> Path:
     host.ensure(["git"])
     tree = patch.apply(source.fetch(major, locked=wanted.locked))
     with container.place(wanted.image, slot(kind, major), kept=kind) as where:
-        made = build(tree, jit=wanted.jit, where=where)
+        made = build(tree, without=wanted.without, where=where)
     with cache.lock(f"dist {made.system.name} {made.major}", f"publishes {made.major}"):
         place = publish(made)
     say(table(made.packages))

@@ -97,7 +97,7 @@ def _another_user() -> host.ServerUser | None:
     return None
 
 
-def check(tree: PatchedTree, *, jit: bool = True) -> list[str]:
+def check(tree: PatchedTree, *, without: tuple[str, ...] = ()) -> list[str]:
     """Build the packages of a tree twice and compare them; gives their names.
 
     What was made here before, and is kept, is the first of the two. Raises PackageError where a
@@ -106,12 +106,12 @@ def check(tree: PatchedTree, *, jit: bool = True) -> list[str]:
     slot = f"reproduce-{tree.source.major.name}"
     with cache.lock(slot):
         host.ensure(["faketime"], optional=True)
-        here = deb.build(tree, jit=jit)
+        here = deb.build(tree, without=without)
         place = cache.directory("build") / slot
         cache.remove(place)
         way = other(place)
         try:
-            _there(tree, place, way, jit=jit)
+            _there(tree, place, way, without=without)
             names = compare(here, place)
         except PackageError:
             raise  # both sides are wanted now
@@ -125,7 +125,7 @@ def check(tree: PatchedTree, *, jit: bool = True) -> list[str]:
     return names
 
 
-def _there(tree: PatchedTree, place: Path, way: Other, *, jit: bool) -> None:
+def _there(tree: PatchedTree, place: Path, way: Other, *, without: tuple[str, ...]) -> None:
     """Make the packages anew in place/out, with manifest.json. Raises PackageError."""
     log = cache.directory("log") / f"{place.name}.log"
     log.unlink(missing_ok=True)
@@ -141,7 +141,7 @@ def _there(tree: PatchedTree, place: Path, way: Other, *, jit: bool) -> None:
         if way.user is not None:
             os.chown(folder, way.user.uid, way.user.gid)
     order = place / "order"
-    order.write_bytes(pickle.dumps((tree, jit)))
+    order.write_bytes(pickle.dumps((tree, without)))
     order.chmod(0o644)
     argv = [*way.prefix, sys.executable, "-m", __name__, str(order), str(place / "out")]
     try:
@@ -203,14 +203,14 @@ def _diffoscope(one: Path, two: Path) -> str:
     return "\n".join([*said[:DIFFOSCOPE_LINES], *left])
 
 
-def one(major: Major, *, locked: bool = False, jit: bool = True) -> None:
+def one(major: Major, *, locked: bool = False, without: tuple[str, ...] = ()) -> None:
     """Fetch and patch a major, and check that its packages can be reproduced."""
     from ptrack_build import patch, source
 
     began = time.monotonic()
     host.jobs()  # before anything is fetched, which takes long
     host.ensure(["git"])
-    names = check(patch.apply(source.fetch(major, locked=locked)), jit=jit)
+    names = check(patch.apply(source.fetch(major, locked=locked)), without=without)
     say(f"{len(names)} packages, byte for byte the same ({duration(time.monotonic() - began)})")
 
 
@@ -220,8 +220,8 @@ def one(major: Major, *, locked: bool = False, jit: bool = True) -> None:
 def main(order: Path, out: Path) -> None:
     """Build what an order says, and put the packages into out."""
     os.umask(0o077)
-    tree, jit = pickle.loads(order.read_bytes())
-    made = deb.build(tree, jit=jit)
+    tree, without = pickle.loads(order.read_bytes())
+    made = deb.build(tree, without=without)
     for file in made.files:
         shutil.copyfile(file, out / file.name)
         (out / file.name).chmod(0o644)

@@ -44,7 +44,7 @@ from ptrack_build.source.mirror import environment as git_environment
 from ptrack_build.source.mirror import git_program
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
     from pathlib import Path
 
     from ptrack_build.matrix import Major
@@ -119,9 +119,12 @@ FEATURES: Final = (
             apt=("libperl-dev",)),
     Feature(name="plpython3", flag="--with-python", rpm=("python3-devel",), apt=("python3-dev",)),
     Feature(name="pltcl", flag="--with-tcl", rpm=("tcl-devel",), apt=("tcl-dev",)),
-    Feature(name="llvmjit", flag="--with-llvm", rpm=("clang", "gcc-c++", "llvm-devel"),
+    Feature(name=making.JIT, flag="--with-llvm", rpm=("clang", "gcc-c++", "llvm-devel"),
             apt=("clang", "g++", "llvm-dev")),
 )  # fmt: skip
+
+#: What can be left out, by name.
+OPTIONAL: Final = tuple(each.name for each in FEATURES)
 
 #: What every major is built with, whatever its switches.
 REQUIRED_RPM: Final = (
@@ -280,7 +283,7 @@ def _evaluated(text: str, where: Place) -> list[str]:
     return said.removesuffix("\n").split("\n")
 
 
-def _machine(major: Major, *, jit: bool, where: Place = HERE) -> _Machine:
+def _machine(major: Major, *, without: Collection[str], where: Place = HERE) -> _Machine:
     """Look at, and where that may be done, complete what the packages are built with.
 
     A missing optional package costs its feature, which is said; HostError names the required ones.
@@ -288,9 +291,8 @@ def _machine(major: Major, *, jit: bool, where: Place = HERE) -> _Machine:
     system = this_system(where)
     native = where.manager() == "apt"
     where.ensure(["cc", "make"])
-    wanted = [each for each in FEATURES if each.since <= major.number]
-    if not jit:
-        wanted = [each for each in wanted if each.name != "llvmjit"]
+    known = [each for each in FEATURES if each.since <= major.number]
+    wanted = [each for each in known if each.name not in without]
     required = REQUIRED_APT if native else REQUIRED_RPM
     names = [*required, *(name for each in wanted for name in (each.apt if native else each.rpm))]
     have = _installed(names, native=native, where=where)
@@ -315,14 +317,14 @@ def _machine(major: Major, *, jit: bool, where: Place = HERE) -> _Machine:
             [package for packages in absent.values() for package in packages]
         )
         say(f"going on without {', '.join(absent)}; to have them: {line}")
-    without = [*absent, *([] if jit else ["llvmjit"])]
+    left_out = [each.name for each in known if each.name in {*absent, *without}]
     about = where.os_release()
     builder = about.get("PRETTY_NAME") or system.name
     return _Machine(
         system=system,
         native=native,
         builder=builder,
-        without=tuple(sorted(without)),
+        without=tuple(sorted(left_out)),
         builders={name: have[name] for name in sorted(have)},
         macros="\n".join(_evaluated("%{optflags}\n%{?build_ldflags}\n%{?dist}", where)),
     )
@@ -362,18 +364,22 @@ class _Job(making.Job):
 
 
 def build(
-    tree: PatchedTree, *, jit: bool = True, extension: Path = EXTENSION, where: Place = HERE
+    tree: PatchedTree,
+    *,
+    without: Collection[str] = (),
+    extension: Path = EXTENSION,
+    where: Place = HERE,
 ) -> Release:
     """The packages of a patched tree and of the extension, for the system of a place.
 
-    Made if that has not been done before. Installs or names missing build dependencies. jit:
-    whether the server gets LLVM's just-in-time compilation. Raises HostError for what the place
-    lacks and PackageError, with the log and its telling lines, for what does not build.
+    Made if that has not been done before. Installs or names missing build dependencies. without:
+    which of OPTIONAL the server does not get. Raises HostError for what the place lacks and
+    PackageError, with the log and its telling lines, for what does not build.
     """
     os.umask(0o022)
     major = tree.source.major
     making.abi(tree)
-    machine = _machine(major, jit=jit, where=where)
+    machine = _machine(major, without=without, where=where)
     known = facts(tree, machine.builder)
     slot = making.slot("rpm", major)
     server = _server_job(tree, known, slot, machine, where)
@@ -584,7 +590,7 @@ def unpack(
 
 def _make(known: Facts, job: _Job) -> None:
     """Build one source package as the unprivileged user, and keep its packages under its key."""
-    jit = "--without=llvmjit" not in job.options
+    jit = f"--without={making.JIT}" not in job.options
     with making.building(job, llvm="the system's LLVM" if jit else "") as bench:
         for name in ("SOURCES", "SPECS", "BUILD", "BUILDROOT", "RPMS", "SRPMS", "tmp"):
             (job.place / name).mkdir()

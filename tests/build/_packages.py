@@ -192,5 +192,5 @@ def line(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Line:
         kind=kind,
         tree=patched(folder),
         extension=folder / "extension",
-        make=lambda tree, extension: module.build(tree, jit=False, extension=extension),
+        make=lambda tree, extension: module.build(tree, without=["llvmjit"], extension=extension),
     )

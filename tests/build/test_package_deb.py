@@ -34,7 +34,7 @@ MAJORS = matrix.load().majors
 BOOKWORM = _packages.system("amd64")
 
 
-def facts_of(major: matrix.Major, *, llvm: int = 14) -> deb.Facts:
+def facts_of(major: matrix.Major, *, llvm: int = 14, without: tuple[str, ...] = ()) -> deb.Facts:
     """Made-up facts of a major."""
     return deb.Facts(
         major=major.number,
@@ -46,6 +46,7 @@ def facts_of(major: matrix.Major, *, llvm: int = 14) -> deb.Facts:
         abi=7,
         catversion="202406281-1700",
         llvm=llvm,
+        without=without,
         cflags=major.cflags,
         vendor="Debian",
         maintainer="A B <a@b.example>",
@@ -140,6 +141,21 @@ def test_an_upgrade_of_the_system_upgrades_the_packages(tree: PatchedTree) -> No
 
 
 # ---- templates
+
+
+@pytest.mark.parametrize("major", MAJORS, ids=lambda major: major.name)
+def test_what_is_left_out_is_neither_asked_for_nor_configured(major: matrix.Major) -> None:
+    libraries = {
+        "gssapi": "libkrb5-dev", "ldap": "libldap-dev", "libcurl": "libcurl4-openssl-dev",
+        "libnuma": "libnuma-dev", "liburing": "liburing-dev", "pam": "libpam0g-dev",
+        "selinux": "libselinux1-dev",
+    }  # fmt: skip
+    assert {*libraries, making.JIT} == {*deb.OPTIONAL}
+    for name, library in libraries.items():
+        made = [deb.render("server", facts_of(major, without=without)) for without in ((), (name,))]
+        there = major.number >= deb.OPTIONAL[name]
+        assert [f"--with-{name} " in each["rules"][0] for each in made] == [there, False]
+        assert [library in each["control"][0] for each in made] == [there, False]
 
 
 @pytest.mark.parametrize("major", MAJORS, ids=lambda major: major.name)

@@ -67,7 +67,7 @@ def built(line: Line) -> Release:
     """Both packages, in the container."""
     build = {"deb": deb.build, "rpm": rpm.build}[line.kind]
     with container.place("debian:sid", f"{line.kind}-17", kept=line.kind) as where:
-        return build(line.tree, jit=False, extension=line.extension, where=where)
+        return build(line.tree, without=["llvmjit"], extension=line.extension, where=where)
 
 
 @_packages.with_dpkg

@@ -344,13 +344,13 @@ def test_what_is_missing_costs_its_feature_or_is_named(
     monkeypatch.setattr(
         rpm, "_installed", lambda names, **_: {n: "1" for n in names if n not in absent}
     )
-    found = rpm._machine(matrix.load().major("17"), jit=False)
+    found = rpm._machine(matrix.load().major("17"), without=["llvmjit"])
     assert found.without == ("ldap", "llvmjit", "pltcl")
     assert "apt-get install -y libldap-dev tcl-dev" in capsys.readouterr().out
     assert "--without=pltcl" in rpm._options(found)
     absent.add("bison")
     with pytest.raises(HostError, match="lacks bison,") as caught:
-        rpm._machine(matrix.load().major("17"), jit=True)
+        rpm._machine(matrix.load().major("17"), without=[])
     assert (caught.value.hint or "").endswith("apt-get install -y bison")
 
 
