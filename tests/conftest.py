@@ -78,7 +78,7 @@ def _parent() -> Path:
     """Where clusters go: PTRACK_TEST_DIR, else memory where there is enough, else /tmp."""
     given = os.environ.get("PTRACK_TEST_DIR")
     if given:
-        return Path(given)
+        return Path(given).absolute()
     memory = Path("/dev/shm")
     if memory.is_dir() and shutil.disk_usage(memory).free >= _MEMORY_BYTES:
         return memory

@@ -254,6 +254,31 @@ def test_what_libraries_log_is_not_shown_unless_it_matters(checkout: Path) -> No
     assert "noise" not in asked.stderr
 
 
+def test_relative_settings_are_so_to_where_nox_is_called(checkout: Path, tmp_path: Path) -> None:
+    """Of several repositories each word by itself, and what is no path stays what it is."""
+    with (checkout / "noxfile.py").open("a") as noxfile:
+        noxfile.write(
+            '\n\n@session("tell")\ndef tell(session: nox.Session) -> None:\n    """Tell."""\n'
+            "    print(*[os.environ.get(name) for name in PLACES], sep=chr(10))\n"
+        )
+    here = tmp_path / "elsewhere"
+    (here / "pg").mkdir(parents=True)
+    given = {
+        "PTRACK_CACHE": "cache", "PTRACK_SOURCE": "distro:17.5",
+        "PTRACK_PG_GIT": "pg https://git.example.org/pg.git", "PTRACK_SIGNING_KEY": "0123ABCD",
+        "PTRACK_TEST_DIR": "servers", "PTRACK_VENV": "~/venv",
+    }  # fmt: skip
+    words = [sys.executable, "-m", "nox", "-f", str(checkout / "noxfile.py"), "-s", "tell"]
+    done = subprocess.run(
+        words, cwd=here, text=True, capture_output=True, check=True, timeout=120,
+        env={**os.environ, "NOX_SCRIPT_MODE": "none", **given}, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.stdout.split("\n")[-7:-1] == [
+        f"{here}/cache", "distro:17.5", f"{here}/pg https://git.example.org/pg.git", "0123ABCD",
+        f"{here}/servers", "~/venv",
+    ]  # fmt: skip
+
+
 def test_a_typo_in_the_matrix_is_told_without_a_traceback(checkout: Path) -> None:
     path = checkout / "matrix.toml"
     path.write_text(path.read_text().replace("branch =", "branhc =", 1))

@@ -147,7 +147,7 @@ def test_words_go_to_the_tests_that_they_are_for(
 
 
 def test_words_for_one_part_leave_the_other_out(
-    closed: Path, monkeypatch: pytest.MonkeyPatch
+    closed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = closed.parent / "checkout" / "tests"
     (place / "build").mkdir(parents=True)
@@ -168,11 +168,15 @@ def test_words_for_one_part_leave_the_other_out(
         (["tests/build"], ["selftest"], []),
     ):
         ran.clear()
+        capsys.readouterr()
         suite.every(majors, words)
+        assert "left out" not in capsys.readouterr().out, "what was named is what was wanted"
         kept = json.loads((closed / "results" / "test.json").read_text())
         assert ([each["session"] for each in kept], ran) == (parts, servers)
     with pytest.raises(UsageError, match="no test is meant by"):
         suite.every(majors, ["-k", "nowhere"])
+    suite.every(majors, [])
+    assert "left out, as they take long: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
