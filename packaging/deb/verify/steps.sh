@@ -18,9 +18,9 @@ fail() {
 }
 
 sql() {
-	cluster=$1
+	psql_cluster=$1 # a name that nobody else has: sh knows no variables of functions
 	shift
-	runuser -u postgres -- psql --cluster "$cluster" -XAtq -v ON_ERROR_STOP=1 "$@"
+	runuser -u postgres -- psql --cluster "$psql_cluster" -XAtq -v ON_ERROR_STOP=1 "$@"
 }
 
 status() {
