@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -484,24 +485,79 @@ def test_an_engine_without_room_says_so() -> None:
     assert not fake.there
 
 
-def test_what_killed_runs_of_this_machine_left_is_swept() -> None:
+def test_a_name_that_is_in_use_costs_nobody_a_container() -> None:
+    """As where two jobs, each in a PID namespace of its own, share an engine."""
+    fake, names = FakeEngine(), list[str]()
+
+    def taken(name: str) -> None:
+        names.append(name)
+        if len(names) == 1:
+            fake.containers.create("sha256:x", name=name, labels={})
+
+    fake.on_create = taken
+    with pytest.raises(ContainerError, match="the name is in use"), opened(fake):
+        pytest.fail("it was not created")
+    assert [each.name for each in fake.there.values()] == [names[0]]
+
+
+def test_names_are_not_made_of_the_pid_alone() -> None:
+    names = []
+    for _ in range(2):
+        fake = FakeEngine()
+        with opened(fake):
+            names.append(fake.created[0].name)
+    first, second = (name.removeprefix(f"ptrack-{os.getpid()}-") for name in names)
+    assert first != second
+    assert len(first) == len(second) == 16
+
+
+def test_ctrl_c_waits_until_what_is_created_is_known() -> None:
+    fake = FakeEngine()
+
+    def interrupted(_name: str) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    fake.on_create = interrupted
+    with pytest.raises(KeyboardInterrupt), opened(fake):
+        pytest.fail("it was not started")
+    assert len(fake.created) == 1
+    assert not fake.there
+
+
+def test_what_killed_runs_of_this_machine_left_is_swept(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeEngine()
     with subprocess.Popen(["true"]) as ended:
         pass
     here = box.owner()
-    place = here.rsplit(" ", 2)[0]
+    boot, space, me, started = here.split()
     owners = {
-        "killed": f"{place} {ended.pid} 1",
-        "another process of that number": f"{place} {os.getpid()} 1",
+        "killed": f"{boot} {space} {ended.pid} 1",
+        "another process of that number": f"{boot} {space} {me} 1",
         "ours": here,
-        "elsewhere": f"elsewhere pid:[1] {ended.pid} 1",
+        "another namespace's": f"{boot} pid:[1] {ended.pid} 1",
+        "of a host of the same name": f"another-boot {space} {ended.pid} 1",
+        "ended with another boot": f"another-boot {space} {me} {started}",
+        "hidden": f"{boot} {space} 1 1",
+        "not like ours": "x",
     }
     fake.held["x:1"] = FakeImage("sha256:x")
     for name, owner in owners.items():
-        fake.containers.create("x:1", name=name, labels={box.OWNER: owner})
+        made = fake.containers.create("x:1", name=name, labels={box.OWNER: owner})
+        made.status = "exited" if name.startswith("ended") else "running"
     fake.containers.create("x:1", name="somebody's", labels={})
+    real = box._owner
+
+    def visible(pid: int) -> str:
+        if pid == 1:
+            raise FileNotFoundError
+        return real(pid)
+
+    monkeypatch.setattr(box, "_owner", visible)
     box.sweep(fake)
-    assert set(fake.there) == {"ours", "elsewhere", "somebody's"}
+    assert {each.name for each in fake.there.values()} == {
+        "ours", "another namespace's", "of a host of the same name", "hidden", "not like ours",
+        "somebody's",
+    }  # fmt: skip
 
 
 # ---- the host's mirror
