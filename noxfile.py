@@ -207,11 +207,9 @@ def session(
     return register
 
 
-def packages_wanted(
-    session: nox.Session, features: Collection[str], *, images: bool = True
-) -> Wanted:
-    """What sessions that make packages take. features: what they can do without."""
-    from ptrack_build.package.making import JIT, Wanted
+def packages_options(session: nox.Session, features: Collection[str]) -> Options:
+    """What all sessions take that make packages. features: what they can do without."""
+    from ptrack_build.package.making import JIT
 
     options = Options(session)
     options.add_argument("--locked", action="store_true", help="what matrix.lock records")
@@ -221,15 +219,18 @@ def packages_wanted(
     )
     what = f"the same as --without {JIT}"
     options.add_argument("--no-jit", dest="without", action="append_const", const=JIT, help=what)
-    if images:
-        what = "in a container of it: debian:trixie, fedora:43"
-        options.add_argument("--image", default="", help=what)
+    return options
+
+
+def packages_wanted(session: nox.Session, features: Collection[str]) -> Wanted:
+    """What is asked of a session whose packages are published, here or in a container."""
+    from ptrack_build.package.making import Wanted
+
+    options = packages_options(session, features)
+    what = "in a container of it: debian:trixie, fedora:43"
+    options.add_argument("--image", default="", help=what)
     given = options.read()
-    return Wanted(
-        locked=given.locked,
-        without=tuple(sorted(set(given.without))),
-        image=getattr(given, "image", ""),
-    )
+    return Wanted(locked=given.locked, without=tuple(sorted(set(given.without))), image=given.image)
 
 
 def major_sessions(major: Major) -> None:
@@ -327,10 +328,16 @@ def major_sessions(major: Major) -> None:
         making.one("rpm", rpm.build, major, packages_wanted(session, rpm.OPTIONAL))
 
     def reproduce(session: nox.Session) -> None:
-        from ptrack_build.package import deb, reproduce
+        from ptrack_build.package import reproduce
 
-        wanted = packages_wanted(session, deb.OPTIONAL, images=False)
-        reproduce.one(major, locked=wanted.locked, without=wanted.without)
+        features = {kind: set(module.OPTIONAL) for kind, module in reproduce.KINDS.items()}
+        options = packages_options(session, set().union(*features.values()))
+        options.add_argument("--kind", choices=sorted(features), default="deb", help="of packages")
+        given = options.read()
+        without = sorted(set(given.without))
+        if unknown := [name for name in without if name not in features[given.kind]]:
+            options.error(f"a {given.kind} is never without {', '.join(unknown)}")
+        reproduce.one(major, kind=given.kind, locked=given.locked, without=tuple(without))
 
     build.__doc__ = f"{label}{eol} with ptrack: fetch, patch, compile, install; prints where"
     test.__doc__ = f"{label}{eol}: the shared suite on a build with assertions and tiny segments"
@@ -339,7 +346,7 @@ def major_sessions(major: Major) -> None:
     bench.__doc__ = f"{label}{eol}: what tracking costs, beside the server without it"
     deb.__doc__ = f"{label}{eol}: Debian packages of server and extension, for this system"
     rpm.__doc__ = f"{label}{eol}: RPM packages of server and extension; on Debian, for trying"
-    reproduce.__doc__ = f"{label}{eol}: Debian packages made twice are the same, byte for byte"
+    reproduce.__doc__ = f"{label}{eol}: packages (--kind deb, rpm) made twice: the same bytes"
     each = (
         ("build", build), ("test", test), ("demo", demo), ("mutants", mutants), ("bench", bench),
         ("deb", deb), ("rpm", rpm), ("reproduce", reproduce),

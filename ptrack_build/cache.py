@@ -13,6 +13,7 @@ Layout below root():
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import functools
 import hashlib
@@ -40,6 +41,7 @@ OF_NOBODY = {"lost+found", TAG_NAME}
 SCRATCH = re.compile(r"\..+\.([a-z0-9_]{8}|[0-9]+)\.part")
 STALE_SECONDS = 24 * 3600
 KEEP_SECONDS = 14 * 24 * 3600  # a result that nobody used for so long is dropped
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # see renameat2(2)
 
 
 def root() -> Path:
@@ -184,6 +186,20 @@ def discard(final: Path) -> None:
         final.rename(scratch)
     finally:
         remove(scratch)
+
+
+def exchange(one: Path, two: Path) -> bool:
+    """Let two paths trade places, in one step; False where nothing was done.
+
+    Not every file system can (NFS cannot), nor every C library.
+    """
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError):
+        return False
+    names = os.fsencode(one), os.fsencode(two)
+    status: int = rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE)
+    return status == 0
 
 
 def remove(path: Path) -> None:

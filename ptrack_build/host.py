@@ -69,6 +69,7 @@ NEEDS: dict[str, Need] = {
         programs=("createrepo_c",), apt=("createrepo-c",), dnf=("createrepo_c",)
     ),
     "gpg": Need(programs=("gpg", "gpgconf"), apt=("gpg", "gpg-agent", "gpgconf"), dnf=("gnupg2",)),
+    "rpmlint": Need(programs=("rpmlint",), apt=("rpmlint",), dnf=("rpmlint",)),
     "rpmsign": Need(programs=("rpmsign",), apt=("rpm",), dnf=("rpm-sign",)),
     "faketime": Need(programs=("faketime",), apt=("faketime",), dnf=("libfaketime",)),
     "ccache": Need(programs=("ccache",), apt=("ccache",), dnf=("ccache",)),

@@ -3,8 +3,9 @@
     reference ── image.get ──▶ Image ── box.opened ──▶ Box ── Box.call ──▶ Completed
                                   └──── image.with_packages ──▶ Image
 
-engine brings the client of an engine, box runs one container, image finds, pulls or bootstraps what
-containers are made of, workshop is the place that packages are built in.
+engine brings the client of an engine, dormant installs one that is not to run for itself, box runs
+one container, image finds, pulls or bootstraps what containers are made of, workshop is the place
+that packages are built in.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import itertools
 import os
-import socket
+import secrets
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Unpack
 
 from ptrack_build.container.base import ContainerError, explained
@@ -16,7 +16,6 @@ from ptrack_build.run import Completed, Held, Listener
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from docker import DockerClient
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 OWNER: Final = "ptrack.owner"
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_numbers = itertools.count()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +35,10 @@ class Mount:
 
 @dataclass(frozen=True, kw_only=True)
 class Box:
-    """A running container."""
+    """A running container. id: the engine's, since names can be anybody's."""
 
     client: DockerClient
-    name: str
+    id: str
     image: str
 
     def call(self, argv: Sequence[str], **how: Unpack[How]) -> Completed:
@@ -56,7 +54,7 @@ class Box:
             listener.command(words)
             with explained(f"{self.image}: {words[0]} could not be run"):
                 ident = api.exec_create(
-                    self.name,
+                    self.id,
                     list(words),
                     workdir=str(cwd) if cwd else None,
                     environment={"PATH": PATH, **(how.get("env") or {})},
@@ -119,9 +117,8 @@ def opened(
     import docker.types
 
     called = called or image
-    name = f"ptrack-{os.getpid()}-{next(_numbers)}"
     wanted: dict[str, Any] = {
-        "name": name,
+        "name": f"ptrack-{os.getpid()}-{secrets.token_hex(8)}",
         "entrypoint": ["sleep", "infinity"],
         "command": [],
         "user": user,
@@ -143,20 +140,23 @@ def opened(
             "tmpfs": {"/tmp": "exec,mode=1777"},
         }
     sweep(client)
-    with explained(f"no container of {called} could be started"):
-        try:
-            container = client.containers.create(image, **wanted)
-            container.start()
-        except BaseException:
-            _remove(client, name)
-            raise
+    ident = ""
     try:
-        yield Box(client=client, name=name, image=called)
+        with explained(f"no container of {called} could be started"):
+            held = Held()  # what is created has an id only when that is done
+            try:
+                container = client.containers.create(image, **wanted)
+                ident = container.id
+            finally:
+                held.release()
+            container.start()
+        yield Box(client=client, id=ident, image=called)
     finally:
-        _remove(client, name)
+        if ident:
+            _remove(client, ident)
 
 
-def _remove(client: DockerClient, name: str) -> None:
+def _remove(client: DockerClient, ident: str) -> None:
     """Remove a container, running or not; a further ctrl-C waits for that."""
     import docker.errors
     import requests
@@ -164,35 +164,59 @@ def _remove(client: DockerClient, name: str) -> None:
     held = Held()
     try:
         with contextlib.suppress(docker.errors.DockerException, requests.RequestException):
-            client.api.remove_container(name, force=True, v=True)
+            client.api.remove_container(ident, force=True, v=True)
     finally:
         held.release()
 
 
 def owner() -> str:
-    """Who we are, as containers' labels have it: machine, PID namespace, process, its start."""
+    """Who we are, as containers' labels have it: boot, PID namespace, process, its start.
+
+    A machine's boot has an id of its own, which hosts that share a name or an engine do not.
+    """
     return _owner(os.getpid())
 
 
 def _owner(pid: int) -> str:
-    with open(f"/proc/{pid}/stat", encoding="utf-8") as stream:  # noqa: PTH123
-        started = stream.read().rpartition(")")[2].split()[19]
-    return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')} {pid} {started}"  # noqa: PTH115
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    namespace = Path("/proc/self/ns/pid").readlink()
+    stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    return f"{boot} {namespace} {pid} {stat.rpartition(')')[2].split()[19]}"
 
 
 def sweep(client: DockerClient) -> None:
-    """Remove the containers of runs of this machine that were killed."""
+    """Remove the containers of runs that were killed.
+
+    Who lives can be told in our own PID namespace alone. What is of another boot goes once it has
+    ended, which it does with the machine.
+    """
     import docker.errors
     import requests
 
-    here = owner().rsplit(" ", 2)[0]
+    here = owner().split()
     with contextlib.suppress(docker.errors.DockerException, requests.RequestException):
         for container in client.containers.list(all=True, filters={"label": OWNER}):
-            whose = container.labels.get(OWNER, "")
-            if whose.rsplit(" ", 2)[0] != here:
+            whose = container.labels.get(OWNER, "").split()
+            if len(whose) != len(here):
                 continue
-            alive = ""
-            with contextlib.suppress(OSError, ValueError):
-                alive = _owner(int(whose.split()[-2]))
-            if alive != whose:
-                _remove(client, container.name)
+            if whose[0] != here[0]:
+                left = container.status == "exited"
+            else:
+                left = whose[1] == here[1] and not _lives(whose)
+            if left:
+                _remove(client, container.id)
+
+
+def _lives(whose: list[str]) -> bool:
+    """Whether the process that a label of our namespace names still runs."""
+    pid = int(whose[2])
+    try:
+        return _owner(pid).split() == whose
+    except OSError:  # gone, or (hidepid) not for us to see
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass
+        return True

@@ -2,7 +2,8 @@
 
 An engine of our own is the distribution's dockerd. It listens on a socket in a private directory
 and nowhere else, keeps its images below the cache, makes no bridge and touches neither the packet
-filter nor forwarding: containers have no network, or (to install packages) the host's.
+filter nor forwarding: containers have no network, or (to install packages) the host's. Installing
+it for that leaves no other one running or enabled (dormant).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ptrack_build import cache, host
+from ptrack_build.container import dormant
 from ptrack_build.container.base import ContainerError, NoEngine
 from ptrack_build.errors import HostError
 from ptrack_build.progress import say, step
@@ -59,10 +61,6 @@ def running() -> Iterator[DockerClient]:
             yield client
         return
     _ensure()
-    if (client := _local()) is not None:  # installing it may have started it
-        with contextlib.closing(client):
-            yield client
-        return
     with _own() as client:
         yield client
 
@@ -95,13 +93,16 @@ def _local() -> DockerClient | None:
 
 
 def _ensure() -> None:
-    """See to it that dockerd can be started. Raises NoEngine."""
+    """See to it that dockerd can be started, by us: nothing else is to. Raises NoEngine."""
     if os.geteuid() != 0:
         what = "no container engine runs here that this user may use"
         sudo = host.paste([NEED]) if host.missing([NEED]) else "sudo systemctl start docker"
         raise NoEngine(what, hint=f"{sudo}; then run it as root, or be in the group docker")
+    if not host.missing([NEED]):
+        return
     try:
-        host.ensure([NEED])
+        with cache.lock(NEED, "installs a container engine"), dormant.kept():
+            host.ensure([NEED])
     except HostError as error:
         what = f"there is no container engine ({error.what.splitlines()[0]})"
         raise NoEngine(what, hint=error.hint) from error

@@ -245,7 +245,7 @@ def with_packages(
                 container.call(argv, env=unattended(), log=log)
             with explained(f"{title} could not be kept"):
                 changes = [f"LABEL {LABEL}=packages"]
-                held = client.containers.get(container.name).commit(
+                held = client.containers.get(container.id).commit(
                     repository=DERIVED, tag=key, changes=changes
                 )
         _prune(client)

@@ -113,7 +113,7 @@ def parse_os_release(text: str) -> dict[str, str]:
 def publish(release: Release, dist: Path = DIST) -> Path:
     """Put a release into dist/<system>/postgresql-NN, in place of what was there.
 
-    It appears by one rename; interrupted, there is nothing of it. What is the same already stays
+    It appears in one step; interrupted, there is nothing of it. What is the same already stays
     untouched. Raises PackageError where the disk is full.
     """
     from ptrack_build.package import sbom  # nothing else needs its libraries
@@ -156,22 +156,30 @@ def _holds(final: Path, named: dict[str, str], sums: str) -> bool:
 
 @contextlib.contextmanager
 def replacing(final: Path) -> Iterator[Path]:
-    """Yield an empty directory that takes the place of final when the block ends well."""
+    """Yield an empty directory that takes the place of final when the block ends well.
+
+    In one step, where the file system can exchange two names. Elsewhere in two: who is interrupted
+    between them puts the one before back, and for who is killed there the next run does.
+    """
     final.parent.mkdir(parents=True, exist_ok=True)
+    old = final.with_name(f".{final.name}.old.part")
+    if old.exists() and not final.exists():
+        old.rename(final)
     for leftover in final.parent.glob(f".{final.name}.*.part"):
         cache.remove(leftover)
-    prefix = f".{final.name}."
-    scratch = Path(tempfile.mkdtemp(prefix=prefix, suffix=".part", dir=final.parent))
+    scratch = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".part", dir=final.parent))
     scratch.chmod(0o755)
-    old = scratch.with_name(f"{prefix}{scratch.name[len(prefix) : -5]}.old.part")
     try:
         yield scratch
-        if final.exists():
+        if not final.exists():
+            scratch.rename(final)
+        elif not cache.exchange(scratch, final):
             final.rename(old)
-        scratch.rename(final)
+            scratch.rename(final)
     finally:
+        if old.exists():  # what has that name is whole
+            old.rename(scratch if final.exists() else final)
         cache.remove(scratch)
-        cache.remove(old)
 
 
 def sha256(path: Path) -> str:

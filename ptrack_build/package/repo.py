@@ -3,7 +3,7 @@
     dist/<system>/postgresql-NN/ ──▶ dist/repo/apt/{pool,dists/<codename>}, dist/repo/yum/<system>
 
 Only releases whose SHA256SUMS hold get in. The same packages give the same bytes but for the
-signatures: dates are that of the newest source among the packages. The whole appears by one rename.
+signatures: dates are that of the newest source among the packages. The whole appears in one step.
 """
 
 from __future__ import annotations

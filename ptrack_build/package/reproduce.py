@@ -1,12 +1,13 @@
 """Whether the packages come out the same, byte for byte, when somebody else makes them.
 
-    deb.build(tree) here  ─┐
-                           ├─ every file compared ──▶ table, or PackageError
-    deb.build(tree) there ─┘
+    build(tree) here  ─┐
+                       ├─ every file compared ──▶ table, or PackageError
+    build(tree) there ─┘
 
 There is a child process with a cache, a place, a home and a compiler cache of its own, in which
 nothing is; another clock, time zone, language, umask and number of compilers; and, for root,
 another user. The two have the patched tree in common, which is what is to be reproduced from.
+What builds is deb.build or rpm.build.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 
 from ptrack_build import REPO, cache, host
 from ptrack_build.errors import CommandFailed, HostError, PtrackError
-from ptrack_build.package import MANIFEST, PackageError, deb, sha256
+from ptrack_build.package import MANIFEST, PackageError, deb, making, rpm, sha256
 from ptrack_build.progress import duration, say, step
 from ptrack_build.run import call, terminate_politely
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from ptrack_build.package import Release
     from ptrack_build.patch import PatchedTree
 
+KINDS: Final = {"deb": deb, "rpm": rpm}
 AHEAD_DAYS: Final = 398
 DIFFOSCOPE_LINES: Final = 200
 
@@ -97,21 +99,21 @@ def _another_user() -> host.ServerUser | None:
     return None
 
 
-def check(tree: PatchedTree, *, without: tuple[str, ...] = ()) -> list[str]:
-    """Build the packages of a tree twice and compare them; gives their names.
+def check(tree: PatchedTree, *, kind: str = "deb", without: tuple[str, ...] = ()) -> list[str]:
+    """Build the packages of a tree twice and compare them; gives their names. kind: of KINDS.
 
     What was made here before, and is kept, is the first of the two. Raises PackageError where a
     file differs: both sides are kept then, and diffoscope's answer is in the message.
     """
-    slot = f"reproduce-{tree.source.major.name}"
+    slot = f"reproduce-{making.slot(kind, tree.source.major)}"
     with cache.lock(slot):
         host.ensure(["faketime"], optional=True)
-        here = deb.build(tree, without=without)
+        here = KINDS[kind].build(tree, without=without)
         place = cache.directory("build") / slot
         cache.remove(place)
         way = other(place)
         try:
-            _there(tree, place, way, without=without)
+            _there(tree, place, way, kind=kind, without=without)
             names = compare(here, place)
         except PackageError:
             raise  # both sides are wanted now
@@ -125,7 +127,9 @@ def check(tree: PatchedTree, *, without: tuple[str, ...] = ()) -> list[str]:
     return names
 
 
-def _there(tree: PatchedTree, place: Path, way: Other, *, without: tuple[str, ...]) -> None:
+def _there(
+    tree: PatchedTree, place: Path, way: Other, *, kind: str, without: tuple[str, ...]
+) -> None:
     """Make the packages anew in place/out, with manifest.json. Raises PackageError."""
     log = cache.directory("log") / f"{place.name}.log"
     log.unlink(missing_ok=True)
@@ -141,11 +145,11 @@ def _there(tree: PatchedTree, place: Path, way: Other, *, without: tuple[str, ..
         if way.user is not None:
             os.chown(folder, way.user.uid, way.user.gid)
     order = place / "order"
-    order.write_bytes(pickle.dumps((tree, without)))
+    order.write_bytes(pickle.dumps((tree, kind, without)))
     order.chmod(0o644)
     argv = [*way.prefix, sys.executable, "-m", __name__, str(order), str(place / "out")]
     try:
-        with step(f"{tree.source.major.name} again, elsewhere"):
+        with step(f"{making.slot(kind, tree.source.major)} again, elsewhere"):
             call(argv, cwd=place, env=way.env, log=log, quiet=True, user=way.user)
     except CommandFailed as error:
         what = f"the second build failed, where the first did not:\n{error.tail}"
@@ -203,14 +207,17 @@ def _diffoscope(one: Path, two: Path) -> str:
     return "\n".join([*said[:DIFFOSCOPE_LINES], *left])
 
 
-def one(major: Major, *, locked: bool = False, without: tuple[str, ...] = ()) -> None:
+def one(
+    major: Major, *, kind: str = "deb", locked: bool = False, without: tuple[str, ...] = ()
+) -> None:
     """Fetch and patch a major, and check that its packages can be reproduced."""
     from ptrack_build import patch, source
 
     began = time.monotonic()
     host.jobs()  # before anything is fetched, which takes long
     host.ensure(["git"])
-    names = check(patch.apply(source.fetch(major, locked=locked)), without=without)
+    tree = patch.apply(source.fetch(major, locked=locked))
+    names = check(tree, kind=kind, without=without)
     say(f"{len(names)} packages, byte for byte the same ({duration(time.monotonic() - began)})")
 
 
@@ -220,8 +227,8 @@ def one(major: Major, *, locked: bool = False, without: tuple[str, ...] = ()) ->
 def main(order: Path, out: Path) -> None:
     """Build what an order says, and put the packages into out."""
     os.umask(0o077)
-    tree, without = pickle.loads(order.read_bytes())
-    made = deb.build(tree, without=without)
+    tree, kind, without = pickle.loads(order.read_bytes())
+    made = KINDS[kind].build(tree, without=without)
     for file in made.files:
         shutil.copyfile(file, out / file.name)
         (out / file.name).chmod(0o644)

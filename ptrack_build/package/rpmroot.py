@@ -6,7 +6,7 @@ The system is a directory of the same distribution's release, with rpm, systemd 
 that the packages' files are linked to (natively built ones name none), booted by systemd-nspawn
 with no network. In it packaging/rpm/verify/try.sh installs everything, makes a cluster, starts it
 by its unit, uses it, kills it, and erases everything while it runs. What ptrack said of the changed
-blocks is compared here with the files of before and after.
+blocks is compared here with the files of before and after. Before that rpmlint looks at them.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from ptrack_build.source.distro import entries
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+LINT: Final = REPO / "packaging" / "rpm" / "rpmlint.toml"
 SCRIPT: Final = REPO / "packaging" / "rpm" / "verify" / "try.sh"
 BLOCK: Final = 8192
 FREE_MB: Final = 2500
@@ -62,6 +63,28 @@ class Tried:
     steps: tuple[str, ...]
     changed: int
     reported: int
+
+
+def lint(dist: Path) -> bool:
+    """Let rpmlint look at all packages of a directory of dist/; False where there is no rpmlint.
+
+    It is installed where that may be. Raises PackageError, with the log, for what it finds.
+    """
+    host.ensure(["rpmlint"], optional=True)
+    if not shutil.which("rpmlint"):
+        return False
+    log = cache.directory("log") / f"verify-{dist.parent.name}-{dist.name}-rpmlint.log"
+    log.unlink(missing_ok=True)
+    argv = ["rpmlint", "-c", str(LINT), *map(str, sorted(dist.glob("*.rpm")))]
+    with step(f"rpmlint of {dist.parent.name} {dist.name}"):
+        done = call(argv, log=log, capture=True, check=False, quiet=True, env={"LC_ALL": "C.UTF-8"})
+    lines = [line for line in done.stdout.splitlines() if line.strip()]
+    found = [line for line in lines if re.search(r": [EW]: ", line)]
+    if done.returncode != 0 or found:
+        shown = "\n".join(f"    {line}" for line in found[:8] or lines[-8:])
+        what = f"rpmlint is not content with the packages:\n{shown}"
+        raise PackageError(what, log=log, hint=f"mend it, or say in {LINT.name} why it is right")
+    return True
 
 
 def verify(dist: Path) -> Tried:

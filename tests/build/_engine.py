@@ -43,6 +43,8 @@ class FakeContainer:
     image: str
     wanted: dict[str, Any]
     labels: dict[str, str]
+    id: str
+    status: str = "running"
 
     @property
     def name(self) -> str:
@@ -66,6 +68,7 @@ class FakeEngine:
 
     held: dict[str, FakeImage] = field(default_factory=dict)
     registry: dict[str, FakeImage] = field(default_factory=dict)
+    #: by id
     there: dict[str, FakeContainer] = field(default_factory=dict)
     created: list[FakeContainer] = field(default_factory=list)
     commands: list[list[str]] = field(default_factory=list)
@@ -75,6 +78,7 @@ class FakeEngine:
     refusal: str = "no such host"
     #: answers instead of running: by the first word, (status, output)
     answers: dict[str, tuple[int, str]] = field(default_factory=dict)
+    on_create: Callable[[str], None] = lambda _name: None
     on_start: Callable[[FakeContainer], None] = lambda _container: None
     #: sees each command first; what it returns, (status, output), is the answer
     on_exec: Callable[[list[str]], tuple[int | None, str] | None] = lambda _argv: None
@@ -129,20 +133,25 @@ class FakeEngine:
 
     # containers and commands
 
-    def remove_container(self, name: str, *, force: bool, v: bool) -> None:
+    def found(self, word: str) -> FakeContainer:
+        """A container by its id or name."""
+        for each in self.there.values():
+            if word in {each.id, each.name}:
+                return each
+        raise docker.errors.NotFound(f"No such container: {word}")  # noqa: EM102
+
+    def remove_container(self, word: str, *, force: bool, v: bool) -> None:
         assert force
         assert v
-        if name not in self.there:
-            raise docker.errors.NotFound(f"No such container: {name}")  # noqa: EM102
-        del self.there[name]
+        del self.there[self.found(word).id]
 
-    def exec_create(self, name: str, argv: list[str], **wanted: Any) -> dict[str, str]:  # noqa: ANN401
-        assert name in self.there, f"{name} is not running"
+    def exec_create(self, word: str, argv: list[str], **wanted: Any) -> dict[str, str]:  # noqa: ANN401
+        container = self.found(word)
         ident = str(len(self._execs))
         self._execs[ident] = (argv, wanted)
         self.commands.append(argv)
-        self.networks.append(self.there[name].wanted["network_mode"])
-        self.users.append(self.there[name].wanted["user"])
+        self.networks.append(container.wanted["network_mode"])
+        self.users.append(container.wanted["user"])
         return {"Id": ident}
 
     def exec_start(
@@ -179,13 +188,18 @@ class _Containers:
 
     def create(self, image: str, **wanted: Any) -> FakeContainer:  # noqa: ANN401
         self.engine.get(image)
-        made = FakeContainer(self.engine, image, wanted, wanted["labels"])
-        self.engine.there[made.name] = made
+        self.engine.on_create(wanted["name"])
+        if wanted["name"] in {each.name for each in self.engine.there.values()}:
+            status = "409 Client Error"
+            raise docker.errors.APIError(status, explanation="the name is in use")
+        ident = f"{len(self.engine.created):064x}"
+        made = FakeContainer(self.engine, image, wanted, wanted["labels"], ident)
+        self.engine.there[ident] = made
         self.engine.created.append(made)
         return made
 
-    def get(self, name: str) -> FakeContainer:
-        return self.engine.there[name]
+    def get(self, word: str) -> FakeContainer:
+        return self.engine.found(word)
 
     def list(self, *, all: bool, filters: dict[str, str]) -> list[FakeContainer]:  # noqa: A002
         assert all

@@ -400,6 +400,24 @@ def test_words_that_mean_nothing_are_told_before_anything_is_built(
     assert "/nowhere" not in asked.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--kind", "rpm", "--without", "icu"], "/nowhere"),
+        (["--kind", "deb", "--without", "icu"], "a deb is never without icu"),
+        (["--kind", "apk"], "invalid choice: 'apk'"),
+        (["--image", "debian:sid"], "unrecognized arguments: --image"),
+    ],
+)
+def test_what_is_reproduced_is_of_one_kind(words: list[str], said: str, tmp_path: Path) -> None:
+    asked = nox(
+        "-s", "reproduce-17", "--", *words, PTRACK_CACHE=str(tmp_path), PTRACK_SOURCE="/nowhere"
+    )  # fmt: skip
+    assert asked.returncode != 0
+    assert said in asked.stderr
+    assert ("/nowhere" in asked.stderr) == (said == "/nowhere")
+
+
 @pytest.mark.parametrize("session", ["build-17", "deb-17", "reproduce-17", "bench-build"])
 def test_a_number_of_compilers_that_is_none_is_told_before_anything_is_fetched(
     session: str, tmp_path: Path

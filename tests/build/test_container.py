@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -16,17 +18,17 @@ import docker.errors
 import pytest
 
 from ptrack_build import cache, container, host
-from ptrack_build.container import box, engine
+from ptrack_build.container import box, dormant, engine
 from ptrack_build.container import image as images
 from ptrack_build.container.base import ContainerError, NoEngine, Reference
-from ptrack_build.errors import CommandFailed, SourceError, UsageError
+from ptrack_build.errors import CommandFailed, HostError, SourceError, UsageError
 from ptrack_build.package.place import HERE
 from ptrack_build.run import Completed
 from ptrack_build.source import distro
 from tests.build._engine import FakeEngine, FakeImage, digest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 BOOKWORM = {"ID": "debian", "VERSION_ID": "12", "VERSION_CODENAME": "bookworm"}
 
@@ -205,6 +207,156 @@ def test_an_engine_that_does_not_start_says_why(
         pass
     assert caught.value.log == own_cache / "log" / "engine.log"
     assert not list(tmp_path.glob("ptrack-engine-*"))
+
+
+def test_an_engine_that_was_installed_for_this_is_our_own(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where another one answers by now."""
+    del own_cache
+    asked: list[bool] = []
+    done: list[str] = []
+    client = FakeEngine()
+
+    @contextlib.contextmanager
+    def kept() -> Iterator[None]:
+        done.append("forbidden")
+        yield
+        done.append("allowed")
+
+    def local() -> object:
+        asked.append(True)
+        return contextlib.closing(pytest.fail("not ours")) if len(asked) > 1 else None
+
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(host, "missing", lambda names: list(names))
+    monkeypatch.setattr(host, "ensure", lambda _names: done.append("installed"))
+    monkeypatch.setattr(dormant, "kept", kept)
+    monkeypatch.setattr(engine, "_local", local)
+    monkeypatch.setattr(engine, "_own", lambda: contextlib.nullcontext(client))
+    with engine.running() as found:
+        assert found is client
+    assert done == ["forbidden", "installed", "allowed"]
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A root directory of Debian with systemd, of whose units systemctl says what `state` does."""
+    for name in ("usr/sbin", "run/systemd/system", "usr/lib/systemd/system", "bin"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("POLICY", "PRESET", "INIT", "BOOTED"):
+        monkeypatch.setattr(dormant, name, tmp_path / str(getattr(dormant, name))[1:])
+    places = tuple(tmp_path / str(place)[1:] for place in dormant.PLACES)
+    monkeypatch.setattr(dormant, "PLACES", places)
+    program = tmp_path / "bin" / "systemctl"
+    program.write_text(f"#!/bin/sh\ngrep -h \"^$1 $2 \" {tmp_path}/state | cut -d' ' -f3\n")
+    program.chmod(0o755)
+    (tmp_path / "state").write_text("")
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(host, "manager", lambda: "apt")
+    return tmp_path
+
+
+def unpack_engine(machine: Path) -> None:
+    """What dpkg does: the units are there."""
+    for unit in dormant.UNITS:
+        (machine / "usr/lib/systemd/system" / unit).write_text("")
+
+
+def answer(*words: str) -> int:
+    """What policy-rc.d says."""
+    return subprocess.run([dormant.POLICY, *words], check=False).returncode
+
+
+def test_while_an_engine_is_installed_it_may_neither_start_nor_be_enabled(
+    machine: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(machine.rglob("*"))
+    with dormant.kept():
+        for words in (["docker.service", "start"], ["--quiet", "docker", "start", "2"],
+                      ["containerd.service", "restart"]):  # fmt: skip
+            assert answer(*words) == 101
+        assert answer("ssh.service", "restart") == 0
+        rows = dormant.PRESET.read_text().splitlines()[1:]
+        assert rows == [f"disable {unit}" for unit in dormant.UNITS]
+    assert sorted(machine.rglob("*")) == before
+    assert not capsys.readouterr().out  # nothing was installed
+
+
+def test_the_presets_are_as_systemd_reads_them(machine: Path) -> None:
+    systemctl = shutil.which("systemctl", path="/usr/bin:/bin")
+    if systemctl is None:
+        pytest.skip("needs systemctl")
+    for unit in dormant.UNITS:
+        (machine / "usr/lib/systemd/system" / unit).write_text("[Install]\nWantedBy=a.target\n")
+    argv = [systemctl, f"--root={machine}", "--preset-mode=enable-only", "preset", *dormant.UNITS]
+    (machine / "usr/lib/systemd/system/containerd.service").unlink()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(dormant, "PLACES", ())
+        with dormant.kept():
+            subprocess.run(argv[:-1], check=True, capture_output=True)
+            assert not list(machine.glob("etc/systemd/system/*/*"))
+    subprocess.run(argv[:-1], check=True, capture_output=True)
+    assert len(list(machine.glob("etc/systemd/system/*/*"))) == 2
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), HostError("no room")])
+def test_however_an_installation_ends_services_may_start_again(
+    end: BaseException, machine: Path
+) -> None:
+    before = sorted(machine.rglob("*"))
+    with pytest.raises(type(end)), dormant.kept():
+        raise end
+    assert sorted(machine.rglob("*")) == before
+
+
+def test_a_killed_installation_forbids_nothing_and_is_followed_by_another(machine: Path) -> None:
+    del machine
+    with subprocess.Popen(["sleep", "60"]) as killed:
+        dormant.POLICY.write_text(dormant.policy(dormant.UNITS, killed.pid))
+        dormant.POLICY.chmod(0o755)
+        assert answer("docker", "start") == 101
+        killed.kill()
+    assert answer("docker", "start") == 0
+    with dormant.kept():
+        assert answer("docker", "start") == 101
+    assert not dormant.POLICY.exists()
+
+
+def test_a_policy_of_the_machine_s_own_stays(machine: Path) -> None:
+    del machine
+    dormant.POLICY.write_text("#!/bin/sh\nexit 104\n")
+    dormant.POLICY.chmod(0o755)
+    with dormant.kept():
+        assert answer("docker", "start") == 104
+        assert dormant.PRESET.exists()
+    assert answer("docker", "start") == 104
+
+
+def test_what_of_an_engine_was_there_before_is_not_touched(machine: Path) -> None:
+    (machine / "usr/lib/systemd/system/containerd.service").write_text("")
+    with dormant.kept():
+        assert answer("containerd.service", "restart") == 0
+        assert answer("docker.service", "start") == 101
+        assert "containerd" not in dormant.PRESET.read_text()
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        ("", "docker.service, docker.socket, containerd.service: installed, neither enabled nor"),
+        ("is-enabled docker.socket enabled\n", "systemctl disable --now docker.socket\n"),
+        ("is-active docker.service active\n", "systemctl disable --now docker.service\n"),
+    ],
+)
+def test_what_was_enabled_nevertheless_is_said(
+    state: str, says: str, machine: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with dormant.kept():
+        unpack_engine(machine)
+        (machine / "state").write_text(state)
+    assert says in capsys.readouterr().out
 
 
 # ---- images
@@ -484,24 +636,79 @@ def test_an_engine_without_room_says_so() -> None:
     assert not fake.there
 
 
-def test_what_killed_runs_of_this_machine_left_is_swept() -> None:
+def test_a_name_that_is_in_use_costs_nobody_a_container() -> None:
+    """As where two jobs, each in a PID namespace of its own, share an engine."""
+    fake, names = FakeEngine(), list[str]()
+
+    def taken(name: str) -> None:
+        names.append(name)
+        if len(names) == 1:
+            fake.containers.create("sha256:x", name=name, labels={})
+
+    fake.on_create = taken
+    with pytest.raises(ContainerError, match="the name is in use"), opened(fake):
+        pytest.fail("it was not created")
+    assert [each.name for each in fake.there.values()] == [names[0]]
+
+
+def test_names_are_not_made_of_the_pid_alone() -> None:
+    names = []
+    for _ in range(2):
+        fake = FakeEngine()
+        with opened(fake):
+            names.append(fake.created[0].name)
+    first, second = (name.removeprefix(f"ptrack-{os.getpid()}-") for name in names)
+    assert first != second
+    assert len(first) == len(second) == 16
+
+
+def test_ctrl_c_waits_until_what_is_created_is_known() -> None:
+    fake = FakeEngine()
+
+    def interrupted(_name: str) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    fake.on_create = interrupted
+    with pytest.raises(KeyboardInterrupt), opened(fake):
+        pytest.fail("it was not started")
+    assert len(fake.created) == 1
+    assert not fake.there
+
+
+def test_what_killed_runs_of_this_machine_left_is_swept(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeEngine()
     with subprocess.Popen(["true"]) as ended:
         pass
     here = box.owner()
-    place = here.rsplit(" ", 2)[0]
+    boot, space, me, started = here.split()
     owners = {
-        "killed": f"{place} {ended.pid} 1",
-        "another process of that number": f"{place} {os.getpid()} 1",
+        "killed": f"{boot} {space} {ended.pid} 1",
+        "another process of that number": f"{boot} {space} {me} 1",
         "ours": here,
-        "elsewhere": f"elsewhere pid:[1] {ended.pid} 1",
+        "another namespace's": f"{boot} pid:[1] {ended.pid} 1",
+        "of a host of the same name": f"another-boot {space} {ended.pid} 1",
+        "ended with another boot": f"another-boot {space} {me} {started}",
+        "hidden": f"{boot} {space} 1 1",
+        "not like ours": "x",
     }
     fake.held["x:1"] = FakeImage("sha256:x")
     for name, owner in owners.items():
-        fake.containers.create("x:1", name=name, labels={box.OWNER: owner})
+        made = fake.containers.create("x:1", name=name, labels={box.OWNER: owner})
+        made.status = "exited" if name.startswith("ended") else "running"
     fake.containers.create("x:1", name="somebody's", labels={})
+    real = box._owner
+
+    def visible(pid: int) -> str:
+        if pid == 1:
+            raise FileNotFoundError
+        return real(pid)
+
+    monkeypatch.setattr(box, "_owner", visible)
     box.sweep(fake)
-    assert set(fake.there) == {"ours", "elsewhere", "somebody's"}
+    assert {each.name for each in fake.there.values()} == {
+        "ours", "another namespace's", "of a host of the same name", "hidden", "not like ours",
+        "somebody's",
+    }  # fmt: skip
 
 
 # ---- the host's mirror

@@ -8,11 +8,12 @@ import json
 import os
 import shutil
 import subprocess
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ptrack_build import host
+from ptrack_build import cache, host
 from ptrack_build import package as packaging
 from ptrack_build.errors import HostError
 from ptrack_build.package import (
@@ -24,11 +25,10 @@ from ptrack_build.package import (
     System,
     making,
     publish,
+    replacing,
     sbom,
 )
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from tests.build.conftest import Script
 
 SYSTEM = System(
     distribution="debian", release="12", codename="bookworm", architecture="amd64", tag="deb12"
@@ -117,6 +117,85 @@ def test_an_interruption_leaves_nothing_half_made(
     with pytest.raises(KeyboardInterrupt):
         publish(release(tmp_path / "made", a="1"), tmp_path / "dist")
     assert names(tmp_path / "dist" / SYSTEM.name) == set()
+
+
+def test_what_is_replaced_is_never_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    if not cache.exchange(one, two):
+        pytest.skip("this file system cannot exchange names")
+    publish(release(tmp_path / "made", a="1"), tmp_path / "dist")
+
+    def renamed(path: Path, target: Path) -> None:
+        pytest.fail(f"{path} was renamed to {target}")
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    place = publish(release(tmp_path / "made", a="2"), tmp_path / "dist")
+    assert (place / "a.deb").read_text() == "2"
+    assert names(place.parent) == {"postgresql-17"}
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), SystemExit(143), OSError(errno.EIO, "x")])
+@pytest.mark.parametrize("at", [1, 2])
+def test_where_names_cannot_be_exchanged_an_end_between_leaves_what_was_there(
+    at: int, end: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = publish(release(tmp_path / "made", a="1"), tmp_path / "dist")
+    real, count = Path.rename, 0
+
+    def rename(path: Path, target: Path) -> Path:
+        nonlocal count
+        count += 1
+        if count == at:
+            raise end
+        return real(path, target)
+
+    monkeypatch.setattr(cache, "exchange", lambda _one, _two: False, raising=False)
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises((type(end), PackageError)):
+        publish(release(tmp_path / "made", a="2"), tmp_path / "dist")
+    assert (place / "a.deb").read_text() == "1"
+    assert names(place.parent) == {"postgresql-17"}
+    publish(release(tmp_path / "made", a="2"), tmp_path / "dist")
+    assert (place / "a.deb").read_text() == "2"
+    assert names(place.parent) == {"postgresql-17"}
+
+
+def test_what_a_run_killed_between_renames_moved_away_is_put_back(tmp_path: Path) -> None:
+    final = tmp_path / "repo"
+    final.mkdir()
+    (final / "file").write_text("before")
+    code = f"""
+import os
+from pathlib import Path
+from ptrack_build import cache
+from ptrack_build.package import replacing
+
+real = Path.rename
+def rename(path, target):
+    if not Path({str(final)!r}).exists():
+        os._exit(9)
+    return real(path, target)
+
+cache.exchange = lambda one, two: False
+Path.rename = rename
+with replacing(Path({str(final)!r})) as scratch:
+    (scratch / "file").write_text("after")
+"""
+    process = Script(code, {}).start()
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 9, said
+    assert not final.exists()
+
+    def failing() -> None:
+        with replacing(final):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        failing()
+    assert (final / "file").read_text() == "before"
+    assert names(tmp_path) == {"repo"}
 
 
 def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,9 +18,8 @@ from ptrack_build.package import MANIFEST, PackageError, deb, reproduce
 from tests.build.test_package import release
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ptrack_build.package import Release
+    from ptrack_build.patch import PatchedTree
     from tests.build.conftest import Fake
 
 
@@ -103,11 +103,14 @@ def test_the_other_side_shares_no_place_and_no_setting(own_cache: Path) -> None:
         assert "user" in way.same
 
 
+@pytest.mark.parametrize("kind", ["deb", "rpm"])
 def test_the_whole_with_a_stand_in(
-    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = release(tmp_path / "made", a="1")
-    monkeypatch.setattr(deb, "build", lambda *_a, **_k: made)
+    for name, module in reproduce.KINDS.items():
+        other = pytest.fail if name != kind else lambda *_a, **_k: made
+        monkeypatch.setattr(module, "build", other)
     monkeypatch.setattr(host, "ensure", lambda *_a, **_k: None)
     told: dict[str, object] = {}
     text = "1"
@@ -119,15 +122,15 @@ def test_the_whole_with_a_stand_in(
         return run.Completed(argv=tuple(argv), returncode=0, stdout="")
 
     monkeypatch.setattr(reproduce, "call", child)
-    place = cache.directory("build") / "reproduce-17"
-    assert reproduce.check(fake.tree) == ["a.deb"]
+    place = cache.directory("build") / f"reproduce-{kind}-17"
+    assert reproduce.check(fake.tree, kind=kind) == ["a.deb"]
     assert isinstance(told["env"], dict)
     assert told["env"]["PTRACK_CACHE"].startswith(str(place))
     assert not place.exists()
     text = "2"
     monkeypatch.setattr(shutil, "which", lambda *_a, **_k: None)
     with pytest.raises(PackageError, match="1 of 1 files differ"):
-        reproduce.check(fake.tree)
+        reproduce.check(fake.tree, kind=kind)
     assert (place / "here" / "a.deb").read_text() == "1"
 
 
@@ -144,4 +147,30 @@ def test_a_second_build_that_fails_is_told_with_its_log(
     monkeypatch.setattr(reproduce, "call", child)
     with pytest.raises(PackageError, match="told to fail") as caught:
         reproduce.check(fake.tree)
-    assert caught.value.log == cache.directory("log") / "reproduce-17.log"
+    assert caught.value.log == cache.directory("log") / "reproduce-deb-17.log"
+
+
+@pytest.mark.parametrize("kind", ["deb", "rpm"])
+def test_the_other_side_makes_what_it_was_ordered(
+    kind: str, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = release(tmp_path / "made", a="1")
+    asked: list[str] = []
+
+    def build(tree: PatchedTree, *, without: tuple[str, ...]) -> Release:
+        asked.append(f"{kind}-{tree.source.major.name} without {' '.join(without)}")
+        return made
+
+    def child(argv: list[str], **_options: object) -> run.Completed:
+        before = os.umask(0o022)
+        try:
+            reproduce.main(*map(Path, argv[-2:]))
+        finally:
+            os.umask(before)
+        return run.Completed(argv=tuple(argv), returncode=0, stdout="")
+
+    monkeypatch.setattr(reproduce.KINDS[kind], "build", build)
+    monkeypatch.setattr(host, "ensure", lambda *_a, **_k: None)
+    monkeypatch.setattr(reproduce, "call", child)
+    assert reproduce.check(fake.tree, kind=kind, without=("pam",)) == ["a.deb"]
+    assert asked == [f"{kind}-17 without pam"] * 2

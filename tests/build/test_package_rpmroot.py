@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ptrack_build.errors import HostError
-from ptrack_build.package import rpmroot
+from ptrack_build.package import PackageError, rpmroot
 from tests.build import _packages
 
 BLOCK = rpmroot.BLOCK
@@ -72,6 +72,66 @@ def test_libraries_are_read_off_the_files_and_their_own_are_nobody_s(
     packages = [tmp_path / "a.x86_64.rpm", tmp_path / "a-debuginfo-1.x86_64.rpm"]
     assert rpmroot.libraries(packages, tmp_path / "work") == ["libc6"]
     assert not (tmp_path / "work").exists()
+
+
+RPMLINT = """#!/bin/sh
+echo "$@" > {folder}/asked
+echo "a.x86_64: I: no matter"
+cat {folder}/found 2> /dev/null
+echo " 2 packages and 0 specfiles checked; {errors} errors, 0 warnings"
+exit {errors}
+"""
+
+
+def rpmlint(folder: Path, monkeypatch: pytest.MonkeyPatch, *, errors: int = 0) -> Path:
+    """A directory of dist/ with two packages, and an rpmlint for it; where its words are noted."""
+    program = folder / "bin" / "rpmlint"
+    program.parent.mkdir()
+    program.write_text(RPMLINT.format(folder=folder, errors=errors))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    for name in ("b.src.rpm", "a.x86_64.rpm", "manifest.json"):
+        files(folder / "debian-bookworm-x86_64" / "postgresql-17", {name: b""})
+    return folder / "debian-bookworm-x86_64" / "postgresql-17"
+
+
+def test_rpmlint_sees_all_packages_and_has_our_filters(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = rpmlint(tmp_path, monkeypatch)
+    assert rpmroot.lint(place)
+    asked = (tmp_path / "asked").read_text().split()
+    assert asked == ["-c", str(rpmroot.LINT), f"{place}/a.x86_64.rpm", f"{place}/b.src.rpm"]
+    assert rpmroot.LINT.is_file()
+    (log,) = (own_cache / "log").glob("verify-*.log")
+    assert "no matter" in log.read_text()
+
+
+@pytest.mark.parametrize("found", ["a.x86_64: W: no-manual x\n", "b.src: E: bad-thing y\n"])
+def test_what_rpmlint_finds_fails_even_if_it_ends_well(
+    found: str, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = rpmlint(tmp_path, monkeypatch)
+    (tmp_path / "found").write_text(found)
+    with pytest.raises(PackageError, match=found.strip()) as caught:
+        rpmroot.lint(place)
+    assert caught.value.log is not None
+    assert caught.value.log.parent == own_cache / "log"
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_an_rpmlint_that_fails_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(PackageError, match="2 packages and 0 specfiles checked"):
+        rpmroot.lint(rpmlint(tmp_path, monkeypatch, errors=1))
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_without_rpmlint_nothing_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("PTRACK_NO_INSTALL", "1")
+    assert not rpmroot.lint(tmp_path)
 
 
 def published(folder: Path, system_of: str) -> Path:

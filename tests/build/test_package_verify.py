@@ -250,11 +250,48 @@ def test_rpms_are_tried_on_a_system_of_their_own(
         asked.append(dist)
         return tried
 
+    monkeypatch.setattr(rpmroot, "lint", lambda dist: dist == folder)
     monkeypatch.setattr(rpmroot, "verify", verified)
     (row,) = verify.verify(dist=tmp_path)
     assert asked == [folder]
-    assert (row.status, row.tests, row.failures) == ("passed", 2, 0)
+    assert (row.status, row.tests, row.failures, row.skipped) == ("passed", 3, 0, 0)
+    monkeypatch.setattr(rpmroot, "lint", lambda _dist: False)
+    (row,) = verify.verify(dist=tmp_path)
+    assert (row.status, row.tests, row.failures, row.skipped) == ("passed", 3, 0, 1)
+    assert row.note == "skipped lint: there is no rpmlint"
     assert not fake.commands
+
+
+@pytest.mark.usefixtures("fake")
+@pytest.mark.parametrize("can", [True, False])
+def test_what_rpmlint_finds_fails_and_keeps_nothing_else_from_being_tried(
+    can: bool,
+    tmp_path: Path,
+    own_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    put(tmp_path, "17", kind="rpm")
+    tried: list[Path] = []
+
+    def found(_dist: Path) -> bool:
+        what = "rpmlint is not content"
+        raise PackageError(what)
+
+    def verified(dist: Path) -> rpmroot.Tried:
+        tried.append(dist)
+        if not can:
+            what = "only root can"
+            raise HostError(what)
+        return rpmroot.Tried(steps=("it starts",), changed=1, reported=1)
+
+    monkeypatch.setattr(rpmroot, "lint", found)
+    monkeypatch.setattr(rpmroot, "verify", verified)
+    with pytest.raises(verify.VerifyFailed, match="debian-bookworm-amd64 17 rpm"):
+        verify.verify(dist=tmp_path)
+    assert len(tried) == 1
+    (row,) = json.loads((own_cache / "verify-packages.json").read_text())
+    assert (row["status"], row["tests"], row["failures"]) == ("failed", 1 + can, 1)
+    assert row["note"] == "rpmlint is not content" + ("" if can else "\nonly root can")
 
 
 @pytest.mark.parametrize(
@@ -277,6 +314,7 @@ def test_rpms_that_were_not_tried_or_failed_are_no_success(
         raise error
 
     put(tmp_path, "17", kind="rpm")
+    monkeypatch.setattr(rpmroot, "lint", lambda _dist: True)
     monkeypatch.setattr(rpmroot, "verify", fails)
     with pytest.raises(verify.VerifyFailed, match=says):
         verify.verify(dist=tmp_path)
