@@ -13,19 +13,22 @@ import os
 import re
 import shutil
 import subprocess
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import pytest
 
-from ptrack_build import host, matrix
-from ptrack_build.errors import HostError
+from ptrack_build import host, matrix, run
+from ptrack_build.errors import CommandFailed, HostError
 from ptrack_build.package import PackageError, Release, making, publish, rpm
+from ptrack_build.package.place import HERE, Native
 from ptrack_build.patch import edits
 from tests.build import _packages
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
+
+    from ptrack_build.run import How
 
 MAJORS = matrix.load().majors
 BOOKWORM = _packages.system("x86_64")
@@ -342,7 +345,7 @@ def test_what_is_missing_costs_its_feature_or_is_named(
     monkeypatch.setattr(host, "ensure", lambda _names: None)
     absent = {"tcl-dev", "libldap-dev"}
     monkeypatch.setattr(
-        rpm, "_installed", lambda names, **_: {n: "1" for n in names if n not in absent}
+        rpm, "_installed", lambda names, **_: {n: (n, "1") for n in names if n not in absent}
     )
     found = rpm._machine(matrix.load().major("17"), without=["llvmjit"])
     assert found.without == ("ldap", "llvmjit", "pltcl")
@@ -352,6 +355,91 @@ def test_what_is_missing_costs_its_feature_or_is_named(
     with pytest.raises(HostError, match="lacks bison,") as caught:
         rpm._machine(matrix.load().major("17"), without=[])
     assert (caught.value.hint or "").endswith("apt-get install -y bison")
+
+
+def test_what_cannot_be_had_costs_no_other_feature(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del own_cache
+    there: set[str] = set()
+    asked: list[set[str]] = []
+
+    def install(_self: object, names: Iterable[str]) -> None:
+        asked.append({*names})
+        if "tcl-dev" in asked[-1]:
+            raise CommandFailed(["apt-get", "install", *asked[-1]], 100)
+        there.update(asked[-1])
+
+    def installed(names: Iterable[str], **_: object) -> dict[str, tuple[str, str]]:
+        return {name: (name, "1") for name in names if name in there}
+
+    monkeypatch.setattr(rpm, "this_system", lambda _where: BOOKWORM)
+    monkeypatch.setattr(rpm, "_evaluated", lambda *_: [""])
+    monkeypatch.setattr(rpm, "_installed", installed)
+    monkeypatch.setattr(host, "manager", lambda: "apt")
+    monkeypatch.setattr(host, "ensure", lambda _names: None)
+    monkeypatch.setattr(Native, "may_install", lambda _self: True)
+    monkeypatch.setattr(Native, "install", install)
+    found = rpm._machine(matrix.load().major("17"), without=[])
+    assert found.without == ("pltcl",)
+    assert asked[0] == {*rpm.REQUIRED_APT}  # which no feature can cost
+    assert {"tcl-dev", "libldap-dev"} <= asked[1]
+    assert {"libldap-dev"} in asked[2:]
+
+
+def test_what_was_built_with_has_the_names_and_versions_of_packages() -> None:
+    class Rpms(Native):
+        """Where rpm knows three packages."""
+
+        def call(self, argv: Sequence[str], **how: Unpack[How]) -> run.Completed:
+            """What `rpm -q --whatprovides` says."""
+            del how
+            said = {
+                "pkgconfig": "pkgconf-pkg-config 2.1.0-1.el9\n",
+                "openssl-devel": "openssl-devel 1:3.2.2-6.el9\n" * 2,  # of two architectures
+                "/usr/bin/dtrace": "systemtap-sdt-devel 5.2-2.el9\n",
+            }.get(argv[-1])
+            return run.Completed(argv=tuple(argv), returncode=int(said is None), stdout=said or "")
+
+    asked = ["pkgconfig", "openssl-devel", "/usr/bin/dtrace", "no package provides"]
+    assert rpm._installed(asked, native=False, where=Rpms()) == {
+        "pkgconfig": ("pkgconf-pkg-config", "2.1.0-1.el9"),
+        "openssl-devel": ("openssl-devel", "1:3.2.2-6.el9"),
+        "/usr/bin/dtrace": ("systemtap-sdt-devel", "5.2-2.el9"),
+    }
+
+
+@pytest.mark.parametrize(("manager", "tool"), [("apt", "rpm"), ("dnf", "rpm-build")])
+def test_the_tools_are_among_what_was_built_with(
+    manager: str, tool: str, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del own_cache
+    monkeypatch.setattr(rpm, "this_system", lambda _where: BOOKWORM)
+    monkeypatch.setattr(rpm, "_evaluated", lambda *_: [""])
+    monkeypatch.setattr(rpm, "_installed", lambda names, **_: {n: (f"{n}-x", "1") for n in names})
+    monkeypatch.setattr(host, "manager", lambda: manager)
+    monkeypatch.setattr(host, "ensure", lambda _names: None)
+    builders = rpm._machine(matrix.load().major("17"), without=[]).builders
+    assert {f"{tool}-x", "debugedit-x", "binutils-x", "gcc-x"} <= builders.keys()
+    assert set(builders.values()) == {"1"}
+
+
+def test_keys_are_of_one_architecture(tmp_path: Path, own_cache: Path) -> None:
+    del own_cache
+    tree = _packages.patched(tmp_path)
+    known = facts_of(tree.source.major)
+
+    def keys(architecture: str) -> set[str]:
+        system = _packages.system(architecture)
+        machine = dataclasses.replace(_packages.NATIVE, system=system)
+        server = rpm._server_job(tree, known, "rpm-17", machine, HERE)
+        return {
+            server.key,
+            rpm._extension_job(known, "rpm-17", server, machine, rpm.EXTENSION).key,
+        }
+
+    assert keys("x86_64") == keys("x86_64")
+    assert not keys("x86_64") & keys("aarch64")
 
 
 def test_publishing_tells_what_it_was_made_of(tmp_path: Path) -> None:
