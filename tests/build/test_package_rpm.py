@@ -7,12 +7,17 @@ themselves.
 from __future__ import annotations
 
 import dataclasses
+import grp
 import itertools
 import json
 import os
+import pwd
 import re
 import shutil
 import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 import pytest
@@ -25,10 +30,13 @@ from ptrack_build.patch import edits
 from tests.build import _packages
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from pathlib import Path
+    from collections.abc import Iterable, Iterator, Sequence
 
     from ptrack_build.run import How
+
+as_root = pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("runuser"), reason="needs root and runuser"
+)
 
 MAJORS = matrix.load().majors
 BOOKWORM = _packages.system("x86_64")
@@ -267,6 +275,115 @@ def test_claim_lists_what_matches_once_and_the_directories(
     assert [line for line in two if not line.startswith("%dir ")] == [
         "/usr/pgsql-17/bin/b", "/usr/pgsql-17/lib/a b.so", "/usr/pgsql-17/lib/liba.so",
     ]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """postgresql-17-setup below a folder, for an account that there is everywhere: nobody.
+
+    initdb writes its arguments to the log, and PG_VERSION.
+    """
+
+    root: Path
+
+    @property
+    def home(self) -> Path:
+        """Nobody's."""
+        return self.root / "home"
+
+    def run(self, *words: str) -> tuple[int, str]:
+        """Status and stderr."""
+        return said(self.root / "setup", *words, cwd=self.root)
+
+    def serve(self, data: Path) -> None:
+        """Tell the service that its cluster is there."""
+        unit = self.root / "units" / "postgresql-17.service"
+        unit.write_text(f"[Service]\nEnvironment=PGDATA={data}/\n")
+
+
+@pytest.fixture
+def setup() -> Iterator[Setup]:
+    """One whose cluster is in its home, where every account gets to."""
+    group = grp.getgrgid(pwd.getpwnam("nobody").pw_gid).gr_name
+    # below nothing that others than root can write, as a system's own directories are
+    with tempfile.TemporaryDirectory(dir="/var/lib") as folder:
+        made = Setup(root=Path(folder))
+        made.root.chmod(0o755)
+        for name in ("units", "bin", "home"):
+            (made.root / name).mkdir()
+        text = rpm.render("server", facts_of(MAJORS[5]))["postgresql-17-setup"]
+        for old, new in (
+            ("bin=/usr/pgsql-$major/bin", f"bin={made.root}/bin"),
+            ("home=/var/lib/pgsql", f"home={made.home}"),
+            ("/usr/lib/systemd/system/", f"{made.root}/units/"),
+            ("/run/systemd/system", f"{made.root}/none"),
+            ("runuser -u postgres", "runuser -u nobody"),
+            ("-o postgres -g postgres", f"-o nobody -g {group}"),
+        ):
+            assert old in text
+            text = text.replace(old, new)
+        (made.root / "setup").write_text(text)
+        initdb = '#!/bin/sh\necho "$@" as $(id -un)\necho 17 >"${1#--pgdata=}/PG_VERSION"\n'
+        (made.root / "bin" / "initdb").write_text(initdb)
+        for path in (made.root / "setup", made.root / "bin" / "initdb"):
+            path.chmod(0o755)
+        (made.home / "17").mkdir()
+        for path in (made.home, made.home / "17"):
+            shutil.chown(path, "nobody", group)
+        made.serve(made.home / "17" / "data")
+        yield made
+
+
+@as_root
+def test_setup_makes_the_cluster_as_postgres(setup: Setup) -> None:
+    log, data = setup.home / "17" / "initdb.log", setup.home / "17" / "data"
+    log.write_text("of an earlier try, by root\n")
+    assert setup.run("initdb") == (0, "")
+    assert f"--pgdata={data} " in log.read_text()
+    assert log.read_text().endswith(" as nobody\n")
+    assert {path.owner() for path in (log, data, data / "PG_VERSION")} == {"nobody"}
+    assert data.stat().st_mode & 0o777 == 0o700
+    status, text = setup.run("initdb")
+    assert (status, "has a cluster already" in text) == (1, True)
+
+
+@as_root
+def test_setup_makes_directories_that_only_root_can(setup: Setup) -> None:
+    data = setup.root / "disk" / "data"
+    setup.serve(data)
+    assert setup.run("initdb") == (0, "")
+    assert data.owner() == "nobody"
+    shutil.rmtree(data)
+    data.mkdir()
+    data.parent.chmod(0o777)  # where others can put a link
+    status, text = setup.run("initdb")
+    assert (status, "root follows no links" in text) == (1, True)
+    assert data.owner() == "root"
+
+
+@as_root
+def test_setup_writes_through_no_link(setup: Setup) -> None:
+    secret = setup.root / "secret"
+    secret.write_text("root's")
+    log = setup.home / "17" / "initdb.log"
+    log.symlink_to(secret)
+    assert setup.run("initdb")[0] == 0
+    assert secret.read_text() == "root's"
+    assert not log.is_symlink()
+
+
+@as_root
+@pytest.mark.parametrize("link", ["17/data", "17"])
+def test_setup_gives_away_nothing_behind_a_link(setup: Setup, link: str) -> None:
+    roots = setup.root / "roots"
+    roots.mkdir(mode=0o755)
+    if link == "17":
+        (setup.home / link).rmdir()
+    (setup.home / link).symlink_to(roots)
+    status, text = setup.run("initdb")
+    assert (status, "root follows no links" in text) == (1, True)
+    assert (roots.owner(), roots.stat().st_mode & 0o777) == ("root", 0o755)
+    assert not list(roots.iterdir())
 
 
 # ---- a build, of packages that take no time
