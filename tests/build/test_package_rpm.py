@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Unpack
 
 import pytest
 
-from ptrack_build import host, matrix, run
+from ptrack_build import REPO, host, matrix, run
 from ptrack_build.errors import CommandFailed, HostError
 from ptrack_build.package import PackageError, Release, making, publish, rpm
 from ptrack_build.package.place import HERE, Native
@@ -150,6 +150,31 @@ def test_the_extension_needs_the_hooks_it_was_compiled_with(
     assert f"postgresql{number}-ptrack-abi = 7" in needed
     unpacked = ["--define", "unpacked /somewhere"]
     assert "abi" not in "".join(query(spec, "[%{REQUIRENEVRS},]", "--srpm", *unpacked))
+
+
+@_packages.with_rpmbuild
+def test_the_documented_line_installs_what_a_server_needs_and_no_more(tmp_path: Path) -> None:
+    place = tmp_path / "dist"
+    place.mkdir()
+    for folder in ("server", "extension"):
+        spec = written(folder, MAJORS[5], tmp_path / folder)
+        version = "%{VERSION}-%{RELEASE}"
+        names = query(spec, f"%{{NAME}}|{version}.{os.uname().machine}.rpm\n")
+        names += [name.replace("|", "-debuginfo|") for name in names]
+        names += query(spec, f"%{{NAME}}|{version}.src.rpm\n", "--srpm")
+        names += query(spec, f"%{{NAME}}-debugsource|{version}.{os.uname().machine}.rpm\n")
+        for name in names:
+            (place / name.replace("|", "-")).touch()
+    page = (REPO / "docs" / "packages.md").read_text()
+    (words,) = re.findall(r"^    dnf install (.*)$", page, re.MULTILINE)
+    named = subprocess.run(
+        ["bash", "-c", f"printf '%s\\n' {words}"], cwd=place, check=True, capture_output=True,
+        text=True,
+    ).stdout  # fmt: skip
+    found = [re.sub(r"^\./(.*?)-\d.*", r"\1", line) for line in named.splitlines()]
+    ours = "postgresql17pt"
+    assert found == [ours, f"{ours}-libs", f"{ours}-server", f"{ours}-contrib", "ptrack_17"]
+    assert ".src." not in named
 
 
 @_packages.with_rpmbuild
