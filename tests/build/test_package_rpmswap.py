@@ -364,7 +364,8 @@ def test_erased_nothing_is_left(system: System) -> None:
     assert system.runs() == OURS
     system.rpm("-e", "postgresql17pt", "postgresql17pt-libs", "postgresql17pt-server")
     assert system.links() == {}
-    assert not list((system.place / "etc/alternatives").iterdir())
+    for name in ("etc/alternatives", "var/alternatives"):
+        assert not list((system.place / name).iterdir())
     assert (system.runs(), system.enabled) == ("nobody's", False)
     assert not (system.place / "ldconfig").exists()
     assert not (system.state / "loaded").exists()
