@@ -44,7 +44,7 @@ from ptrack_build.source.mirror import environment as git_environment
 from ptrack_build.source.mirror import git_program
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
 
     from ptrack_build.matrix import Major
@@ -137,6 +137,10 @@ REQUIRED_APT: Final = (
     "libsystemd-dev", "libxml2-utils", "make", "perl", "pkg-config", "tzdata", "xsltproc",
     "zlib1g-dev",
 )  # fmt: skip
+
+#: What makes the packages: of no feature, but their bytes depend on it.
+TOOLS_RPM: Final = ("binutils", "debugedit", "rpm-build")
+TOOLS_APT: Final = ("binutils", "debugedit", "rpm")
 
 LANGUAGES: Final = {
     "plperl": ("plperl", "PL/Perl"),
@@ -248,7 +252,11 @@ def render(folder: str, known: Facts, templates: Path | None = None) -> dict[str
 
 @dataclass(frozen=True, kw_only=True)
 class _Machine:
-    """Where packages are built. without: features that it lacks what is needed for."""
+    """Where packages are built.
+
+    without: features that it lacks what is needed for; builders: versions of what is built with, by
+    the names of packages.
+    """
 
     system: System
     native: bool
@@ -294,30 +302,22 @@ def _machine(major: Major, *, without: Collection[str], where: Place = HERE) -> 
     known = [each for each in FEATURES if each.since <= major.number]
     wanted = [each for each in known if each.name not in without]
     required = REQUIRED_APT if native else REQUIRED_RPM
-    names = [*required, *(name for each in wanted for name in (each.apt if native else each.rpm))]
-    have = _installed(names, native=native, where=where)
-    lacking = [name for name in names if name not in have]
-    if lacking and where.may_install():
-        try:
-            where.install(lacking)
-        except CommandFailed as error:
-            say(f"could not install {' '.join(lacking)}: see {error.log}")
-        have = _installed(names, native=native, where=where)
+    needs = {each.name: each.apt if native else each.rpm for each in wanted}
+    have = _completed(required, needs, native=native, where=where)
     lacking = [name for name in required if name not in have]
     if lacking:
         what = f"{where.name} lacks {', '.join(lacking)}, which the packages are built with"
         raise HostError(what, hint=host.paste_packages(lacking))
     absent = {
-        each.name: [name for name in (each.apt if native else each.rpm) if name not in have]
-        for each in wanted
+        feature: lacks
+        for feature, packages in needs.items()
+        if (lacks := [name for name in packages if name not in have])
     }
-    absent = {name: packages for name, packages in absent.items() if packages}
     if absent:
-        line = host.paste_packages(
-            [package for packages in absent.values() for package in packages]
-        )
+        line = host.paste_packages([package for lacks in absent.values() for package in lacks])
         say(f"going on without {', '.join(absent)}; to have them: {line}")
     left_out = [each.name for each in known if each.name in {*absent, *without}]
+    tools = _installed(TOOLS_APT if native else TOOLS_RPM, native=native, where=where)
     about = where.os_release()
     builder = about.get("PRETTY_NAME") or system.name
     return _Machine(
@@ -325,21 +325,56 @@ def _machine(major: Major, *, without: Collection[str], where: Place = HERE) -> 
         native=native,
         builder=builder,
         without=tuple(sorted(left_out)),
-        builders={name: have[name] for name in sorted(have)},
+        builders=dict(sorted({*have.values(), *tools.values()})),
         macros="\n".join(_evaluated("%{optflags}\n%{?build_ldflags}\n%{?dist}", where)),
     )
 
 
-def _installed(names: Iterable[str], *, native: bool, where: Place) -> dict[str, str]:
-    """Versions of what is installed, by the names asked for (which may be capabilities of rpms)."""
+def _completed(
+    required: Iterable[str], needs: Mapping[str, Iterable[str]], *, native: bool, where: Place
+) -> dict[str, tuple[str, str]]:
+    """What of these is installed, after what lacked was, where that may be done: see _installed.
+
+    required comes first, and what cannot be had of one feature's needs costs no other.
+    """
+    optional = [name for each in needs.values() for name in each]
+    asked = [*required, *optional]
+    have = _installed(asked, native=native, where=where)
+
+    def install(names: Iterable[str]) -> bool:
+        lacking = [name for name in names if name not in have]
+        if not lacking:
+            return True
+        try:
+            where.install(lacking)
+        except CommandFailed as error:
+            say(f"could not install {' '.join(lacking)}: see {error.log}")
+            return False
+        return True
+
+    if where.may_install() and any(name not in have for name in asked):
+        if install(required) and not install(optional):
+            for each in needs.values():
+                install(each)
+        have = _installed(asked, native=native, where=where)
+    return have
+
+
+def _installed(names: Iterable[str], *, native: bool, where: Place) -> dict[str, tuple[str, str]]:
+    """Name and version of what is installed, by what was asked for.
+
+    That may be a capability or a file, where rpm is asked: perl(FindBin) is of perl-FindBin.
+    """
     if native:
-        return making.installed_debs(names, where)
+        versions = making.installed_debs(names, where)
+        return {name: (name, version) for name, version in versions.items()}
     found = {}
     for name in names:
         argv = ["rpm", "-q", "--whatprovides", "--qf", "%{NAME} %{EVR}\n", name]
         done = where.call(argv, capture=True, quiet=True, check=False)
         if done.returncode == 0:
-            found[name] = done.stdout.splitlines()[0]
+            real, _, version = done.stdout.splitlines()[0].partition(" ")
+            found[name] = (real, version)
     return found
 
 
@@ -432,7 +467,7 @@ def _server_job(
     key = cache.digest(
         FORMAT, "server", tree.source.digest, tree.patch_digest, edits.digest(plans),
         json.dumps(files, sort_keys=True), json.dumps(machine.builders, sort_keys=True),
-        repr(options), machine.macros, str(known.epoch),
+        repr(options), machine.macros, machine.system.architecture, str(known.epoch),
     )  # fmt: skip
     return _Job(
         kind="rpm",

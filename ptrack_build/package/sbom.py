@@ -72,11 +72,9 @@ def document(release: Release) -> str:
 
 
 def _package(release: Release, package: Package) -> Component:
-    system = release.system
-    qualifiers = {
-        "arch": package.architecture, "distro": f"{system.distribution}-{_number(system)}"
-    }  # fmt: skip
-    url = PackageURL(release.kind, system.distribution, package.name, package.version, qualifiers)
+    url = _url(
+        release.kind, release.system, package.name, package.version, arch=package.architecture
+    )
     return Component(
         type=ComponentType.LIBRARY if _is_extension(package) else ComponentType.APPLICATION,
         name=package.name, version=package.version, bom_ref=package.file, purl=url,
@@ -99,17 +97,21 @@ def _builder(system: System, name: str, version: str) -> Component:
     """A package of the distribution: a library that is linked, or a tool."""
     kind = "deb" if system.distribution in {"debian", "ubuntu"} else "rpm"
     linked = name.endswith(("-dev", "-devel"))
-    distro = {"distro": f"{system.distribution}-{_number(system)}"}
     return Component(
         type=ComponentType.LIBRARY if linked else ComponentType.APPLICATION,
         name=name, version=version, bom_ref=f"built-with/{name}",
         scope=ComponentScope.REQUIRED if linked else ComponentScope.EXCLUDED,
-        purl=PackageURL(kind, system.distribution, name, version, distro),
+        purl=_url(kind, system, name, version),
     )  # fmt: skip
 
 
-def _number(system: System) -> str:
-    return system.release or system.codename
+def _url(kind: str, system: System, name: str, version: str, **more: str) -> PackageURL:
+    """The name of a system's package. A version of rpm's has its epoch beside it there."""
+    qualifiers = {**more, "distro": f"{system.distribution}-{system.release or system.codename}"}
+    epoch, colon, rest = version.partition(":")
+    if kind == "rpm" and colon:
+        version, qualifiers["epoch"] = rest, epoch
+    return PackageURL(kind, system.distribution, name, version, qualifiers)
 
 
 def _is_extension(package: Package) -> bool:

@@ -7,25 +7,36 @@ themselves.
 from __future__ import annotations
 
 import dataclasses
+import grp
 import itertools
 import json
 import os
+import pwd
 import re
 import shutil
 import subprocess
-from typing import TYPE_CHECKING
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Unpack
 
 import pytest
 
-from ptrack_build import host, matrix
-from ptrack_build.errors import HostError
+from ptrack_build import REPO, host, matrix, run
+from ptrack_build.errors import CommandFailed, HostError
 from ptrack_build.package import PackageError, Release, making, publish, rpm
+from ptrack_build.package.place import HERE, Native
 from ptrack_build.patch import edits
 from tests.build import _packages
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from ptrack_build.run import How
+
+as_root = pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("runuser"), reason="needs root and runuser"
+)
 
 MAJORS = matrix.load().majors
 BOOKWORM = _packages.system("x86_64")
@@ -139,6 +150,31 @@ def test_the_extension_needs_the_hooks_it_was_compiled_with(
     assert f"postgresql{number}-ptrack-abi = 7" in needed
     unpacked = ["--define", "unpacked /somewhere"]
     assert "abi" not in "".join(query(spec, "[%{REQUIRENEVRS},]", "--srpm", *unpacked))
+
+
+@_packages.with_rpmbuild
+def test_the_documented_line_installs_what_a_server_needs_and_no_more(tmp_path: Path) -> None:
+    place = tmp_path / "dist"
+    place.mkdir()
+    for folder in ("server", "extension"):
+        spec = written(folder, MAJORS[5], tmp_path / folder)
+        version = "%{VERSION}-%{RELEASE}"
+        names = query(spec, f"%{{NAME}}|{version}.{os.uname().machine}.rpm\n")
+        names += [name.replace("|", "-debuginfo|") for name in names]
+        names += query(spec, f"%{{NAME}}|{version}.src.rpm\n", "--srpm")
+        names += query(spec, f"%{{NAME}}-debugsource|{version}.{os.uname().machine}.rpm\n")
+        for name in names:
+            (place / name.replace("|", "-")).touch()
+    page = (REPO / "docs" / "packages.md").read_text()
+    (words,) = re.findall(r"^    dnf install (.*)$", page, re.MULTILINE)
+    named = subprocess.run(
+        ["bash", "-c", f"printf '%s\\n' {words}"], cwd=place, check=True, capture_output=True,
+        text=True,
+    ).stdout  # fmt: skip
+    found = [re.sub(r"^\./(.*?)-\d.*", r"\1", line) for line in named.splitlines()]
+    ours = "postgresql17pt"
+    assert found == [ours, f"{ours}-libs", f"{ours}-server", f"{ours}-contrib", "ptrack_17"]
+    assert ".src." not in named
 
 
 @_packages.with_rpmbuild
@@ -266,6 +302,115 @@ def test_claim_lists_what_matches_once_and_the_directories(
     ]  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """postgresql-17-setup below a folder, for an account that there is everywhere: nobody.
+
+    initdb writes its arguments to the log, and PG_VERSION.
+    """
+
+    root: Path
+
+    @property
+    def home(self) -> Path:
+        """Nobody's."""
+        return self.root / "home"
+
+    def run(self, *words: str) -> tuple[int, str]:
+        """Status and stderr."""
+        return said(self.root / "setup", *words, cwd=self.root)
+
+    def serve(self, data: Path) -> None:
+        """Tell the service that its cluster is there."""
+        unit = self.root / "units" / "postgresql-17.service"
+        unit.write_text(f"[Service]\nEnvironment=PGDATA={data}/\n")
+
+
+@pytest.fixture
+def setup() -> Iterator[Setup]:
+    """One whose cluster is in its home, where every account gets to."""
+    group = grp.getgrgid(pwd.getpwnam("nobody").pw_gid).gr_name
+    # below nothing that others than root can write, as a system's own directories are
+    with tempfile.TemporaryDirectory(dir="/var/lib") as folder:
+        made = Setup(root=Path(folder))
+        made.root.chmod(0o755)
+        for name in ("units", "bin", "home"):
+            (made.root / name).mkdir()
+        text = rpm.render("server", facts_of(MAJORS[5]))["postgresql-17-setup"]
+        for old, new in (
+            ("bin=/usr/pgsql-$major/bin", f"bin={made.root}/bin"),
+            ("home=/var/lib/pgsql", f"home={made.home}"),
+            ("/usr/lib/systemd/system/", f"{made.root}/units/"),
+            ("/run/systemd/system", f"{made.root}/none"),
+            ("runuser -u postgres", "runuser -u nobody"),
+            ("-o postgres -g postgres", f"-o nobody -g {group}"),
+        ):
+            assert old in text
+            text = text.replace(old, new)
+        (made.root / "setup").write_text(text)
+        initdb = '#!/bin/sh\necho "$@" as $(id -un)\necho 17 >"${1#--pgdata=}/PG_VERSION"\n'
+        (made.root / "bin" / "initdb").write_text(initdb)
+        for path in (made.root / "setup", made.root / "bin" / "initdb"):
+            path.chmod(0o755)
+        (made.home / "17").mkdir()
+        for path in (made.home, made.home / "17"):
+            shutil.chown(path, "nobody", group)
+        made.serve(made.home / "17" / "data")
+        yield made
+
+
+@as_root
+def test_setup_makes_the_cluster_as_postgres(setup: Setup) -> None:
+    log, data = setup.home / "17" / "initdb.log", setup.home / "17" / "data"
+    log.write_text("of an earlier try, by root\n")
+    assert setup.run("initdb") == (0, "")
+    assert f"--pgdata={data} " in log.read_text()
+    assert log.read_text().endswith(" as nobody\n")
+    assert {path.owner() for path in (log, data, data / "PG_VERSION")} == {"nobody"}
+    assert data.stat().st_mode & 0o777 == 0o700
+    status, text = setup.run("initdb")
+    assert (status, "has a cluster already" in text) == (1, True)
+
+
+@as_root
+def test_setup_makes_directories_that_only_root_can(setup: Setup) -> None:
+    data = setup.root / "disk" / "data"
+    setup.serve(data)
+    assert setup.run("initdb") == (0, "")
+    assert data.owner() == "nobody"
+    shutil.rmtree(data)
+    data.mkdir()
+    data.parent.chmod(0o777)  # where others can put a link
+    status, text = setup.run("initdb")
+    assert (status, "root follows no links" in text) == (1, True)
+    assert data.owner() == "root"
+
+
+@as_root
+def test_setup_writes_through_no_link(setup: Setup) -> None:
+    secret = setup.root / "secret"
+    secret.write_text("root's")
+    log = setup.home / "17" / "initdb.log"
+    log.symlink_to(secret)
+    assert setup.run("initdb")[0] == 0
+    assert secret.read_text() == "root's"
+    assert not log.is_symlink()
+
+
+@as_root
+@pytest.mark.parametrize("link", ["17/data", "17"])
+def test_setup_gives_away_nothing_behind_a_link(setup: Setup, link: str) -> None:
+    roots = setup.root / "roots"
+    roots.mkdir(mode=0o755)
+    if link == "17":
+        (setup.home / link).rmdir()
+    (setup.home / link).symlink_to(roots)
+    status, text = setup.run("initdb")
+    assert (status, "root follows no links" in text) == (1, True)
+    assert (roots.owner(), roots.stat().st_mode & 0o777) == ("root", 0o755)
+    assert not list(roots.iterdir())
+
+
 # ---- a build, of packages that take no time
 
 
@@ -342,7 +487,7 @@ def test_what_is_missing_costs_its_feature_or_is_named(
     monkeypatch.setattr(host, "ensure", lambda _names: None)
     absent = {"tcl-dev", "libldap-dev"}
     monkeypatch.setattr(
-        rpm, "_installed", lambda names, **_: {n: "1" for n in names if n not in absent}
+        rpm, "_installed", lambda names, **_: {n: (n, "1") for n in names if n not in absent}
     )
     found = rpm._machine(matrix.load().major("17"), without=["llvmjit"])
     assert found.without == ("ldap", "llvmjit", "pltcl")
@@ -352,6 +497,91 @@ def test_what_is_missing_costs_its_feature_or_is_named(
     with pytest.raises(HostError, match="lacks bison,") as caught:
         rpm._machine(matrix.load().major("17"), without=[])
     assert (caught.value.hint or "").endswith("apt-get install -y bison")
+
+
+def test_what_cannot_be_had_costs_no_other_feature(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del own_cache
+    there: set[str] = set()
+    asked: list[set[str]] = []
+
+    def install(_self: object, names: Iterable[str]) -> None:
+        asked.append({*names})
+        if "tcl-dev" in asked[-1]:
+            raise CommandFailed(["apt-get", "install", *asked[-1]], 100)
+        there.update(asked[-1])
+
+    def installed(names: Iterable[str], **_: object) -> dict[str, tuple[str, str]]:
+        return {name: (name, "1") for name in names if name in there}
+
+    monkeypatch.setattr(rpm, "this_system", lambda _where: BOOKWORM)
+    monkeypatch.setattr(rpm, "_evaluated", lambda *_: [""])
+    monkeypatch.setattr(rpm, "_installed", installed)
+    monkeypatch.setattr(host, "manager", lambda: "apt")
+    monkeypatch.setattr(host, "ensure", lambda _names: None)
+    monkeypatch.setattr(Native, "may_install", lambda _self: True)
+    monkeypatch.setattr(Native, "install", install)
+    found = rpm._machine(matrix.load().major("17"), without=[])
+    assert found.without == ("pltcl",)
+    assert asked[0] == {*rpm.REQUIRED_APT}  # which no feature can cost
+    assert {"tcl-dev", "libldap-dev"} <= asked[1]
+    assert {"libldap-dev"} in asked[2:]
+
+
+def test_what_was_built_with_has_the_names_and_versions_of_packages() -> None:
+    class Rpms(Native):
+        """Where rpm knows three packages."""
+
+        def call(self, argv: Sequence[str], **how: Unpack[How]) -> run.Completed:
+            """What `rpm -q --whatprovides` says."""
+            del how
+            said = {
+                "pkgconfig": "pkgconf-pkg-config 2.1.0-1.el9\n",
+                "openssl-devel": "openssl-devel 1:3.2.2-6.el9\n" * 2,  # of two architectures
+                "/usr/bin/dtrace": "systemtap-sdt-devel 5.2-2.el9\n",
+            }.get(argv[-1])
+            return run.Completed(argv=tuple(argv), returncode=int(said is None), stdout=said or "")
+
+    asked = ["pkgconfig", "openssl-devel", "/usr/bin/dtrace", "no package provides"]
+    assert rpm._installed(asked, native=False, where=Rpms()) == {
+        "pkgconfig": ("pkgconf-pkg-config", "2.1.0-1.el9"),
+        "openssl-devel": ("openssl-devel", "1:3.2.2-6.el9"),
+        "/usr/bin/dtrace": ("systemtap-sdt-devel", "5.2-2.el9"),
+    }
+
+
+@pytest.mark.parametrize(("manager", "tool"), [("apt", "rpm"), ("dnf", "rpm-build")])
+def test_the_tools_are_among_what_was_built_with(
+    manager: str, tool: str, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del own_cache
+    monkeypatch.setattr(rpm, "this_system", lambda _where: BOOKWORM)
+    monkeypatch.setattr(rpm, "_evaluated", lambda *_: [""])
+    monkeypatch.setattr(rpm, "_installed", lambda names, **_: {n: (f"{n}-x", "1") for n in names})
+    monkeypatch.setattr(host, "manager", lambda: manager)
+    monkeypatch.setattr(host, "ensure", lambda _names: None)
+    builders = rpm._machine(matrix.load().major("17"), without=[]).builders
+    assert {f"{tool}-x", "debugedit-x", "binutils-x", "gcc-x"} <= builders.keys()
+    assert set(builders.values()) == {"1"}
+
+
+def test_keys_are_of_one_architecture(tmp_path: Path, own_cache: Path) -> None:
+    del own_cache
+    tree = _packages.patched(tmp_path)
+    known = facts_of(tree.source.major)
+
+    def keys(architecture: str) -> set[str]:
+        system = _packages.system(architecture)
+        machine = dataclasses.replace(_packages.NATIVE, system=system)
+        server = rpm._server_job(tree, known, "rpm-17", machine, HERE)
+        return {
+            server.key,
+            rpm._extension_job(known, "rpm-17", server, machine, rpm.EXTENSION).key,
+        }
+
+    assert keys("x86_64") == keys("x86_64")
+    assert not keys("x86_64") & keys("aarch64")
 
 
 def test_publishing_tells_what_it_was_made_of(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from packageurl import PackageURL
 
-from ptrack_build.package import Package, Release, sbom
+from ptrack_build.package import Package, Release, System, sbom
 from tests.build.test_package import MADE_OF, SYSTEM, release
 
 if TYPE_CHECKING:
@@ -67,6 +67,27 @@ def test_it_names_all_that_the_release_was_made_of() -> None:
     assert said["ptrack-core-patch"]["hashes"][0]["content"] == "e" * 64
     assert said["built-with/libssl-dev"]["version"] == "3.0.22-1"
     assert said["built-with/gcc"]["scope"] == "excluded"
+
+
+def test_of_rpms_the_epoch_is_beside_the_version() -> None:
+    system = System(
+        distribution="rocky", release="9.4", codename="", architecture="x86_64", tag="el9"
+    )  # fmt: skip
+    server = dataclasses.replace(
+        package("postgresql17pt-server"), file="a.rpm", version="17.2-1.el9", architecture="x86_64"
+    )  # fmt: skip
+    built_with = {"openssl-devel": "1:3.2.2-6.el9", "perl-FindBin": "1.51-481.el9"}
+    made = dataclasses.replace(
+        MADE, kind="rpm", system=system, packages=(server,),
+        made_of={**MADE_OF, "built_with": built_with},
+    )  # fmt: skip
+    said = {each["bom-ref"]: each.get("purl") for each in read(made)["components"]}
+    distro = "distro=rocky-9.4"
+    assert said["a.rpm"] == (f"pkg:rpm/rocky/postgresql17pt-server@17.2-1.el9?arch=x86_64&{distro}")
+    assert said["built-with/openssl-devel"] == (
+        f"pkg:rpm/rocky/openssl-devel@3.2.2-6.el9?{distro}&epoch=1"
+    )
+    assert said["built-with/perl-FindBin"] == f"pkg:rpm/rocky/perl-FindBin@1.51-481.el9?{distro}"
 
 
 def test_dependencies_lead_from_the_packages_to_their_sources() -> None:
