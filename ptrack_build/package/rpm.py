@@ -437,6 +437,7 @@ def _neutral(machine: _Machine) -> tuple[str, ...]:
         "build_mtime_policy clamp_to_source_date_epoch",
         "source_date_epoch_from_changelog 0",
         "_buildhost localhost",
+        "_srcdefattr (-,root,root)",  # in source packages, not who built
     ]
     if machine.native:
         macros += [

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import pwd
 import subprocess
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from ptrack_build import host
 from ptrack_build.package import PackageError, making, rpm
 from tests.build import _packages
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.build._packages import Line
 
 
@@ -121,6 +123,20 @@ def test_two_builds_are_the_same_bytes(
     second = line.built()
     assert second.files != first.files
     assert second.manifest() == first.manifest()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root builds as somebody else")
+def test_two_users_make_the_same_bytes(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = line.built()
+    nobody = pwd.getpwnam("nobody")
+    user = host.ServerUser(uid=nobody.pw_uid, gid=nobody.pw_gid, name="nobody")
+    with tempfile.TemporaryDirectory(prefix="ptrack-making-") as place:
+        Path(place).chmod(0o755)  # other users do not get into pytest's
+        monkeypatch.setattr(host, "server_user", lambda: user)
+        monkeypatch.setenv("PTRACK_CACHE", place)
+        second = line.built()
+        assert second.files != first.files
+        assert second.manifest() == first.manifest()
 
 
 def test_a_failure_leaves_nothing_and_tells_why(
