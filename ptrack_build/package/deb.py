@@ -58,7 +58,8 @@ OPTIONAL: Final = {
     "selinux": 0,
 }  # fmt: skip
 
-#: Control file versions of majors up to 15: postgresql-common does not append these.
+#: Control file versions of majors up to 16: postgresql-common does not append these where it notes
+#: the catalogs' version. (From 249 on; 248 appends none, and looks for it in vain where we do.)
 BARE_CATVERSIONS: Final = {"960", "1002", "1100", "1201", "1300"}
 
 
@@ -77,8 +78,9 @@ class Facts:
     """What the templates are rendered with: all that a debian/ depends on.
 
     major: a number; upstream: PostgreSQL's version as Debian writes it; minor: the oldest server
-    that the extension may run on; llvm: the major of LLVM for just-in-time compilation, 0 for none;
-    without: others of OPTIONAL that are left out; epoch: seconds since 1970, of the source.
+    that the extension may run on; catalog, control: versions of catalogs and control file; llvm:
+    the major of LLVM for just-in-time compilation, 0 for none; without: others of OPTIONAL that are
+    left out; epoch: seconds since 1970, of the source.
     """
 
     major: int
@@ -88,7 +90,8 @@ class Facts:
     extension_version: str
     project: str
     abi: int
-    catversion: str
+    catalog: str
+    control: str
     llvm: int
     without: tuple[str, ...]
     cflags: tuple[str, ...]
@@ -124,6 +127,12 @@ class Facts:
         return f"postgresql-{self.major}-ptrack"
 
     @property
+    def catversion(self) -> str:
+        """The catalogs' version as postgresql-common notes it: 202406281-1700, 202307071."""
+        bare = self.control in BARE_CATVERSIONS
+        return self.catalog if bare else f"{self.catalog}-{self.control}"
+
+    @property
     def languages(self) -> tuple[Language, ...]:
         """PL/Perl, PL/Python and PL/Tcl."""
         titles = {"plperl": "PL/Perl", "plpython": "PL/Python 3", "pltcl": "PL/Tcl"}
@@ -156,6 +165,7 @@ class Facts:
             "client": self.client,
             "dev": self.dev,
             "extension": self.extension,
+            "catversion": self.catversion,
             "languages": self.languages,
             "features": self.features,
             "client_programs": CLIENT_PROGRAMS,
@@ -182,8 +192,6 @@ def facts(tree: PatchedTree, system: System, *, llvm: int, without: tuple[str, .
     source = tree.source
     snapshot = making.snapshot(source, making.epoch(tree))
     upstream = making.sortable(source.version) + (f"+git{snapshot}" if snapshot else "")
-    catalog = making.defined(tree, "src/include/catalog/catversion.h", "CATALOG_VERSION_NO")
-    control = making.defined(tree, "src/include/catalog/pg_control.h", "PG_CONTROL_VERSION")
     return Facts(
         major=source.major.number,
         upstream=upstream,
@@ -192,7 +200,8 @@ def facts(tree: PatchedTree, system: System, *, llvm: int, without: tuple[str, .
         extension_version=f"{__version__}+pg{upstream}-1+{system.tag}",
         project=__version__,
         abi=making.abi(tree),
-        catversion=catalog if control in BARE_CATVERSIONS else f"{catalog}-{control}",
+        catalog=making.defined(tree, "src/include/catalog/catversion.h", "CATALOG_VERSION_NO"),
+        control=making.defined(tree, "src/include/catalog/pg_control.h", "PG_CONTROL_VERSION"),
         llvm=llvm,
         without=without,
         cflags=source.major.cflags,

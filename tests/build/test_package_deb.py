@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 import re
 import subprocess
 from typing import TYPE_CHECKING
@@ -44,7 +45,8 @@ def facts_of(major: matrix.Major, *, llvm: int = 14, without: tuple[str, ...] = 
         extension_version=f"3.0.0+pg{major.number}.3-1+deb12",
         project="3.0.0",
         abi=7,
-        catversion="202406281-1700",
+        catalog="202406281",
+        control="1700",
         llvm=llvm,
         without=without,
         cflags=major.cflags,
@@ -257,6 +259,153 @@ def test_take_moves_what_matches_once(tmp_path: Path) -> None:
     assert not (tmp_path / "debian" / "tmp").exists() or not any(
         (tmp_path / "debian" / "tmp").iterdir()
     )
+
+
+# ---- maintainer scripts, run below a directory with programs that stand in for the system's
+
+
+class Scripts:
+    """The scripts of a server's package, with all their paths below a root."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.bin = root / "bin"
+        self.made = deb.render("server", facts_of(matrix.load().major("17")))
+        self.server = "/usr/lib/postgresql/17/bin"
+        for name in ("dpkg-query", "dpkg", "invoke-rc.d", "systemctl", "update-alternatives"):
+            self.program(f"/bin/{name}", "exit 1" if name == "dpkg-query" else ":")
+        self.put("/usr/share/postgresql-common/maintscripts-functions", "exit 3\n")
+
+    def put(self, path: str, text: str = "") -> Path:
+        """A file below the root."""
+        file = self.root / path.lstrip("/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        return file
+
+    def program(self, path: str, text: str) -> None:
+        """A script below the root; those in /bin are found by name."""
+        self.put(path, f"#!/bin/sh\n{text}\n").chmod(0o755)
+
+    def cluster(self, name: str, catalog: str, control: str = "1700") -> Path:
+        """A cluster's data directory, with catalogs of that version."""
+        self.put(f"/etc/postgresql/17/{name}/postgresql.conf")
+        said = f"pg_control version number:            {control}\n"
+        said += f"Catalog version number:               {catalog}\n"
+        return self.put(f"/var/lib/postgresql/17/{name}/said", said).parent
+
+    def installed(self, catversion: str) -> None:
+        """A server that noted that version, with clusters' tools."""
+        self.program(f"{self.server}/pg_controldata", 'cat "$1/said"')
+        self.put("/usr/lib/postgresql/17/lib/plpgsql.so", catversion)
+        self.put("/usr/share/postgresql/17/catalog_version", f"{catversion}\n")
+        folder = self.root / "etc/postgresql/17"
+        listed = f"cd {folder} && for name in *; do echo 17 $name 5432 down postgres "
+        self.program(
+            "/bin/pg_lsclusters",
+            f"{listed}{self.root}/var/lib/postgresql/17/$name log; done\necho 16 main 1 down a b c",
+        )
+
+    def run(self, script: str, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run a script as dpkg does."""
+        text = self.made[f"postgresql-17pt.{script}"][0]
+        text = re.sub(r"(?<![\w$}/.])/(?=(?:usr|etc|var|run)\b)", f"{self.root}/", text)
+        file = self.put(f"/scripts/{script}", text)
+        path = f"{self.bin}:{os.environ['PATH']}"
+        return subprocess.run(
+            ["sh", str(file), *words], env={**os.environ, "PATH": path}, text=True, check=False,
+            capture_output=True,
+        )  # fmt: skip
+
+    def left(self, path: str) -> list[str]:
+        """The files below a directory of the root."""
+        folder = self.root / path.lstrip("/")
+        files = (file for file in folder.rglob("*") if file.is_file())
+        return sorted(file.relative_to(folder).as_posix() for file in files)
+
+
+@pytest.fixture
+def scripts(tmp_path: Path) -> Scripts:
+    """The scripts of 17, which is of 202406281-1700."""
+    return Scripts(tmp_path)
+
+
+KEPT = "/var/lib/postgresql-17pt"
+OLD = "202404021"
+
+
+@pytest.mark.parametrize("noted", [OLD, f"{OLD}-1700"])  # postgresql-common notes the one or other
+def test_programs_that_clusters_need_are_kept_and_told_of(scripts: Scripts, noted: str) -> None:
+    scripts.installed(noted)
+    scripts.cluster("beta", OLD)
+    scripts.cluster("main", "202406281")
+    done = scripts.run("preinst", "upgrade", "17~beta1-1")
+    assert done.returncode == 0, done.stderr
+    kept = f"{KEPT}/{OLD}-1700"
+    assert scripts.left(KEPT) == [
+        f"{OLD}-1700/{file}"
+        for file in (
+            "lib/postgresql/17/bin/pg_controldata", "lib/postgresql/17/lib/plpgsql.so",
+            "share/postgresql/17/catalog_version",
+        )
+    ]  # fmt: skip
+    scripts.installed("202406281-1700")
+    done = scripts.run("postinst", "configure", "17~beta1-1")
+    assert done.returncode == 0, done.stderr
+    assert f"cluster 17/beta has catalogs of version {OLD}-1700" in done.stderr
+    assert f"--old-bindir={scripts.root}{kept}/lib/postgresql/17/bin 17 beta.old" in done.stderr
+    assert "17/main" not in done.stderr
+    # what is kept is of the first server that was replaced, and is not written again
+    scripts.installed("202406281-1700")
+    assert scripts.run("preinst", "upgrade", "17.1-1").returncode == 0
+    held = scripts.root / kept.lstrip("/") / "share/postgresql/17/catalog_version"
+    assert held.read_text() == f"{noted}\n"
+
+
+def test_programs_of_other_catalogs_than_a_cluster_s_are_not_kept_for_it(scripts: Scripts) -> None:
+    scripts.installed("202406281-1700")
+    scripts.cluster("beta", OLD)
+    assert scripts.run("preinst", "upgrade", "17.1-1").returncode == 0
+    assert scripts.left(KEPT) == []
+    done = scripts.run("postinst", "configure", "17.1-1")
+    assert f"cluster 17/beta has catalogs of version {OLD}-1700" in done.stderr
+    assert "old-bindir" not in done.stderr
+
+
+def test_a_changed_control_file_counts_though_the_catalogs_are_the_same(scripts: Scripts) -> None:
+    scripts.installed("202406281-1600")
+    scripts.cluster("main", "202406281", "1600")
+    assert scripts.run("preinst", "upgrade", "17~beta1-1").returncode == 0
+    assert len(scripts.left(KEPT)) == 3
+
+
+def test_nothing_is_installed_over_programs_that_cannot_be_kept(scripts: Scripts) -> None:
+    scripts.installed(f"{OLD}-1700")
+    scripts.cluster("beta", OLD)
+    scripts.program("/bin/cp", "exit 1")
+    done = scripts.run("preinst", "upgrade", "17~beta1-1")
+    assert done.returncode == 1
+    assert "error: they could not be kept" in done.stderr
+    assert scripts.left(KEPT) == []
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_only_a_directory_of_root_s_own_is_recommended(scripts: Scripts, foreign: bool) -> None:
+    scripts.installed("202406281-1700")
+    scripts.cluster("beta", OLD)
+    scripts.put(f"{KEPT}/{OLD}-1700/lib/postgresql/17/bin/postgres")
+    if foreign:
+        scripts.program("/bin/stat", f"echo {os.getuid() + 1}")
+    done = scripts.run("postinst", "configure", "17.1-1")
+    assert ("old-bindir" in done.stderr) is not foreign
+
+
+@pytest.mark.parametrize("words", [("install",), ("upgrade", "17.1-1")])
+def test_where_there_is_nothing_to_keep_preinst_does_nothing(
+    scripts: Scripts, words: tuple[str, ...]
+) -> None:
+    done = scripts.run("preinst", *words)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 # ---- facts
