@@ -369,7 +369,7 @@ def build(
         [*needed(controls), "gcc", "g++", "binutils", "libc6-dev", "dpkg-dev", "make", "debhelper"],
         where,
     )
-    server = _server_job(tree, known, slot, builders, where)
+    server = _server_job(tree, known, slot, system.architecture, builders, where)
     module = _extension_job(known, slot, server, extension)
     return making.finished(system, tree, (server, module), _make, _made_of(tree, known, builders))
 
@@ -382,12 +382,17 @@ def _made_of(tree: PatchedTree, known: Facts, builders: Mapping[str, str]) -> di
 
 
 def _server_job(
-    tree: PatchedTree, known: Facts, slot: str, builders: Mapping[str, str], where: Place
+    tree: PatchedTree,
+    known: Facts,
+    slot: str,
+    architecture: str,
+    builders: Mapping[str, str],
+    where: Place,
 ) -> _Job:
     debian = render("server", known)
     plans = edits.load(TEMPLATES / "core", tree.source.major)
     key = cache.digest(
-        FORMAT, "server", tree.source.digest, tree.patch_digest, edits.digest(plans),
+        FORMAT, "server", architecture, tree.source.digest, tree.patch_digest, edits.digest(plans),
         json.dumps(debian, sort_keys=True), json.dumps(dict(builders), sort_keys=True),
         _build_flags(where),
     )  # fmt: skip
@@ -396,6 +401,7 @@ def _server_job(
         name=known.server,
         version=known.version,
         key=key,
+        architecture=architecture,
         place=cache.directory("build", slot) / "server",
         log=cache.directory("log") / f"{slot}.log",
         where=where,
@@ -416,6 +422,7 @@ def _extension_job(known: Facts, slot: str, server: _Job, extension: Path) -> _J
         name=known.extension,
         version=known.extension_version,
         key=key,
+        architecture=server.architecture,
         place=place,
         log=cache.directory("log") / f"{slot}-extension.log",
         where=server.where,

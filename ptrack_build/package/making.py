@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 FREE_MB: Final = 3000
 _KEPT: Final = "packages.json"
+NEUTRAL: Final = ("all", "noarch", "src")  # architectures of packages that fit any
 MAINTAINER: Final = "The ptrack developers <maintainers@ptrack.example>"
 
 # ---- facts of a source
@@ -213,15 +214,16 @@ def environment(
 class Job:
     """One source package about to be built, or found done.
 
-    key: over all that goes into it; place: the directory it is built in, the same each time, for
-    the compiler cache's sake; where: this machine or a container; provide: puts the sources into
-    a directory below place.
+    key: over all that goes into it; architecture: of its packages, as System has it; place: the
+    directory it is built in, the same each time, for the compiler cache's sake; where: this machine
+    or a container; provide: puts the sources into a directory below place.
     """
 
     kind: Literal["deb", "rpm"]
     name: str
     version: str
     key: str
+    architecture: str
     place: Path
     log: Path
     where: Place
@@ -277,12 +279,16 @@ class Bench:
     def keep(self, files: Iterable[Path], describe: Callable[[Path], Package]) -> None:
         """Put the packages to where the key says, each described.
 
-        Raises PackageError where there are none.
+        Raises PackageError where there are none, or one is for another architecture.
         """
         found = []
         for file in sorted(files):
             shutil.copyfile(file, self._scratch / file.name)
             found.append(describe(file))
+            if found[-1].architecture not in {self.job.architecture, *NEUTRAL}:
+                what = f"{file.name} is of architecture {found[-1].architecture}"
+                what += f", and not {self.job.architecture} as {self.job.where.name} is"
+                raise PackageError(what, log=self.job.log, hint="read the log")
         if not found:
             what = f"{self.job.name}: no package was made"
             raise PackageError(what, log=self.job.log, hint="read the log")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ptrack_build.package import PackageError, making, rpm
+from ptrack_build.package import PackageError, deb, making, rpm
+from ptrack_build.package.place import HERE
 from tests.build import _packages
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ptrack_build.package import Package
     from tests.build._packages import Line
 
 
@@ -134,6 +137,37 @@ def test_a_failure_leaves_nothing_and_tells_why(
     assert "No space left" in caught.value.what
     assert "free some space" in (caught.value.hint or "")
     assert line.left() == []
+
+
+def test_packages_for_another_architecture_are_not_kept(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever made them so; those for any are."""
+    module = {"deb": deb, "rpm": rpm}[line.kind]
+    described = module.described
+
+    def foreign(file: Path, *more: Any) -> Package:  # noqa: ANN401
+        made: Package = described(file, *more)
+        return dataclasses.replace(made, architecture="s390x")
+
+    monkeypatch.setattr(module, "described", foreign)
+    with pytest.raises(PackageError, match="is of architecture s390x, and not "):
+        line.built()
+    assert line.left() == []
+
+
+@_packages.with_dpkg
+def test_what_another_architecture_was_given_is_not_taken(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del own_cache
+    line = _packages.line("deb", tmp_path, monkeypatch)
+    keys = []
+    for architecture in ("amd64", "arm64"):
+        known = deb.facts(line.tree, _packages.system(architecture), llvm=0)
+        server = deb._server_job(line.tree, known, "deb-17", architecture, {}, HERE)
+        keys += [server.key, deb._extension_job(known, "deb-17", server, line.extension).key]
+    assert len(set(keys)) == 4
 
 
 def test_an_interruption_leaves_nothing(
