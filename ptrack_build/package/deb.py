@@ -365,7 +365,7 @@ def build(
     slot = making.slot("deb", tree.source.major)
     _ensure(controls, slot, where)
     known = facts(tree, system, llvm=_llvm(where) if jit else 0, without=left_out)
-    builders = making.installed_debs(
+    builders = making.builder_debs(
         [*needed(controls), "gcc", "g++", "binutils", "libc6-dev", "dpkg-dev", "make", "debhelper"],
         where,
     )
