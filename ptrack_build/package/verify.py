@@ -46,7 +46,7 @@ ORDER: Final = {
     "upgradecluster": "from the previous major, by dump and by pg_upgrade",
     "remove": "clusters are stopped and kept",
     "purge": "nothing is left",
-    "swap": "a cluster of the plain server runs on ours, back, and forth",
+    "swap": "a cluster of the plain server runs on ours, back, and forth; purges spare it",
 }
 APART: Final = ("lint", "swap")  # not in the one container that all others are in, in turn
 PLAIN: Final = "/var/cache/ptrack-plain"

@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -264,6 +265,12 @@ def test_take_moves_what_matches_once(tmp_path: Path) -> None:
 # ---- maintainer scripts, run below a directory with programs that stand in for the system's
 
 
+TOOLS = (
+    "awk", "basename", "cat", "cp", "cut", "dirname", "grep", "id", "ls", "mkdir", "mktemp", "mv",
+    "rm", "rmdir", "sed", "sh", "sort", "stat", "tail", "touch",
+)  # fmt: skip
+
+
 class Scripts:
     """The scripts of a server's package, with all their paths below a root."""
 
@@ -272,6 +279,10 @@ class Scripts:
         self.bin = root / "bin"
         self.made = deb.render("server", facts_of(matrix.load().major("17")))
         self.server = "/usr/lib/postgresql/17/bin"
+        for name in TOOLS:  # and no other program of this machine, whose clusters are not for tests
+            link = root / "tools" / name
+            link.parent.mkdir(exist_ok=True)
+            link.symlink_to(shutil.which(name) or name)
         for name in ("dpkg-query", "dpkg", "invoke-rc.d", "systemctl", "update-alternatives"):
             self.program(f"/bin/{name}", "exit 1" if name == "dpkg-query" else ":")
         self.put("/usr/share/postgresql-common/maintscripts-functions", "exit 3\n")
@@ -306,16 +317,15 @@ class Scripts:
             f"{listed}{self.root}/var/lib/postgresql/17/$name log; done\necho 16 main 1 down a b c",
         )
 
-    def run(self, script: str, *words: str) -> subprocess.CompletedProcess[str]:
+    def run(self, script: str, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
         """Run a script as dpkg does."""
         text = self.made[f"postgresql-17pt.{script}"][0]
         text = re.sub(r"(?<![\w$}/.])/(?=(?:usr|etc|var|run)\b)", f"{self.root}/", text)
         file = self.put(f"/scripts/{script}", text)
-        path = f"{self.bin}:{os.environ['PATH']}"
+        env |= {"PATH": f"{self.bin}:{self.root}/tools", "TMPDIR": str(self.root / "bin")}
         return subprocess.run(
-            ["sh", str(file), *words], env={**os.environ, "PATH": path}, text=True, check=False,
-            capture_output=True,
-        )  # fmt: skip
+            ["/bin/sh", str(file), *words], env=env, text=True, check=False, capture_output=True
+        )
 
     def left(self, path: str) -> list[str]:
         """The files below a directory of the root."""
@@ -406,6 +416,117 @@ def test_where_there_is_nothing_to_keep_preinst_does_nothing(
 ) -> None:
     done = scripts.run("preinst", *words)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+#: debconf as a script sees it: what is asked is noted, and ANSWER is what it gets.
+CONFMODULE = """
+db_x_loadtemplatefile() { grep -q 'Template: postgresql-17pt/postrm_purge_data' "$1"; }
+db_input() { touch {{ROOT}}/asked; }
+db_go() { :; }
+db_get() { RET=$ANSWER; }
+db_purge() { :; }
+"""
+
+
+@pytest.fixture
+def removed(scripts: Scripts) -> Scripts:
+    """After removal: two clusters, a cluster of another major, kept programs; debconf is there."""
+    scripts.cluster("main", "202406281")
+    scripts.cluster("more", "202406281")
+    for path in ("/etc/postgresql/16/main/postgresql.conf", "/var/lib/postgresql/16/main/x",
+                 "/var/log/postgresql/postgresql-17-main.log",
+                 f"{KEPT}/{OLD}-1700/lib/postgresql/17/bin/postgres"):  # fmt: skip
+        scripts.put(path)
+    confmodule = CONFMODULE.replace("{{ROOT}}", str(scripts.root))
+    scripts.put("/usr/share/debconf/confmodule", confmodule)
+    folders = " ".join(f"{scripts.root}/{each}/postgresql/17/$3" for each in ("etc", "var/lib"))
+    scripts.program(
+        "/bin/pg_dropcluster",
+        f'[ "$1 $2" = "--stop-server 17" ] || exit 1\nrm -r {folders}\n'
+        f"rm -f {scripts.root}/var/log/postgresql/postgresql-17-$3.log",
+    )
+    return scripts
+
+
+def clusters(scripts: Scripts) -> list[str]:
+    """What there is of clusters, and of programs kept for them."""
+    left = [*scripts.left("/etc"), *scripts.left("/var")]
+    return [name for name in left if "16/main" not in name]
+
+
+def asked(scripts: Scripts) -> bool:
+    return (scripts.root / "asked").exists()
+
+
+def test_purging_drops_clusters_with_all_that_was_kept_for_them(removed: Scripts) -> None:
+    done = removed.run("postrm", "purge", ANSWER="true")
+    assert done.returncode == 0, done.stderr
+    assert asked(removed)
+    assert clusters(removed) == []
+    assert not (removed.root / "etc/postgresql/17").exists()
+    assert not (removed.root / "var/lib/postgresql/17").exists()
+    assert not (removed.root / KEPT.lstrip("/")).exists()
+    assert removed.left("/etc/postgresql/16") == ["main/postgresql.conf"]
+    assert removed.left("/var/lib/postgresql/16") == ["main/x"]
+    assert not list(removed.bin.glob("tmp.*"))
+
+
+def test_purging_keeps_clusters_where_that_was_answered(removed: Scripts) -> None:
+    before = clusters(removed)
+    done = removed.run("postrm", "purge", ANSWER="false")
+    assert done.returncode == 0, done.stderr
+    assert asked(removed)
+    assert clusters(removed) == before
+    assert "the clusters of PostgreSQL 17 are kept" in done.stderr
+    assert not list(removed.bin.glob("tmp.*"))
+
+
+def test_purging_keeps_clusters_where_the_question_cannot_be_put(removed: Scripts) -> None:
+    before = clusters(removed)
+    removed.put("/usr/share/debconf/confmodule", "db_x_loadtemplatefile() { return 1; }\n")
+    done = removed.run("postrm", "purge", ANSWER="true")
+    assert done.returncode == 0, done.stderr
+    assert clusters(removed) == before
+
+
+def test_purging_keeps_clusters_that_another_server_has(removed: Scripts) -> None:
+    removed.program(f"{removed.server}/postgres", ":")
+    before = clusters(removed)
+    done = removed.run("postrm", "purge", ANSWER="true")
+    assert done.returncode == 0, done.stderr
+    assert not asked(removed)
+    assert clusters(removed) == before
+
+
+def test_purging_drops_clusters_where_nothing_can_ask(removed: Scripts) -> None:
+    (removed.root / "usr/share/debconf/confmodule").unlink()
+    done = removed.run("postrm", "purge")
+    assert done.returncode == 0, done.stderr
+    assert clusters(removed) == []
+
+
+def test_purging_drops_clusters_without_postgresql_common(removed: Scripts) -> None:
+    """Also one that lies elsewhere; what another cluster's logs are called is no matter."""
+    (removed.bin / "pg_dropcluster").unlink()
+    elsewhere = removed.put("/srv/data/PG_VERSION").parent
+    conf = f"#data_directory = 'no'\ndata_directory = '{elsewhere}'\t# where\n"
+    removed.put("/etc/postgresql/17/more/postgresql.conf", conf)
+    removed.put("/var/log/postgresql/postgresql-16-main.log")
+    done = removed.run("postrm", "purge", ANSWER="true")
+    assert done.returncode == 0, done.stderr
+    assert not elsewhere.exists()
+    assert clusters(removed) == [
+        "lib/postgresql/17/more/said", "log/postgresql/postgresql-16-main.log",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("word", ["remove", "upgrade", "disappear", "abort-install"])
+def test_nothing_but_purging_touches_clusters(removed: Scripts, word: str) -> None:
+    before = clusters(removed)
+    done = removed.run("postrm", word, ANSWER="true")
+    assert done.returncode == 0, done.stderr
+    assert not asked(removed)
+    assert clusters(removed) == before
 
 
 # ---- facts

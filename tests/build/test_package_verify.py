@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -313,6 +314,141 @@ def test_each_step_is_one_that_the_script_knows(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 1
     assert "FAILED: what is nosuch?" in done.stderr
+
+
+# ---- steps, below a directory with programs that stand in for the system's
+
+
+def below(root: Path, text: str) -> str:
+    """A script whose paths begin at root."""
+    text = re.sub(r"(?<![\w$}*/.])/(?=(?:usr|etc|var|proc|sys|dev|run|tmp)\b)", f"{root}/", text)
+    return text.replace(f"{root}/dev/null", "/dev/null").replace("find / ", f"find {root} ")
+
+
+def listed(root: Path) -> list[str]:
+    """What steps.sh lists of a system."""
+    text = verify.STEPS.read_text()
+    function = text[text.index("listing() {") : text.index("\n}\n", text.index("listing() {"))]
+    script = below(root, f"state=/var/tmp/verify\n{function}\n}}\nlisting\n")
+    done = subprocess.run(["sh", "-euc", script], text=True, capture_output=True, check=True)
+    return done.stdout.splitlines()
+
+
+def test_a_change_of_any_kind_is_listed_and_what_changes_anyway_is_not(tmp_path: Path) -> None:
+    """Names and contents that purging has to bring back."""
+    legitimate = (
+        "etc/ld.so.cache", "var/lib/dpkg/status-old", "var/lib/dpkg/triggers/File",
+        "var/log/wtmp", "var/cache/x", "proc/x", "var/tmp/verify/before",
+    )  # fmt: skip
+    for name in ("etc/a conf", "etc/apt/apt.conf.d/02", "usr/bin/x", *legitimate):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("before")
+    link = tmp_path / "etc/alternative"
+    link.symlink_to("/one")
+    seen = [listed(tmp_path)]
+
+    def changed() -> list[str]:
+        seen.append(listed(tmp_path))
+        differing = set(seen[-1]) ^ set(seen[-2])
+        names = ("etc/a conf", "apt.conf.d/02", "usr/bin/x", "alternative", *legitimate)
+        return [name for name in names if any(f"/{name}" in line for line in differing)]
+
+    for name in legitimate:
+        (tmp_path / name).write_text("after")
+    assert changed() == []
+    (tmp_path / "etc/a conf").write_text("After.")
+    assert changed() == ["etc/a conf"]
+    (tmp_path / "etc/apt/apt.conf.d/02").chmod(0o600)
+    assert changed() == ["apt.conf.d/02"]
+    link.unlink()
+    link.symlink_to("/other")
+    assert changed() == ["alternative"]
+    (tmp_path / "usr/bin/x").unlink()
+    assert changed() == ["usr/bin/x"]
+
+
+#: Programs of a system on which servers can be swapped. Which one is installed is in `server`,
+#: whose configuration is left in `left`, how many rows there are in `rows`.
+SWAP = {
+    "apt-get": """case "$*" in
+*--assume-no*)
+    printf 'The following packages will be REMOVED:\n  postgresql-17\n0 upgraded\n'
+    exit 1 ;;
+*install*plain*)
+    [ ! -e server ] || [ "$(cat server)" = plain ] || echo postgresql-17pt > left
+    echo plain > server ;;
+*install*) echo 'note: do not purge postgresql-17 now'; rm -f left; echo ours > server ;;
+*purge*postgresql-17pt*)
+    [ "$(cat server)" = plain ] || rm server
+    rm -f left
+    if [ "$SPOILT" = spares-nothing ] || [ ! -e server ] && ! grep -q 'boolean false' answers
+    then
+        rm -rf etc/postgresql/17 rows
+    fi ;;
+*) exit 9 ;;
+esac""",
+    "debconf-set-selections": 'if [ -z "${SPOILT:-}" ]; then cat > answers; else : > answers; fi',
+    "dpkg": "echo postgresql-17pt conflicts with postgresql-17",
+    "dpkg-deb": "echo postgresql-17pt",
+    "dpkg-query": "echo installed base; [ ! -e left ] || echo config-files $(cat left)",
+    "pg_conftool": "",
+    "pg_ctlcluster": "",
+    "pg_lsclusters": "[ ! -e server ] || [ ! -e rows ] || echo 17 main 5432 online",
+    "runuser": """case "$*" in
+*server_version*) [ "$(cat server)" = plain ] && echo 17.1 || echo '17.1 (17.1-1+ptrack3)' ;;
+*count*) cat rows ;;
+*data_directory*) echo "$PWD/var/lib/postgresql/17/main" ;;
+*'(1, 1000)'*) echo 1000 > rows ;;
+*'(1001, 2000)'*) echo 2000 > rows ;;
+*pg_lsn*) echo t ;;
+*) echo 0/1 ;;
+esac""",
+}
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "why"),
+    [
+        ("", ""),
+        ("spares-nothing", "17/main does not run on plain"),
+        ("answers-are-lost", "main/postgresql.conf was not kept, though that was answered"),
+    ],
+)
+def test_a_swap_ends_with_a_cluster_that_purging_has_spared(
+    spoilt: str, why: str, tmp_path: Path
+) -> None:
+    files = {
+        "etc/postgresql/17/main/postgresql.conf": "",
+        "usr/sbin/x": "",
+        "plain/postgresql-17.deb": "",
+        "var/lib/postgresql/17/main/PG_VERSION": "17",
+        "var/lib/postgresql/17/main/global/ptrack.map": "",
+        "var/log/postgresql/postgresql-17-main.log": (
+            "ptrack init: map file x does not know all that has happened"
+        ),
+        "var/tmp/x": "",
+        "steps": below(tmp_path, verify.STEPS.read_text()).replace("cd /\n", f"cd {tmp_path}\n"),
+        **{f"bin/{name}": f"#!/bin/sh\ncd {tmp_path}\n{text}\n" for name, text in SWAP.items()},
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    for program in (tmp_path / "bin").iterdir():
+        program.chmod(0o755)
+    env = {
+        "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "MAJOR": "17", "PACKAGES": "ours.deb",
+        "PREVIOUS_PACKAGES": "", "PLAIN": f"{tmp_path}/plain", "SPOILT": spoilt,
+    }  # fmt: skip
+    done = subprocess.run(
+        ["sh", str(tmp_path / "steps"), "swap"],
+        env=env,
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    said = [line for line in done.stderr.splitlines() if line.startswith("FAILED: ")]
+    assert [why in line for line in said] == ([True] if why else []), done.stderr
+    assert done.returncode == (1 if why else 0), done.stdout + done.stderr
 
 
 # ---- the oracle that packages bring along

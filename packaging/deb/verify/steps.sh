@@ -37,11 +37,27 @@ names() {
 	done
 }
 
-# All that is there, but for caches, logs of apt and dpkg, and what is mounted.
+# All that is there, with type and mode, owner, and where links point to; then the sum of what is in each file. But
+# for caches, logs of apt and dpkg, and what is mounted. What is in these files is left out, since it may differ:
+#   /etc/ld.so.cache            made anew by any package's trigger
+#   /var/lib/dpkg/status*       dpkg's books, written with each package; packages are compared by themselves
+#   /var/lib/dpkg/available*    the same
+#   /var/lib/dpkg/triggers/*    what waited for a trigger, of any package
+#   /var/log/*                  what has happened
 listing() {
-	find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /run -o -path /tmp -o -path "$state" -o -path /var/cache \
-		-o -path /var/lib/apt -o -path /var/log/apt -o -path /var/log/dpkg.log -o -path /var/log/alternatives.log \
-		\) -prune -o -print | sort
+	set -- "(" -path /proc -o -path /sys -o -path /dev -o -path /run -o -path /tmp -o -path "$state" -o -path /var/cache \
+		-o -path /var/lib/apt -o -path /var/log/apt -o -path /var/log/dpkg.log -o -path /var/log/alternatives.log ")" -prune
+	{
+		find / -xdev "$@" -o -printf '%p %M %U:%G %l\n'
+		find / -xdev "$@" -o -type f ! -path /etc/ld.so.cache ! -path '/var/lib/dpkg/status*' \
+			! -path '/var/lib/dpkg/available*' ! -path '/var/lib/dpkg/triggers/*' ! -path '/var/log/*' \
+			-exec sha256sum {} +
+	} | sort
+}
+
+# Ours of which there is more to purge.
+left() {
+	dpkg-query -W -f '${db:Status-Status} ${Package}\n' | sed -n 's/^config-files //p'
 }
 
 # Packages of an earlier version: these, with `~before` behind their versions.
@@ -147,7 +163,7 @@ remove)
 	;;
 purge)
 	# Of packages without files of configuration nothing is known any more.
-	apt-get purge -y $(dpkg-query -W -f '${db:Status-Status} ${Package}\n' | sed -n 's/^config-files //p')
+	apt-get purge -y $(left)
 	dpkg-query -W -f '${Package} ${db:Status-Status}\n' | diff "$state/packages" - ||
 		fail "packages are not as before"
 	listing > "$state/after"
@@ -196,6 +212,25 @@ swap)
 	[ "$(sql "$MAJOR/main" -c "SELECT '$again'::pg_lsn > '$first'")" = t ] || fail "the old map is trusted ($first, $again)"
 	grep -q 'ptrack init: map file .* does not know all that has happened' \
 		"/var/log/postgresql/postgresql-$MAJOR-main.log" || fail "the log does not say why the map was refused"
+	# back for good: what ours has left is purged, and the plain server's cluster is not
+	pg_conftool "$MAJOR" main remove shared_preload_libraries
+	install "$PLAIN"/*.deb
+	runs_on plain 2000
+	left | grep -qx "postgresql-${MAJOR}pt" || fail "nothing of ours is left to be purged"
+	apt-get purge -y $(left)
+	runs_on plain 2000
+	# where no other server has the cluster, it is kept by an answer given beforehand
+	install $PACKAGES
+	runs_on ours 2000
+	echo "postgresql-${MAJOR}pt postgresql-${MAJOR}pt/postrm_purge_data boolean false" | debconf-set-selections
+	apt-get purge -y $(names $PACKAGES)
+	[ ! -e "/usr/lib/postgresql/$MAJOR/bin/postgres" ] || fail "the server's program is still there"
+	for kept in "/etc/postgresql/$MAJOR/main/postgresql.conf" "/var/lib/postgresql/$MAJOR/main/PG_VERSION" \
+		"/var/log/postgresql/postgresql-$MAJOR-main.log"; do
+		[ -e "$kept" ] || fail "$kept was not kept, though that was answered"
+	done
+	install "$PLAIN"/*.deb
+	runs_on plain 2000
 	;;
 *)
 	fail "what is $1?"
