@@ -5,7 +5,8 @@
 #
 # In the environment: MAJOR; PREVIOUS, the major to come from, or nothing; PACKAGES and PREVIOUS_PACKAGES, the
 # files to install; TRACKING, the test of the extension's package; PLAIN, where the distribution's own packages of
-# the major lie. What has to be remembered is in /var/tmp/verify.
+# the major lie; REPOSITORY, a repository of them, SOURCES, how apt is told of it, and SERVE, a server for it.
+# What has to be remembered is in /var/tmp/verify.
 set -eu
 export LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive
 cd /
@@ -92,6 +93,15 @@ runs_on() {
 	[ "$(sql "$MAJOR/main" -c 'SELECT count(*) FROM kept')" = "$2" ] || fail "rows are missing on $1"
 }
 
+# Our server's first cluster gets the extension.
+extension() {
+	sql "$MAJOR/main" -c 'CREATE SCHEMA ptrack'
+	pg_conftool "$MAJOR" main set ptrack.map_size 16MB
+	pg_conftool "$MAJOR" main set shared_preload_libraries ptrack
+	pg_ctlcluster "$MAJOR" main restart
+	sql "$MAJOR/main" -c 'CREATE EXTENSION ptrack SCHEMA ptrack'
+}
+
 tracked() {
 	pg_conftool "$MAJOR" main set shared_preload_libraries ptrack
 	pg_ctlcluster "$MAJOR" main restart
@@ -172,6 +182,28 @@ purge)
 		fail "files are not as before"
 	}
 	;;
+repo)
+	# In a container of its own, with nothing of ours but the repository, which is used as `repo` says.
+	services
+	server=$(perl "$SERVE" "$REPOSITORY")
+	trap 'kill "${server#* }" || true' EXIT
+	url=http://127.0.0.1:${server% *}
+	echo 'Acquire::http::Proxy::127.0.0.1 "DIRECT";' > /etc/apt/apt.conf.d/99verify
+	mkdir -p /etc/apt/keyrings
+	/usr/lib/apt/apt-helper download-file "$url/ptrack.asc" /etc/apt/keyrings/ptrack.asc
+	chmod 644 /etc/apt/keyrings/ptrack.asc
+	sed "s|URL|$url|" "$SOURCES" > /etc/apt/sources.list.d/ptrack.sources
+	# The distribution cannot be asked again; what apt knows of its packages stays, the plain server among them.
+	apt-get update -o Dir::Etc::sourcelist=/etc/apt/sources.list.d/ptrack.sources -o Dir::Etc::sourceparts=- \
+		-o APT::Get::List-Cleanup=false -o APT::Update::Error-Mode=any
+	install "postgresql-$MAJOR-ptrack"
+	for name in "postgresql-${MAJOR}pt" "postgresql-$MAJOR-ptrack"; do
+		[ "$(dpkg-query -W -f '${db:Status-Status}' "$name")" = installed ] || fail "$name was not installed"
+	done
+	[ "$(status "$MAJOR" main)" = online ] || fail "no cluster $MAJOR/main was made and started"
+	extension
+	[ "$(sql "$MAJOR/main" -c "SELECT ptrack.ptrack_init_lsn() <> '0/0'")" = t ] || fail "nothing is tracked"
+	;;
 swap)
 	# In a container of its own, with the plain server's packages at hand.
 	services
@@ -193,11 +225,7 @@ swap)
 	cat "$state/said"
 	grep -q "note: do not purge postgresql-$MAJOR now" "$state/said" || fail "nothing was said of purging"
 	runs_on ours 1000
-	sql "$MAJOR/main" -c 'CREATE SCHEMA ptrack'
-	pg_conftool "$MAJOR" main set ptrack.map_size 16MB
-	pg_conftool "$MAJOR" main set shared_preload_libraries ptrack
-	pg_ctlcluster "$MAJOR" main restart
-	sql "$MAJOR/main" -c 'CREATE EXTENSION ptrack SCHEMA ptrack'
+	extension
 	first=$(tracked)
 	# back, with what the documentation says, and something written meanwhile
 	pg_conftool "$MAJOR" main remove shared_preload_libraries
