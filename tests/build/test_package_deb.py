@@ -410,6 +410,16 @@ def test_only_a_directory_of_root_s_own_is_recommended(scripts: Scripts, foreign
     assert ("old-bindir" in done.stderr) is not foreign
 
 
+@pytest.mark.parametrize("word", ["configure", "abort-upgrade", "abort-remove"])
+def test_servers_start_again_also_where_an_upgrade_was_called_off(
+    scripts: Scripts, word: str
+) -> None:
+    scripts.installed("202406281-1700")
+    scripts.program("/bin/invoke-rc.d", 'echo "$@"')
+    done = scripts.run("postinst", word, "17.1-1")
+    assert (done.returncode, done.stdout) == (0, "postgresql start 17\n"), done.stderr
+
+
 @pytest.mark.parametrize("words", [("install",), ("upgrade", "17.1-1")])
 def test_where_there_is_nothing_to_keep_preinst_does_nothing(
     scripts: Scripts, words: tuple[str, ...]
