@@ -59,7 +59,7 @@ OPTIONAL: Final = {
 }  # fmt: skip
 
 #: Control file versions of majors up to 16: postgresql-common does not append these where it notes
-#: the catalogs' version. (From 249 on; 248 appends none, and looks for it in vain where we do.)
+#: the catalogs' version; 248 appends none at all.
 BARE_CATVERSIONS: Final = {"960", "1002", "1100", "1201", "1300"}
 
 

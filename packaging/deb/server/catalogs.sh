@@ -1,5 +1,5 @@
-{#- Clusters of the major with catalogs of another version (as between betas) need pg_upgrade, and that the
-    programs that made them. postgresql-common's scripts keep these, too, but in /var/tmp, and 248 not where the
+{#- Clusters of the major with catalogs of another version (as between betas) need pg_upgrade, and that
+    needs the programs that made them. postgresql-common's scripts keep these, too, but in /var/tmp, and 248 not where the
     version that it finds noted has the control file's behind it. -#}
 controldata=/usr/lib/postgresql/{{ major }}/bin/pg_controldata
 programs=/var/lib/{{ server }}
