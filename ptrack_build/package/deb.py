@@ -58,7 +58,8 @@ OPTIONAL: Final = {
     "selinux": 0,
 }  # fmt: skip
 
-#: Control file versions of majors up to 15: postgresql-common does not append these.
+#: Control file versions of majors up to 16: postgresql-common does not append these where it notes
+#: the catalogs' version; 248 appends none at all.
 BARE_CATVERSIONS: Final = {"960", "1002", "1100", "1201", "1300"}
 
 
@@ -77,8 +78,9 @@ class Facts:
     """What the templates are rendered with: all that a debian/ depends on.
 
     major: a number; upstream: PostgreSQL's version as Debian writes it; minor: the oldest server
-    that the extension may run on; llvm: the major of LLVM for just-in-time compilation, 0 for none;
-    without: others of OPTIONAL that are left out; epoch: seconds since 1970, of the source.
+    that the extension may run on; catalog, control: versions of catalogs and control file; llvm:
+    the major of LLVM for just-in-time compilation, 0 for none; without: others of OPTIONAL that are
+    left out; epoch: seconds since 1970, of the source.
     """
 
     major: int
@@ -88,7 +90,8 @@ class Facts:
     extension_version: str
     project: str
     abi: int
-    catversion: str
+    catalog: str
+    control: str
     llvm: int
     without: tuple[str, ...]
     cflags: tuple[str, ...]
@@ -124,6 +127,12 @@ class Facts:
         return f"postgresql-{self.major}-ptrack"
 
     @property
+    def catversion(self) -> str:
+        """The catalogs' version as postgresql-common notes it: 202406281-1700, 202307071."""
+        bare = self.control in BARE_CATVERSIONS
+        return self.catalog if bare else f"{self.catalog}-{self.control}"
+
+    @property
     def languages(self) -> tuple[Language, ...]:
         """PL/Perl, PL/Python and PL/Tcl."""
         titles = {"plperl": "PL/Perl", "plpython": "PL/Python 3", "pltcl": "PL/Tcl"}
@@ -156,6 +165,7 @@ class Facts:
             "client": self.client,
             "dev": self.dev,
             "extension": self.extension,
+            "catversion": self.catversion,
             "languages": self.languages,
             "features": self.features,
             "client_programs": CLIENT_PROGRAMS,
@@ -182,8 +192,6 @@ def facts(tree: PatchedTree, system: System, *, llvm: int, without: tuple[str, .
     source = tree.source
     snapshot = making.snapshot(source, making.epoch(tree))
     upstream = making.sortable(source.version) + (f"+git{snapshot}" if snapshot else "")
-    catalog = making.defined(tree, "src/include/catalog/catversion.h", "CATALOG_VERSION_NO")
-    control = making.defined(tree, "src/include/catalog/pg_control.h", "PG_CONTROL_VERSION")
     return Facts(
         major=source.major.number,
         upstream=upstream,
@@ -192,7 +200,8 @@ def facts(tree: PatchedTree, system: System, *, llvm: int, without: tuple[str, .
         extension_version=f"{__version__}+pg{upstream}-1+{system.tag}",
         project=__version__,
         abi=making.abi(tree),
-        catversion=catalog if control in BARE_CATVERSIONS else f"{catalog}-{control}",
+        catalog=making.defined(tree, "src/include/catalog/catversion.h", "CATALOG_VERSION_NO"),
+        control=making.defined(tree, "src/include/catalog/pg_control.h", "PG_CONTROL_VERSION"),
         llvm=llvm,
         without=without,
         cflags=source.major.cflags,
@@ -356,11 +365,11 @@ def build(
     slot = making.slot("deb", tree.source.major)
     _ensure(controls, slot, where)
     known = facts(tree, system, llvm=_llvm(where) if jit else 0, without=left_out)
-    builders = making.installed_debs(
+    builders = making.builder_debs(
         [*needed(controls), "gcc", "g++", "binutils", "libc6-dev", "dpkg-dev", "make", "debhelper"],
         where,
     )
-    server = _server_job(tree, known, slot, builders, where)
+    server = _server_job(tree, known, slot, system.architecture, builders, where)
     module = _extension_job(known, slot, server, extension)
     return making.finished(system, tree, (server, module), _make, _made_of(tree, known, builders))
 
@@ -373,12 +382,17 @@ def _made_of(tree: PatchedTree, known: Facts, builders: Mapping[str, str]) -> di
 
 
 def _server_job(
-    tree: PatchedTree, known: Facts, slot: str, builders: Mapping[str, str], where: Place
+    tree: PatchedTree,
+    known: Facts,
+    slot: str,
+    architecture: str,
+    builders: Mapping[str, str],
+    where: Place,
 ) -> _Job:
     debian = render("server", known)
     plans = edits.load(TEMPLATES / "core", tree.source.major)
     key = cache.digest(
-        FORMAT, "server", tree.source.digest, tree.patch_digest, edits.digest(plans),
+        FORMAT, "server", architecture, tree.source.digest, tree.patch_digest, edits.digest(plans),
         json.dumps(debian, sort_keys=True), json.dumps(dict(builders), sort_keys=True),
         _build_flags(where),
     )  # fmt: skip
@@ -387,6 +401,7 @@ def _server_job(
         name=known.server,
         version=known.version,
         key=key,
+        architecture=architecture,
         place=cache.directory("build", slot) / "server",
         log=cache.directory("log") / f"{slot}.log",
         where=where,
@@ -407,6 +422,7 @@ def _extension_job(known: Facts, slot: str, server: _Job, extension: Path) -> _J
         name=known.extension,
         version=known.extension_version,
         key=key,
+        architecture=server.architecture,
         place=place,
         log=cache.directory("log") / f"{slot}-extension.log",
         where=server.where,

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 FREE_MB: Final = 3000
 _KEPT: Final = "packages.json"
+NEUTRAL: Final = ("all", "noarch", "src")  # architectures of packages that fit any
 MAINTAINER: Final = "The ptrack developers <maintainers@ptrack.example>"
 
 # ---- facts of a source
@@ -168,6 +169,54 @@ def installed_debs(names: Iterable[str], where: Place = HERE) -> dict[str, str]:
     return {row[0]: row[1] for row in sorted(rows) if len(row) == 3 and row[2] == "installed"}
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Deb:
+    """An installed package. chooses: whether it does nothing but depend on those of a version."""
+
+    version: str
+    chooses: bool
+    depends: frozenset[str]
+
+
+def builder_debs(names: Collection[str], where: Place = HERE) -> dict[str, str]:
+    """Versions of Debian's packages of these names, and of what does their work.
+
+    gcc, llvm-dev or python3-dev only choose a version: they come of sources named *-defaults, with
+    versions of their own. They are looked through, until nothing new is found. Of all packages
+    found, those that they depend on are listed with them: what compiles is in some of these
+    (gcc-14-x86-64-linux-gnu), and so is what is linked (libssl3, libllvm14).
+    """
+    found = _debs(names, where)
+    asked = {*found}
+    while (
+        more := {name for each in found.values() if each.chooses for name in each.depends} - asked
+    ):
+        asked |= more
+        found |= _debs(more, where)
+    found |= _debs({name for each in found.values() for name in each.depends} - asked, where)
+    return {name: each.version for name, each in sorted(found.items())}
+
+
+def _debs(names: Collection[str], where: Place) -> dict[str, _Deb]:
+    """Those that are installed."""
+    if not names:
+        return {}  # dpkg-query would list all
+    fields = "${Package} ${Version} ${db:Status-Status} ${source:Package} ${Depends}\n"
+    listed = where.call(
+        ["dpkg-query", "-W", "-f", fields, *sorted(names)], capture=True, quiet=True, check=False
+    ).stdout
+    found = {}
+    for line in listed.splitlines():
+        name, version, status, source, depends = [*line.split(" ", 4), "", "", "", ""][:5]
+        if status == "installed":
+            each = re.split(r"[,|]", re.sub(r"\([^)]*\)", "", depends))
+            plain = {word.strip().partition(":")[0] for word in each} - {""}
+            found[name] = _Deb(
+                version=version, chooses=source.endswith("-defaults"), depends=frozenset(plain)
+            )
+    return found
+
+
 def tag(about: Mapping[str, str], where: Place = HERE) -> str:
     """What ends a package's version on a system of apt's: deb12, ubuntu24.04, deb14~sid.
 
@@ -213,15 +262,16 @@ def environment(
 class Job:
     """One source package about to be built, or found done.
 
-    key: over all that goes into it; place: the directory it is built in, the same each time, for
-    the compiler cache's sake; where: this machine or a container; provide: puts the sources into
-    a directory below place.
+    key: over all that goes into it; architecture: of its packages, as System has it; place: the
+    directory it is built in, the same each time, for the compiler cache's sake; where: this machine
+    or a container; provide: puts the sources into a directory below place.
     """
 
     kind: Literal["deb", "rpm"]
     name: str
     version: str
     key: str
+    architecture: str
     place: Path
     log: Path
     where: Place
@@ -277,12 +327,16 @@ class Bench:
     def keep(self, files: Iterable[Path], describe: Callable[[Path], Package]) -> None:
         """Put the packages to where the key says, each described.
 
-        Raises PackageError where there are none.
+        Raises PackageError where there are none, or one is for another architecture.
         """
         found = []
         for file in sorted(files):
             shutil.copyfile(file, self._scratch / file.name)
             found.append(describe(file))
+            if found[-1].architecture not in {self.job.architecture, *NEUTRAL}:
+                what = f"{file.name} is of architecture {found[-1].architecture}"
+                what += f", and not {self.job.architecture} as {self.job.where.name} is"
+                raise PackageError(what, log=self.job.log, hint="read the log")
         if not found:
             what = f"{self.job.name}: no package was made"
             raise PackageError(what, log=self.job.log, hint="read the log")

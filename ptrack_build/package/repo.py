@@ -137,6 +137,17 @@ def make(dist: Path = DIST, *, unsigned: bool = False) -> Path:
     return final
 
 
+def trial(place: Path, folder: Path, key: signing.Key) -> str:
+    """Put an apt repository of one directory of dist/ into a folder; how apt is told of it.
+
+    Raises PackageError where the directory is damaged, and CommandFailed.
+    """
+    made = _release(place)
+    _apt([made], folder / "apt", key)
+    key.export(folder / KEY_FILE)
+    return source(made.suite, unsigned=False)
+
+
 # ---- apt
 
 
@@ -227,17 +238,20 @@ def _yum(made: Sequence[Made], root: Path, key: signing.Key | None) -> None:
 # ---- what a machine is told
 
 
+def source(suite: str, *, unsigned: bool) -> str:
+    """What apt is told of a suite, URL standing for where the repository is served."""
+    trust = "Trusted: yes" if unsigned else "Signed-By: /etc/apt/keyrings/ptrack.asc"
+    return f"Types: deb\nURIs: URL/apt\nSuites: {suite}\nComponents: main\n{trust}\n"
+
+
 def usage(place: Path, *, unsigned: bool) -> str:
     """How a machine uses the repository, URL standing for where place is served."""
     parts = []
     for suite in sorted(path.name for path in place.glob("apt/dists/*")):
-        trust = "Trusted: yes" if unsigned else "Signed-By: /etc/apt/keyrings/ptrack.asc"
         fetch = f"curl -fsS URL/{KEY_FILE} -o /etc/apt/keyrings/ptrack.asc, and "
         parts.append(
             f"{suite}: {'' if unsigned else fetch}/etc/apt/sources.list.d/ptrack.sources:\n"
-            + textwrap.indent(
-                f"Types: deb\nURIs: URL/apt\nSuites: {suite}\nComponents: main\n{trust}", "    "
-            )
+            + textwrap.indent(source(suite, unsigned=unsigned).rstrip(), "    ")
         )
     for system in sorted(path.name for path in place.glob("yum/*")):
         checks = (

@@ -93,9 +93,7 @@ def key() -> Iterator[Key]:
             raise UsageError(what, hint="name a file with a secret key, or a key's fingerprint")
         yield _usable(named, None)
         return
-    # In the default place and not below the cache: an agent's socket needs a short path.
-    home = Path(tempfile.mkdtemp(prefix="ptrack-gpg-"))
-    try:
+    with _home() as home:
         env = {"GNUPGHOME": str(home), "LC_ALL": "C.UTF-8"}
         said: list[str] = []
         argv = [*_GPG, "--import", str(file)]
@@ -109,6 +107,25 @@ def key() -> Iterator[Key]:
             what = f"{file}, which {SETTING} names, has {len(primary)} secret keys"
             raise SigningError(what, hint="export the one that is meant")
         yield _usable("", home)
+
+
+@contextlib.contextmanager
+def throwaway() -> Iterator[Key]:
+    """A key for a trial, which is gone afterwards. Raises CommandFailed where gpg makes none."""
+    with _home() as home:
+        argv = [*_GPG, "--pinentry-mode", "loopback", "--passphrase", "",
+                "--quick-generate-key", "a trial of packages", "ed25519", "sign", "1d"]  # fmt: skip
+        call(argv, env={"GNUPGHOME": str(home), "LC_ALL": "C.UTF-8"}, quiet=True)
+        yield _usable("", home)
+
+
+@contextlib.contextmanager
+def _home() -> Iterator[Path]:
+    """A GNUPGHOME that ends with its agent."""
+    # In the default place and not below the cache: an agent's socket needs a short path.
+    home = Path(tempfile.mkdtemp(prefix="ptrack-gpg-"))
+    try:
+        yield home
     finally:
         call(["gpgconf", "--homedir", str(home), "--kill", "all"], quiet=True, check=False,
              capture=True)  # fmt: skip

@@ -4,7 +4,7 @@
 
 For each system there is a container without network for each major. Everything but our own packages
 is installed before, into an image that is kept; what the packages leave behind when they are purged
-is what a list of all files has more, or less, than before. The steps are shell, in
+is what a list of all files has more, less, or otherwise than before. The steps are shell, in
 packaging/deb/verify, and the test that packages bring along for autopkgtest is one of them. Before
 them the system's own lintian looks at the packages; after them, where the system has a plain server
 of that major, a cluster goes from that one to ours, back and forth.
@@ -17,24 +17,35 @@ import json
 import re
 import time
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ptrack_build import cache, report
+from ptrack_build import cache, host, report
 from ptrack_build.container import Reference, box
 from ptrack_build.container import image as images
 from ptrack_build.errors import CommandFailed, HostError, PtrackError, UsageError
-from ptrack_build.package import DIST, MANIFEST, SUMS, PackageError, deb, making, sha256
+from ptrack_build.package import (
+    DIST,
+    MANIFEST,
+    SUMS,
+    PackageError,
+    deb,
+    making,
+    repo,
+    sha256,
+    signing,
+)
 from ptrack_build.progress import say, step
 from ptrack_build.source.base import version_key
 from ptrack_build.suite import results
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from docker import DockerClient
 
 STEPS: Final = deb.TEMPLATES / "verify" / "steps.sh"
+SERVE: Final = deb.TEMPLATES / "verify" / "serve.pl"
 TRACKING: Final = deb.TEMPLATES / "extension" / "tests" / "tracking.j2"
 
 #: The steps in order; but for the first, what a step does is in steps.sh.
@@ -46,9 +57,10 @@ ORDER: Final = {
     "upgradecluster": "from the previous major, by dump and by pg_upgrade",
     "remove": "clusters are stopped and kept",
     "purge": "nothing is left",
-    "swap": "a cluster of the plain server runs on ours, back, and forth",
+    "repo": "from a signed repository, by name",
+    "swap": "a cluster of the plain server runs on ours, back, and forth; purges spare it",
 }
-APART: Final = ("lint", "swap")  # not in the one container that all others are in, in turn
+APART: Final = ("lint", "repo", "swap")  # not in the one container that all others are in, in turn
 PLAIN: Final = "/var/cache/ptrack-plain"
 
 
@@ -279,6 +291,7 @@ def one(client: DockerClient, each: Published, before: Published | None) -> repo
         course.take("lint", lambda: _lint(client, base, each, opened, log))
         with opened(image) as container:
             _in_turn(course, container, before, env)
+        _from_repository(course, each, lambda: opened(image), env)
         if not plain.packages:
             course.skip("swap", plain.why)
         else:
@@ -305,6 +318,29 @@ def _in_turn(
             for later in names[at + 1 :]:
                 course.skip(later, f"{name} failed")
             return
+
+
+def _from_repository(
+    course: _Course,
+    each: Published,
+    opened: Callable[[], contextlib.AbstractContextManager[box.Box]],
+    env: Mapping[str, str],
+) -> None:
+    """Install from a repository of the packages, signed with a key that is made for that."""
+    try:
+        host.ensure(["gpg", "apt-ftparchive"])
+    except HostError as error:
+        course.skip("repo", error.what)
+        return
+
+    def used() -> None:
+        with signing.throwaway() as key:
+            said = repo.trial(each.folder, Path(env["REPOSITORY"]), key)
+        Path(env["SOURCES"]).write_text(said, encoding="utf-8")
+        with opened() as container:
+            container.call(["sh", env["STEPS"], "repo"], env=env, log=course.log)
+
+    course.take("repo", used)
 
 
 def _lint(
@@ -341,7 +377,8 @@ def _prepared(
         text = making.rendered(TRACKING, {"major": each.number}, "deb.Facts")
         tracking.write_text(text, encoding="utf-8")
         tracking.chmod(0o755)
-        (work / "steps.sh").write_text(STEPS.read_text(encoding="utf-8"), encoding="utf-8")
+        for file in (STEPS, SERVE):
+            (work / file.name).write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
         folders = [work, each.folder, *([before.folder] if before else [])]
         env = {
             "MAJOR": str(each.number),
@@ -349,7 +386,10 @@ def _prepared(
             "PREVIOUS": str(before.number) if before else "",
             "PREVIOUS_PACKAGES": " ".join(map(str, before.packages())) if before else "",
             "PLAIN": PLAIN,
-            "STEPS": str(work / "steps.sh"),
+            "REPOSITORY": str(work / "repository"),
+            "SERVE": str(work / SERVE.name),
+            "SOURCES": str(work / "ptrack.sources"),
+            "STEPS": str(work / STEPS.name),
             "TRACKING": str(tracking),
         }
         yield [box.Mount(path=folder) for folder in folders], env

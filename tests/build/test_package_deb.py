@@ -8,7 +8,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 import re
+import shutil
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -44,7 +46,8 @@ def facts_of(major: matrix.Major, *, llvm: int = 14, without: tuple[str, ...] = 
         extension_version=f"3.0.0+pg{major.number}.3-1+deb12",
         project="3.0.0",
         abi=7,
-        catversion="202406281-1700",
+        catalog="202406281",
+        control="1700",
         llvm=llvm,
         without=without,
         cflags=major.cflags,
@@ -257,6 +260,283 @@ def test_take_moves_what_matches_once(tmp_path: Path) -> None:
     assert not (tmp_path / "debian" / "tmp").exists() or not any(
         (tmp_path / "debian" / "tmp").iterdir()
     )
+
+
+# ---- maintainer scripts, run below a directory with programs that stand in for the system's
+
+
+TOOLS = (
+    "awk", "basename", "cat", "cp", "cut", "dirname", "grep", "id", "ls", "mkdir", "mktemp", "mv",
+    "rm", "rmdir", "sed", "sh", "sort", "stat", "tail", "touch",
+)  # fmt: skip
+
+
+class Scripts:
+    """The scripts of a server's package, with all their paths below a root."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.bin = root / "bin"
+        self.made = deb.render("server", facts_of(matrix.load().major("17")))
+        self.server = "/usr/lib/postgresql/17/bin"
+        for name in TOOLS:  # and no other program of this machine, whose clusters are not for tests
+            link = root / "tools" / name
+            link.parent.mkdir(exist_ok=True)
+            link.symlink_to(shutil.which(name) or name)
+        for name in ("dpkg-query", "dpkg", "invoke-rc.d", "systemctl", "update-alternatives"):
+            self.program(f"/bin/{name}", "exit 1" if name == "dpkg-query" else ":")
+        self.put("/usr/share/postgresql-common/maintscripts-functions", "exit 3\n")
+
+    def put(self, path: str, text: str = "") -> Path:
+        """A file below the root."""
+        file = self.root / path.lstrip("/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        return file
+
+    def program(self, path: str, text: str) -> None:
+        """A script below the root; those in /bin are found by name."""
+        self.put(path, f"#!/bin/sh\n{text}\n").chmod(0o755)
+
+    def cluster(self, name: str, catalog: str, control: str = "1700") -> Path:
+        """A cluster's data directory, with catalogs of that version."""
+        self.put(f"/etc/postgresql/17/{name}/postgresql.conf")
+        said = f"pg_control version number:            {control}\n"
+        said += f"Catalog version number:               {catalog}\n"
+        return self.put(f"/var/lib/postgresql/17/{name}/said", said).parent
+
+    def installed(self, catversion: str) -> None:
+        """A server that noted that version, with clusters' tools."""
+        self.program(f"{self.server}/pg_controldata", 'cat "$1/said"')
+        self.put("/usr/lib/postgresql/17/lib/plpgsql.so", catversion)
+        self.put("/usr/share/postgresql/17/catalog_version", f"{catversion}\n")
+        folder = self.root / "etc/postgresql/17"
+        listed = f"cd {folder} && for name in *; do echo 17 $name 5432 down postgres "
+        self.program(
+            "/bin/pg_lsclusters",
+            f"{listed}{self.root}/var/lib/postgresql/17/$name log; done\necho 16 main 1 down a b c",
+        )
+
+    def run(self, script: str, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run a script as dpkg does."""
+        text = self.made[f"postgresql-17pt.{script}"][0]
+        text = re.sub(r"(?<![\w$}/.])/(?=(?:usr|etc|var|run)\b)", f"{self.root}/", text)
+        file = self.put(f"/scripts/{script}", text)
+        env |= {"PATH": f"{self.bin}:{self.root}/tools", "TMPDIR": str(self.root / "bin")}
+        return subprocess.run(
+            ["/bin/sh", str(file), *words], env=env, text=True, check=False, capture_output=True
+        )
+
+    def left(self, path: str) -> list[str]:
+        """The files below a directory of the root."""
+        folder = self.root / path.lstrip("/")
+        files = (file for file in folder.rglob("*") if file.is_file())
+        return sorted(file.relative_to(folder).as_posix() for file in files)
+
+
+@pytest.fixture
+def scripts(tmp_path: Path) -> Scripts:
+    """The scripts of 17, which is of 202406281-1700."""
+    return Scripts(tmp_path)
+
+
+KEPT = "/var/lib/postgresql-17pt"
+OLD = "202404021"
+
+
+@pytest.mark.parametrize("noted", [OLD, f"{OLD}-1700"])  # postgresql-common notes the one or other
+def test_programs_that_clusters_need_are_kept_and_told_of(scripts: Scripts, noted: str) -> None:
+    scripts.installed(noted)
+    scripts.cluster("beta", OLD)
+    scripts.cluster("main", "202406281")
+    done = scripts.run("preinst", "upgrade", "17~beta1-1")
+    assert done.returncode == 0, done.stderr
+    kept = f"{KEPT}/{OLD}-1700"
+    assert scripts.left(KEPT) == [
+        f"{OLD}-1700/{file}"
+        for file in (
+            "lib/postgresql/17/bin/pg_controldata", "lib/postgresql/17/lib/plpgsql.so",
+            "share/postgresql/17/catalog_version",
+        )
+    ]  # fmt: skip
+    scripts.installed("202406281-1700")
+    done = scripts.run("postinst", "configure", "17~beta1-1")
+    assert done.returncode == 0, done.stderr
+    assert f"cluster 17/beta has catalogs of version {OLD}-1700" in done.stderr
+    assert f"--old-bindir={scripts.root}{kept}/lib/postgresql/17/bin 17 beta.old" in done.stderr
+    assert "17/main" not in done.stderr
+    # what is kept is of the first server that was replaced, and is not written again
+    scripts.installed("202406281-1700")
+    assert scripts.run("preinst", "upgrade", "17.1-1").returncode == 0
+    held = scripts.root / kept.lstrip("/") / "share/postgresql/17/catalog_version"
+    assert held.read_text() == f"{noted}\n"
+
+
+def test_programs_of_other_catalogs_than_a_cluster_s_are_not_kept_for_it(scripts: Scripts) -> None:
+    scripts.installed("202406281-1700")
+    scripts.cluster("beta", OLD)
+    assert scripts.run("preinst", "upgrade", "17.1-1").returncode == 0
+    assert scripts.left(KEPT) == []
+    done = scripts.run("postinst", "configure", "17.1-1")
+    assert f"cluster 17/beta has catalogs of version {OLD}-1700" in done.stderr
+    assert "old-bindir" not in done.stderr
+
+
+def test_a_changed_control_file_counts_though_the_catalogs_are_the_same(scripts: Scripts) -> None:
+    scripts.installed("202406281-1600")
+    scripts.cluster("main", "202406281", "1600")
+    assert scripts.run("preinst", "upgrade", "17~beta1-1").returncode == 0
+    assert len(scripts.left(KEPT)) == 3
+
+
+def test_nothing_is_installed_over_programs_that_cannot_be_kept(scripts: Scripts) -> None:
+    scripts.installed(f"{OLD}-1700")
+    scripts.cluster("beta", OLD)
+    scripts.program("/bin/cp", "exit 1")
+    done = scripts.run("preinst", "upgrade", "17~beta1-1")
+    assert done.returncode == 1
+    assert "error: they could not be kept" in done.stderr
+    assert scripts.left(KEPT) == []
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_only_a_directory_of_root_s_own_is_recommended(scripts: Scripts, foreign: bool) -> None:
+    scripts.installed("202406281-1700")
+    scripts.cluster("beta", OLD)
+    scripts.put(f"{KEPT}/{OLD}-1700/lib/postgresql/17/bin/postgres")
+    if foreign:
+        scripts.program("/bin/stat", f"echo {os.getuid() + 1}")
+    done = scripts.run("postinst", "configure", "17.1-1")
+    assert ("old-bindir" in done.stderr) is not foreign
+
+
+@pytest.mark.parametrize("word", ["configure", "abort-upgrade", "abort-remove"])
+def test_servers_start_again_also_where_an_upgrade_was_called_off(
+    scripts: Scripts, word: str
+) -> None:
+    scripts.installed("202406281-1700")
+    scripts.program("/bin/invoke-rc.d", 'echo "$@"')
+    done = scripts.run("postinst", word, "17.1-1")
+    assert (done.returncode, done.stdout) == (0, "postgresql start 17\n"), done.stderr
+
+
+@pytest.mark.parametrize("words", [("install",), ("upgrade", "17.1-1")])
+def test_where_there_is_nothing_to_keep_preinst_does_nothing(
+    scripts: Scripts, words: tuple[str, ...]
+) -> None:
+    done = scripts.run("preinst", *words)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+#: debconf as a script sees it: what is asked is noted, and ANSWER is what it gets.
+CONFMODULE = """
+db_x_loadtemplatefile() { grep -q 'Template: postgresql-17pt/postrm_purge_data' "$1"; }
+db_input() { touch {{ROOT}}/asked; }
+db_go() { :; }
+db_get() { RET=$ANSWER; }
+db_purge() { :; }
+"""
+
+
+@pytest.fixture
+def removed(scripts: Scripts) -> Scripts:
+    """After removal: two clusters, a cluster of another major, kept programs; debconf is there."""
+    scripts.cluster("main", "202406281")
+    scripts.cluster("more", "202406281")
+    for path in ("/etc/postgresql/16/main/postgresql.conf", "/var/lib/postgresql/16/main/x",
+                 "/var/log/postgresql/postgresql-17-main.log",
+                 f"{KEPT}/{OLD}-1700/lib/postgresql/17/bin/postgres"):  # fmt: skip
+        scripts.put(path)
+    confmodule = CONFMODULE.replace("{{ROOT}}", str(scripts.root))
+    scripts.put("/usr/share/debconf/confmodule", confmodule)
+    folders = " ".join(f"{scripts.root}/{each}/postgresql/17/$3" for each in ("etc", "var/lib"))
+    scripts.program(
+        "/bin/pg_dropcluster",
+        f'[ "$1 $2" = "--stop-server 17" ] || exit 1\nrm -r {folders}\n'
+        f"rm -f {scripts.root}/var/log/postgresql/postgresql-17-$3.log",
+    )
+    return scripts
+
+
+def clusters(scripts: Scripts) -> list[str]:
+    """What there is of clusters, and of programs kept for them."""
+    left = [*scripts.left("/etc"), *scripts.left("/var")]
+    return [name for name in left if "16/main" not in name]
+
+
+def asked(scripts: Scripts) -> bool:
+    return (scripts.root / "asked").exists()
+
+
+def test_purging_drops_clusters_with_all_that_was_kept_for_them(removed: Scripts) -> None:
+    done = removed.run("postrm", "purge", ANSWER="true")
+    assert done.returncode == 0, done.stderr
+    assert asked(removed)
+    assert clusters(removed) == []
+    assert not (removed.root / "etc/postgresql/17").exists()
+    assert not (removed.root / "var/lib/postgresql/17").exists()
+    assert not (removed.root / KEPT.lstrip("/")).exists()
+    assert removed.left("/etc/postgresql/16") == ["main/postgresql.conf"]
+    assert removed.left("/var/lib/postgresql/16") == ["main/x"]
+    assert not list(removed.bin.glob("tmp.*"))
+
+
+def test_purging_keeps_clusters_where_that_was_answered(removed: Scripts) -> None:
+    before = clusters(removed)
+    done = removed.run("postrm", "purge", ANSWER="false")
+    assert done.returncode == 0, done.stderr
+    assert asked(removed)
+    assert clusters(removed) == before
+    assert "the clusters of PostgreSQL 17 are kept" in done.stderr
+    assert not list(removed.bin.glob("tmp.*"))
+
+
+def test_purging_keeps_clusters_where_the_question_cannot_be_put(removed: Scripts) -> None:
+    before = clusters(removed)
+    removed.put("/usr/share/debconf/confmodule", "db_x_loadtemplatefile() { return 1; }\n")
+    done = removed.run("postrm", "purge", ANSWER="true")
+    assert done.returncode == 0, done.stderr
+    assert clusters(removed) == before
+
+
+def test_purging_keeps_clusters_that_another_server_has(removed: Scripts) -> None:
+    removed.program(f"{removed.server}/postgres", ":")
+    before = clusters(removed)
+    done = removed.run("postrm", "purge", ANSWER="true")
+    assert done.returncode == 0, done.stderr
+    assert not asked(removed)
+    assert clusters(removed) == before
+
+
+def test_purging_drops_clusters_where_nothing_can_ask(removed: Scripts) -> None:
+    (removed.root / "usr/share/debconf/confmodule").unlink()
+    done = removed.run("postrm", "purge")
+    assert done.returncode == 0, done.stderr
+    assert clusters(removed) == []
+
+
+def test_purging_drops_clusters_without_postgresql_common(removed: Scripts) -> None:
+    """Also one that lies elsewhere; what another cluster's logs are called is no matter."""
+    (removed.bin / "pg_dropcluster").unlink()
+    elsewhere = removed.put("/srv/data/PG_VERSION").parent
+    conf = f"#data_directory = 'no'\ndata_directory = '{elsewhere}'\t# where\n"
+    removed.put("/etc/postgresql/17/more/postgresql.conf", conf)
+    removed.put("/var/log/postgresql/postgresql-16-main.log")
+    done = removed.run("postrm", "purge", ANSWER="true")
+    assert done.returncode == 0, done.stderr
+    assert not elsewhere.exists()
+    assert clusters(removed) == [
+        "lib/postgresql/17/more/said", "log/postgresql/postgresql-16-main.log",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("word", ["remove", "upgrade", "disappear", "abort-install"])
+def test_nothing_but_purging_touches_clusters(removed: Scripts, word: str) -> None:
+    before = clusters(removed)
+    done = removed.run("postrm", word, ANSWER="true")
+    assert done.returncode == 0, done.stderr
+    assert not asked(removed)
+    assert clusters(removed) == before
 
 
 # ---- facts

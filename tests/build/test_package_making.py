@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pwd
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from ptrack_build import host
-from ptrack_build.package import PackageError, making, rpm
+from ptrack_build.package import PackageError, deb, making, rpm
+from ptrack_build.package.place import HERE, Native
+from ptrack_build.run import Completed
 from tests.build import _packages
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Unpack
+
+    from ptrack_build.package import Package
+    from ptrack_build.run import How
     from tests.build._packages import Line
 
 
@@ -57,6 +65,52 @@ def test_a_tree_without_hooks_is_refused(tmp_path: Path) -> None:
     (tree.path / "src/include/storage/changetrack.h").write_text("")
     with pytest.raises(PackageError, match="does not define CHANGETRACK_ABI"):
         making.abi(tree)
+
+
+# ---- what compiles
+
+#: Debian's packages: name, version, state, source, what it depends on.
+INSTALLED = """\
+gcc 4:12.2.0-3 installed gcc-defaults cpp (= 4:12.2.0-3), gcc-12 (>= 12.2.0-1~)
+cpp 4:12.2.0-3 installed gcc-defaults cpp-12 (>= 12.2.0-1~)
+cpp-12 12.2.0-14 installed gcc-12 gcc-12-base (= 12.2.0-14), libmpc3 (>= 1.1.0)
+gcc-12 12.2.0-14 installed gcc-12 cpp-12 (= 12.2.0-14), libgcc-12-dev | libgcc-dev
+gcc-12-base 12.2.0-14 installed gcc-12
+libgcc-12-dev 12.2.0-14 installed gcc-12 gcc-12-base (= 12.2.0-14), libgomp1
+libgomp1 12.2.0-14 installed gcc-12 libc6 (>= 2.34)
+libmpc3 1.3.1 config-files mpclib3 libc6
+python3-dev 3.11.2-1 installed python3-defaults libpython3-dev (= 3.11.2-1), python3:any
+libpython3-dev 3.11.2-1 installed python3-defaults libpython3.11-dev (>= 3.11.2-1~)
+libpython3.11-dev 3.11.2-6 installed python3.11 libpython3.11 (= 3.11.2-6)
+libpython3.11 3.11.2-6 installed python3.11 libc6 (>= 2.36)
+python3 3.11.2-1 installed python3-defaults
+libssl-dev 3.0.19 installed openssl libssl3 (= 3.0.19)
+libssl3 3.0.19 installed openssl libc6 (>= 2.34)
+libc6 2.36-9 installed glibc
+"""
+
+
+class Debian(Native):
+    """A system with those packages."""
+
+    def call(self, argv: Sequence[str], **how: Unpack[How]) -> Completed:
+        """Answers dpkg-query."""
+        del how
+        names = argv[4:]
+        assert argv[0] == "dpkg-query"
+        assert names
+        rows = [row for row in INSTALLED.splitlines(True) if row.partition(" ")[0] in names]
+        return Completed(argv=tuple(argv), returncode=1, stdout="".join(rows))
+
+
+def test_what_compiles_is_told_by_the_packages_that_do_it() -> None:
+    """Through those that choose a version; of the others, what they directly depend on."""
+    found = making.builder_debs(["gcc", "python3-dev", "libssl-dev", "nothing"], Debian())
+    assert [*found] == [
+        "cpp", "cpp-12", "gcc", "gcc-12", "gcc-12-base", "libgcc-12-dev", "libpython3-dev",
+        "libpython3.11", "libpython3.11-dev", "libssl-dev", "libssl3", "python3", "python3-dev",
+    ]  # fmt: skip
+    assert found["gcc-12"] == "12.2.0-14"
 
 
 # ---- a build, of packages that take no time
@@ -150,6 +204,37 @@ def test_a_failure_leaves_nothing_and_tells_why(
     assert "No space left" in caught.value.what
     assert "free some space" in (caught.value.hint or "")
     assert line.left() == []
+
+
+def test_packages_for_another_architecture_are_not_kept(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever made them so; those for any are."""
+    module = {"deb": deb, "rpm": rpm}[line.kind]
+    described = module.described
+
+    def foreign(file: Path, *more: Any) -> Package:  # noqa: ANN401
+        made: Package = described(file, *more)
+        return dataclasses.replace(made, architecture="s390x")
+
+    monkeypatch.setattr(module, "described", foreign)
+    with pytest.raises(PackageError, match="is of architecture s390x, and not "):
+        line.built()
+    assert line.left() == []
+
+
+@_packages.with_dpkg
+def test_what_another_architecture_was_given_is_not_taken(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del own_cache
+    line = _packages.line("deb", tmp_path, monkeypatch)
+    keys = []
+    for architecture in ("amd64", "arm64"):
+        known = deb.facts(line.tree, _packages.system(architecture), llvm=0)
+        server = deb._server_job(line.tree, known, "deb-17", architecture, {}, HERE)
+        keys += [server.key, deb._extension_job(known, "deb-17", server, line.extension).key]
+    assert len(set(keys)) == 4
 
 
 def test_an_interruption_leaves_nothing(

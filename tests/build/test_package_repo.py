@@ -12,10 +12,13 @@ import http.server
 import json
 import os
 import shutil
+import signal
 import subprocess
 import textwrap
 import threading
 import time
+import urllib.error
+import urllib.request
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +38,7 @@ from ptrack_build.package import (
     repo,
     rpm,
     signing,
+    verify,
 )
 from ptrack_build.package import described as described_deb
 from tests.build.test_package import MADE_OF, SYSTEM
@@ -212,6 +216,38 @@ def test_apt_installs_from_it_and_refuses_what_was_altered(tmp_path: Path, key: 
         done = fresh("update")
         assert done.returncode != 0
         assert "mismatch" in done.stdout or "unexpected size" in done.stdout
+
+
+def test_what_verify_packages_serves_is_what_apt_takes(tmp_path: Path, own_cache: Path) -> None:
+    """A repository of one directory, a key for the trial, a server of a few lines."""
+    del own_cache
+    dist = debs(tmp_path, tmp_path / "dist", "17.2-1+a~b")
+    place = tmp_path / "repository"
+    with signing.throwaway() as key:
+        said = repo.trial(dist, place, key)
+    assert not (key.home or place).exists()
+    process = ""
+    try:
+        port, process = run("perl", verify.SERVE, place).stdout.split()
+        address = f"http://127.0.0.1:{port}"
+        here = said.replace("URL", address)
+        here = here.replace("/etc/apt/keyrings/ptrack.asc", str(place / repo.KEY_FILE))
+        system = apt(tmp_path / "apt", here)
+        done = system("update", "-o", f"Dir::Etc::sourcelist={tmp_path}/apt/etc/sources.list.d/"
+                      "ptrack.sources", "-o", "Dir::Etc::sourceparts=-",
+                      "-o", "APT::Get::List-Cleanup=false")  # fmt: skip
+        assert done.returncode == 0, done.stdout
+        assert "W:" not in done.stdout
+        done = system("download", "greeting")
+        assert done.returncode == 0, done.stdout
+        (file,) = (system.root / "work").glob("greeting_*.deb")
+        assert file.read_bytes() == next((place / "apt" / "pool").rglob("*.deb")).read_bytes()
+        for path in ("/nothing", "/apt", "/../repository/ptrack.asc"):
+            with pytest.raises(urllib.error.HTTPError, match="404"):
+                urllib.request.urlopen(f"{address}{path}", timeout=30)
+    finally:
+        if process:
+            os.kill(int(process), signal.SIGTERM)
 
 
 def test_apt_refuses_another_key_and_an_altered_release(

@@ -6,15 +6,27 @@ import contextlib
 import hashlib
 import json
 import os
+import re
+import socket
 import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
-from ptrack_build import matrix, report
+from ptrack_build import host, matrix, report
 from ptrack_build.container import engine
 from ptrack_build.errors import HostError, UsageError
-from ptrack_build.package import MANIFEST, SUMS, PackageError, deb, making, rpmroot, verify
+from ptrack_build.package import (
+    MANIFEST,
+    SUMS,
+    PackageError,
+    deb,
+    making,
+    repo,
+    rpmroot,
+    signing,
+    verify,
+)
 from tests.build._engine import FakeEngine, FakeImage
 
 if TYPE_CHECKING:
@@ -136,6 +148,9 @@ def fake(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
 
     monkeypatch.setattr(engine, "running", running)
     monkeypatch.setattr(verify, "results", lambda: own_cache)
+    monkeypatch.setattr(host, "ensure", lambda _needs: None)
+    monkeypatch.setattr(signing, "throwaway", contextlib.nullcontext)
+    monkeypatch.setattr(repo, "trial", lambda *_: "a source")
     return made
 
 
@@ -186,7 +201,7 @@ def test_a_step_that_fails_fails_the_session_and_ends_its_row(
     fake.ends("sh", "upgrade", "noise\nFAILED: the map did not survive\nmore noise\n")
     with pytest.raises(verify.VerifyFailed, match="debian-bookworm-amd64 17"):
         verify.verify(dist=tmp_path)
-    assert steps(fake) == ["lint", "install", "track", "upgrade", "swap"]
+    assert steps(fake) == ["lint", "install", "track", "upgrade", "repo", "swap"]
     said = capsys.readouterr().out
     assert "upgrade failed: the map did not survive" in said
     assert "skipped purge: upgrade failed" in said
@@ -204,6 +219,21 @@ def test_what_lintian_finds_fails_and_keeps_nothing_else_from_being_tried(
         verify.verify(dist=tmp_path)
     assert "lint failed: W: postgresql-17pt: no-manual-page" in capsys.readouterr().out
     assert steps(fake)[-1] == "swap"
+
+
+def test_a_machine_that_cannot_make_a_repository_skips_its_step(
+    tmp_path: Path, fake: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacks(_needs: list[str]) -> None:
+        what = "this machine lacks gpg"
+        raise HostError(what)
+
+    put(tmp_path, "17")
+    monkeypatch.setattr(host, "ensure", lacks)
+    (row,) = verify.verify(dist=tmp_path)
+    assert (row.status, row.failures) == ("passed", 0)
+    assert "skipped repo: this machine lacks gpg" in row.note
+    assert "repo" not in steps(fake)
 
 
 @pytest.mark.parametrize(
@@ -351,6 +381,193 @@ def test_each_step_is_one_that_the_script_knows(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 1
     assert "FAILED: what is nosuch?" in done.stderr
+
+
+# ---- steps, below a directory with programs that stand in for the system's
+
+
+def below(root: Path, text: str) -> str:
+    """A script whose paths begin at root."""
+    text = re.sub(r"(?<![\w$}*/.])/(?=(?:usr|etc|var|proc|sys|dev|run|tmp)\b)", f"{root}/", text)
+    return text.replace(f"{root}/dev/null", "/dev/null").replace("find / ", f"find {root} ")
+
+
+def listed(root: Path) -> list[str]:
+    """What steps.sh lists of a system."""
+    text = verify.STEPS.read_text()
+    function = text[text.index("listing() {") : text.index("\n}\n", text.index("listing() {"))]
+    script = below(root, f"state=/var/tmp/verify\n{function}\n}}\nlisting\n")
+    done = subprocess.run(["sh", "-euc", script], text=True, capture_output=True, check=True)
+    return done.stdout.splitlines()
+
+
+def test_a_change_of_any_kind_is_listed_and_what_changes_anyway_is_not(tmp_path: Path) -> None:
+    """Names and contents that purging has to bring back."""
+    legitimate = (
+        "etc/ld.so.cache", "var/lib/dpkg/status-old", "var/lib/dpkg/triggers/File",
+        "var/log/wtmp", "var/cache/x", "proc/x", "var/tmp/verify/before",
+    )  # fmt: skip
+    for name in ("etc/a conf", "etc/apt/apt.conf.d/02", "usr/bin/x", *legitimate):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("before")
+    link = tmp_path / "etc/alternative"
+    link.symlink_to("/one")
+    seen = [listed(tmp_path)]
+
+    def changed() -> list[str]:
+        seen.append(listed(tmp_path))
+        differing = set(seen[-1]) ^ set(seen[-2])
+        names = ("etc/a conf", "apt.conf.d/02", "usr/bin/x", "alternative", *legitimate)
+        return [name for name in names if any(f"/{name}" in line for line in differing)]
+
+    for name in legitimate:
+        (tmp_path / name).write_text("after")
+    assert changed() == []
+    (tmp_path / "etc/a conf").write_text("After.")
+    assert changed() == ["etc/a conf"]
+    (tmp_path / "etc/apt/apt.conf.d/02").chmod(0o600)
+    assert changed() == ["apt.conf.d/02"]
+    link.unlink()
+    link.symlink_to("/other")
+    assert changed() == ["alternative"]
+    (tmp_path / "usr/bin/x").unlink()
+    assert changed() == ["usr/bin/x"]
+
+
+#: Programs of a system on which servers can be swapped. Which one is installed is in `server`,
+#: whose configuration is left in `left`, how many rows there are in `rows`.
+SWAP = {
+    "apt-get": """case "$*" in
+*--assume-no*)
+    printf 'The following packages will be REMOVED:\n  postgresql-17\n0 upgraded\n'
+    exit 1 ;;
+*install*plain*)
+    [ ! -e server ] || [ "$(cat server)" = plain ] || echo postgresql-17pt > left
+    echo plain > server ;;
+*update*)
+    cd etc/apt/sources.list.d
+    at=$(sed -n 's/^URIs: //p' ptrack.sources)/dists/$(sed -n 's/^Suites: //p' ptrack.sources)
+    ../../../usr/lib/apt/apt-helper - "$at/InRelease" ../../../updated ;;
+*install*)
+    echo "$@" 'note: do not purge postgresql-17 now'
+    rm -f left
+    echo ours > server ;;
+*purge*postgresql-17pt*)
+    [ "$(cat server)" = plain ] || rm server
+    rm -f left
+    if [ "$SPOILT" = spares-nothing ] || [ ! -e server ] && ! grep -q 'boolean false' answers
+    then
+        rm -rf etc/postgresql/17 rows
+    fi ;;
+*) exit 9 ;;
+esac""",
+    "debconf-set-selections": 'if [ -z "${SPOILT:-}" ]; then cat > answers; else : > answers; fi',
+    "dpkg": "echo postgresql-17pt conflicts with postgresql-17",
+    "dpkg-deb": "echo postgresql-17pt",
+    "dpkg-query": """case "$*" in
+*Status}\\ postgresql-17pt) [ "${SPOILT:-}" = no-server ] || printf installed ;;
+*Status}\\ postgresql-*) printf installed ;;
+*) echo installed base; [ ! -e left ] || echo config-files "$(cat left)" ;;
+esac""",
+    "pg_conftool": "",
+    "pg_ctlcluster": "",
+    "pg_lsclusters": "[ ! -e server ] || [ ! -e rows ] || echo 17 main 5432 online",
+    "runuser": """case "$*" in
+*server_version*) [ "$(cat server)" = plain ] && echo 17.1 || echo '17.1 (17.1-1+ptrack3)' ;;
+*count*) cat rows ;;
+*data_directory*) echo "$PWD/var/lib/postgresql/17/main" ;;
+*'(1, 1000)'*) echo 1000 > rows ;;
+*'(1001, 2000)'*) echo 2000 > rows ;;
+*pg_lsn* | *'<>'*) echo t ;;
+*) echo 0/1 ;;
+esac""",
+}
+
+
+#: apt-helper download-file URL FILE
+FETCH = """#!/usr/bin/perl
+use HTTP::Tiny;
+my $got = HTTP::Tiny->new(proxy => undef, http_proxy => undef)->mirror(@ARGV[1, 2]);
+exit !$got->{success};
+"""
+SOURCE = "etc/apt/sources.list.d/ptrack.sources"
+
+
+def taken(root: Path, name: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """A step with those programs."""
+    files = {
+        "etc/postgresql/17/main/postgresql.conf": "",
+        "etc/apt/apt.conf.d/x": "",
+        "etc/apt/sources.list.d/x": "",
+        "usr/sbin/x": "",
+        "usr/lib/apt/apt-helper": FETCH,
+        "plain/postgresql-17.deb": "",
+        "var/lib/postgresql/17/main/PG_VERSION": "17",
+        "var/lib/postgresql/17/main/global/ptrack.map": "",
+        "var/log/postgresql/postgresql-17-main.log": (
+            "ptrack init: map file x does not know all that has happened"
+        ),
+        "var/tmp/x": "",
+        "steps": below(root, verify.STEPS.read_text()).replace("cd /\n", f"cd {root}\n"),
+        **{f"bin/{name}": f"#!/bin/sh\ncd {root}\n{text}\n" for name, text in SWAP.items()},
+    }
+    for path, text in files.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+    for program in (*(root / "bin").iterdir(), root / "usr/lib/apt/apt-helper"):
+        program.chmod(0o755)
+    env |= {"PATH": f"{root}/bin:{os.environ['PATH']}", "MAJOR": "17", "PACKAGES": "ours.deb"}
+    env |= {"PREVIOUS_PACKAGES": "", "PLAIN": f"{root}/plain"}
+    return subprocess.run(
+        ["sh", str(root / "steps"), name], env=env, text=True, capture_output=True, check=False
+    )
+
+
+def complaint(done: subprocess.CompletedProcess[str]) -> str:
+    """What a step says of its failure."""
+    said = [line for line in done.stderr.splitlines() if line.startswith("FAILED: ")]
+    assert done.returncode == len(said), done.stdout + done.stderr
+    return "".join(said)
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "why"),
+    [
+        ("", ""),
+        ("spares-nothing", "FAILED: 17/main does not run on plain"),
+        ("answers-are-lost", "main/postgresql.conf was not kept, though that was answered"),
+    ],
+)
+def test_a_swap_ends_with_a_cluster_that_purging_has_spared(
+    spoilt: str, why: str, tmp_path: Path
+) -> None:
+    said = complaint(taken(tmp_path, "swap", SPOILT=spoilt))
+    assert said.endswith(why)
+    assert bool(said) is bool(why)
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "why"), [("", ""), ("no-server", "FAILED: postgresql-17pt was not installed")]
+)
+def test_a_repository_is_served_and_used_as_it_is_said(
+    spoilt: str, why: str, tmp_path: Path
+) -> None:
+    for name in ("ptrack.asc", "apt/dists/bookworm/InRelease"):
+        (tmp_path / "repository" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "repository" / name).write_text(f"of {name}")
+    sources = tmp_path / "said"
+    sources.write_text(repo.source("bookworm", unsigned=False))
+    (tmp_path / "rows").write_text("0")
+    serve, place = str(verify.SERVE), str(tmp_path / "repository")
+    done = taken(tmp_path, "repo", SERVE=serve, REPOSITORY=place, SOURCES=str(sources),
+                 SPOILT=spoilt)  # fmt: skip
+    assert complaint(done) == why
+    assert (tmp_path / "etc/apt/keyrings/ptrack.asc").read_text() == "of ptrack.asc"
+    assert (tmp_path / "updated").read_text() == "of apt/dists/bookworm/InRelease"
+    assert "install -y --no-install-recommends postgresql-17-ptrack" in done.stdout
+    port = re.findall(r"127\.0\.0\.1:(\d+)/apt", (tmp_path / SOURCE).read_text())[0]
+    with pytest.raises(ConnectionRefusedError):  # the server ends with the step
+        socket.create_connection(("127.0.0.1", int(port)), timeout=30).close()
 
 
 # ---- the oracle that packages bring along

@@ -5,7 +5,8 @@
 #
 # In the environment: MAJOR; PREVIOUS, the major to come from, or nothing; PACKAGES and PREVIOUS_PACKAGES, the
 # files to install; TRACKING, the test of the extension's package; PLAIN, where the distribution's own packages of
-# the major lie. What has to be remembered is in /var/tmp/verify.
+# the major lie; REPOSITORY, a repository of them, SOURCES, how apt is told of it, and SERVE, a server for it.
+# What has to be remembered is in /var/tmp/verify.
 set -eu
 export LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive
 cd /
@@ -37,11 +38,27 @@ names() {
 	done
 }
 
-# All that is there, but for caches, logs of apt and dpkg, and what is mounted.
+# All that is there, with type and mode, owner, and where links point to; then the sum of what is in each file. But
+# for caches, logs of apt and dpkg, and what is mounted. What is in these files is left out, since it may differ:
+#   /etc/ld.so.cache            made anew by any package's trigger
+#   /var/lib/dpkg/status*       dpkg's books, written with each package; packages are compared by themselves
+#   /var/lib/dpkg/available*    the same
+#   /var/lib/dpkg/triggers/*    what waited for a trigger, of any package
+#   /var/log/*                  what has happened
 listing() {
-	find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /run -o -path /tmp -o -path "$state" -o -path /var/cache \
-		-o -path /var/lib/apt -o -path /var/log/apt -o -path /var/log/dpkg.log -o -path /var/log/alternatives.log \
-		\) -prune -o -print | sort
+	set -- "(" -path /proc -o -path /sys -o -path /dev -o -path /run -o -path /tmp -o -path "$state" -o -path /var/cache \
+		-o -path /var/lib/apt -o -path /var/log/apt -o -path /var/log/dpkg.log -o -path /var/log/alternatives.log ")" -prune
+	{
+		find / -xdev "$@" -o -printf '%p %M %U:%G %l\n'
+		find / -xdev "$@" -o -type f ! -path /etc/ld.so.cache ! -path '/var/lib/dpkg/status*' \
+			! -path '/var/lib/dpkg/available*' ! -path '/var/lib/dpkg/triggers/*' ! -path '/var/log/*' \
+			-exec sha256sum {} +
+	} | sort
+}
+
+# Ours of which there is more to purge.
+left() {
+	dpkg-query -W -f '${db:Status-Status} ${Package}\n' | sed -n 's/^config-files //p'
 }
 
 # Packages of an earlier version: these, with `~before` behind their versions.
@@ -74,6 +91,15 @@ runs_on() {
 	*) [ "$1" = plain ] || fail "the server is not ours" ;;
 	esac
 	[ "$(sql "$MAJOR/main" -c 'SELECT count(*) FROM kept')" = "$2" ] || fail "rows are missing on $1"
+}
+
+# Our server's first cluster gets the extension.
+extension() {
+	sql "$MAJOR/main" -c 'CREATE SCHEMA ptrack'
+	pg_conftool "$MAJOR" main set ptrack.map_size 16MB
+	pg_conftool "$MAJOR" main set shared_preload_libraries ptrack
+	pg_ctlcluster "$MAJOR" main restart
+	sql "$MAJOR/main" -c 'CREATE EXTENSION ptrack SCHEMA ptrack'
 }
 
 tracked() {
@@ -136,6 +162,8 @@ upgradecluster)
 		pg_dropcluster --stop "$PREVIOUS" "$cluster"
 		pg_dropcluster --stop "$MAJOR" "$cluster"
 	done
+	# what pg_upgradecluster writes down stays, with any packages
+	rm -rf /var/log/postgresql/pg_upgradecluster-*
 	;;
 remove)
 	apt-get remove -y $(names $PACKAGES $PREVIOUS_PACKAGES)
@@ -147,7 +175,7 @@ remove)
 	;;
 purge)
 	# Of packages without files of configuration nothing is known any more.
-	apt-get purge -y $(dpkg-query -W -f '${db:Status-Status} ${Package}\n' | sed -n 's/^config-files //p')
+	apt-get purge -y $(left)
 	dpkg-query -W -f '${Package} ${db:Status-Status}\n' | diff "$state/packages" - ||
 		fail "packages are not as before"
 	listing > "$state/after"
@@ -155,6 +183,28 @@ purge)
 		cat "$state/difference"
 		fail "files are not as before"
 	}
+	;;
+repo)
+	# In a container of its own, with nothing of ours but the repository, which is used as `repo` says.
+	services
+	server=$(perl "$SERVE" "$REPOSITORY")
+	trap 'kill "${server#* }" || true' EXIT
+	url=http://127.0.0.1:${server% *}
+	echo 'Acquire::http::Proxy::127.0.0.1 "DIRECT";' > /etc/apt/apt.conf.d/99verify
+	mkdir -p /etc/apt/keyrings
+	/usr/lib/apt/apt-helper download-file "$url/ptrack.asc" /etc/apt/keyrings/ptrack.asc
+	chmod 644 /etc/apt/keyrings/ptrack.asc
+	sed "s|URL|$url|" "$SOURCES" > /etc/apt/sources.list.d/ptrack.sources
+	# The distribution cannot be asked again; what apt knows of its packages stays, the plain server among them.
+	apt-get update -o Dir::Etc::sourcelist=/etc/apt/sources.list.d/ptrack.sources -o Dir::Etc::sourceparts=- \
+		-o APT::Get::List-Cleanup=false -o APT::Update::Error-Mode=any
+	install "postgresql-$MAJOR-ptrack"
+	for name in "postgresql-${MAJOR}pt" "postgresql-$MAJOR-ptrack"; do
+		[ "$(dpkg-query -W -f '${db:Status-Status}' "$name")" = installed ] || fail "$name was not installed"
+	done
+	[ "$(status "$MAJOR" main)" = online ] || fail "no cluster $MAJOR/main was made and started"
+	extension
+	[ "$(sql "$MAJOR/main" -c "SELECT ptrack.ptrack_init_lsn() <> '0/0'")" = t ] || fail "nothing is tracked"
 	;;
 swap)
 	# In a container of its own, with the plain server's packages at hand.
@@ -177,11 +227,7 @@ swap)
 	cat "$state/said"
 	grep -q "note: do not purge postgresql-$MAJOR now" "$state/said" || fail "nothing was said of purging"
 	runs_on ours 1000
-	sql "$MAJOR/main" -c 'CREATE SCHEMA ptrack'
-	pg_conftool "$MAJOR" main set ptrack.map_size 16MB
-	pg_conftool "$MAJOR" main set shared_preload_libraries ptrack
-	pg_ctlcluster "$MAJOR" main restart
-	sql "$MAJOR/main" -c 'CREATE EXTENSION ptrack SCHEMA ptrack'
+	extension
 	first=$(tracked)
 	# back, with what the documentation says, and something written meanwhile
 	pg_conftool "$MAJOR" main remove shared_preload_libraries
@@ -196,6 +242,25 @@ swap)
 	[ "$(sql "$MAJOR/main" -c "SELECT '$again'::pg_lsn > '$first'")" = t ] || fail "the old map is trusted ($first, $again)"
 	grep -q 'ptrack init: map file .* does not know all that has happened' \
 		"/var/log/postgresql/postgresql-$MAJOR-main.log" || fail "the log does not say why the map was refused"
+	# back for good: what ours has left is purged, and the plain server's cluster is not
+	pg_conftool "$MAJOR" main remove shared_preload_libraries
+	install "$PLAIN"/*.deb
+	runs_on plain 2000
+	left | grep -qx "postgresql-${MAJOR}pt" || fail "nothing of ours is left to be purged"
+	apt-get purge -y $(left)
+	runs_on plain 2000
+	# where no other server has the cluster, it is kept by an answer given beforehand
+	install $PACKAGES
+	runs_on ours 2000
+	echo "postgresql-${MAJOR}pt postgresql-${MAJOR}pt/postrm_purge_data boolean false" | debconf-set-selections
+	apt-get purge -y $(names $PACKAGES)
+	[ ! -e "/usr/lib/postgresql/$MAJOR/bin/postgres" ] || fail "the server's program is still there"
+	for kept in "/etc/postgresql/$MAJOR/main/postgresql.conf" "/var/lib/postgresql/$MAJOR/main/PG_VERSION" \
+		"/var/log/postgresql/postgresql-$MAJOR-main.log"; do
+		[ -e "$kept" ] || fail "$kept was not kept, though that was answered"
+	done
+	install "$PLAIN"/*.deb
+	runs_on plain 2000
 	;;
 *)
 	fail "what is $1?"
