@@ -113,9 +113,10 @@ def key() -> Iterator[Key]:
 def throwaway() -> Iterator[Key]:
     """A key for a trial, which is gone afterwards. Raises CommandFailed where gpg makes none."""
     with _home() as home:
-        argv = [*_GPG, "--pinentry-mode", "loopback", "--passphrase", "",
+        argv = [*_GPG, "--quiet", "--pinentry-mode", "loopback", "--passphrase", "",
                 "--quick-generate-key", "a trial of packages", "ed25519", "sign", "1d"]  # fmt: skip
-        call(argv, env={"GNUPGHOME": str(home), "LC_ALL": "C.UTF-8"}, quiet=True)
+        # what it tells of the files that it makes is nobody's concern
+        call(argv, env={"GNUPGHOME": str(home), "LC_ALL": "C.UTF-8"}, quiet=True, capture=True)
         yield _usable("", home)
 
 
