@@ -41,6 +41,7 @@ TEMPLATES: Final = REPO / "packaging" / "deb"
 EXTENSION: Final = REPO / "extension"
 DEVELOPMENT: Final = ("client", "dev")  # whose packages the extension is compiled with
 DOCS: Final = ("docs/operating.md", "docs/contract.md")
+LIBC_UNCHECKED: Final = 14  # the Debian whose lintian asks no more for links to the C library
 FLAVOUR: Final = "pt"  # two characters: what postgresql-common expects of a flavour
 FORMAT: Final = "deb 1"  # of what is kept below the cache; part of the keys
 
@@ -80,7 +81,8 @@ class Facts:
     major: a number; upstream: PostgreSQL's version as Debian writes it; minor: the oldest server
     that the extension may run on; catalog, control: versions of catalogs and control file; llvm:
     the major of LLVM for just-in-time compilation, 0 for none; without: others of OPTIONAL that are
-    left out; epoch: seconds since 1970, of the source.
+    left out; libc_is_checked: whether the release's lintian has a tag for modules that call nothing
+    of the C library; epoch: seconds since 1970, of the source.
     """
 
     major: int
@@ -94,6 +96,7 @@ class Facts:
     control: str
     llvm: int
     without: tuple[str, ...]
+    libc_is_checked: bool
     cflags: tuple[str, ...]
     vendor: str
     maintainer: str
@@ -204,6 +207,7 @@ def facts(tree: PatchedTree, system: System, *, llvm: int, without: tuple[str, .
         control=making.defined(tree, "src/include/catalog/pg_control.h", "PG_CONTROL_VERSION"),
         llvm=llvm,
         without=without,
+        libc_is_checked=_libc_is_checked(system),
         cflags=source.major.cflags,
         vendor=system.distribution.capitalize(),
         maintainer=making.maintainer(),
@@ -211,6 +215,12 @@ def facts(tree: PatchedTree, system: System, *, llvm: int, without: tuple[str, .
         postgresql_license=license_text((tree.path / "COPYRIGHT").read_text(encoding="utf-8")),
         ptrack_license=license_text((REPO / "LICENSE").read_text(encoding="utf-8")),
     )
+
+
+def _libc_is_checked(system: System) -> bool:
+    """Whether modules are: to override a tag that is gone is an error."""
+    found = re.match(r"deb(\d+)", system.tag)
+    return found is None or int(found[1]) < LIBC_UNCHECKED
 
 
 def license_text(text: str) -> str:

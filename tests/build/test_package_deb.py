@@ -50,6 +50,7 @@ def facts_of(major: matrix.Major, *, llvm: int = 14, without: tuple[str, ...] = 
         control="1700",
         llvm=llvm,
         without=without,
+        libc_is_checked=True,
         cflags=major.cflags,
         vendor="Debian",
         maintainer="A B <a@b.example>",
@@ -144,6 +145,20 @@ def test_an_upgrade_of_the_system_upgrades_the_packages(tree: PatchedTree) -> No
 
 
 # ---- templates
+
+
+@pytest.mark.parametrize(
+    ("release", "known"),
+    [("deb12", True), ("deb13", True), ("deb14~sid", False), ("ubuntu24.04", True)],
+)
+def test_overrides_name_only_what_the_lintian_of_the_release_has(
+    tmp_path: Path, release: str, known: bool
+) -> None:
+    tree = _packages.patched(tmp_path)
+    made = deb.render("server", deb.facts(tree, dataclasses.replace(BOOKWORM, tag=release), llvm=0))
+    files = [text for name, (text, _) in made.items() if name.endswith(".lintian-overrides")]
+    assert len(files) >= 3
+    assert any("library-not-linked-against-libc" in text for text in files) is known
 
 
 @pytest.mark.parametrize("major", MAJORS, ids=lambda major: major.name)
