@@ -387,7 +387,7 @@ def build(
 def _made_of(tree: PatchedTree, known: Facts, builders: Mapping[str, str]) -> dict[str, Any]:
     return making.made_of(
         tree, builders, llvm=known.llvm, catalog_version=known.catversion,
-        without=list(known.without),
+        without=sorted([*known.without, *([] if known.llvm else [making.JIT])]),
     )  # fmt: skip
 
 

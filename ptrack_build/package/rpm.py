@@ -318,6 +318,9 @@ def _machine(major: Major, *, without: Collection[str], where: Place = HERE) -> 
         say(f"going on without {', '.join(absent)}; to have them: {line}")
     left_out = [each.name for each in known if each.name in {*absent, *without}]
     tools = _installed(TOOLS_APT if native else TOOLS_RPM, native=native, where=where)
+    builders = dict(sorted({*have.values(), *tools.values()}))
+    if native:
+        builders = making.builder_debs(builders, where)
     about = where.os_release()
     builder = about.get("PRETTY_NAME") or system.name
     return _Machine(
@@ -325,7 +328,7 @@ def _machine(major: Major, *, without: Collection[str], where: Place = HERE) -> 
         native=native,
         builder=builder,
         without=tuple(sorted(left_out)),
-        builders=dict(sorted({*have.values(), *tools.values()})),
+        builders=builders,
         macros="\n".join(_evaluated("%{optflags}\n%{?build_ldflags}\n%{?dist}", where)),
     )
 

@@ -28,11 +28,9 @@ def load(tmp_path: Path, text: str) -> matrix.Matrix:
     return matrix.load(path)
 
 
-def test_the_matrix_has_all_majors_in_order() -> None:
+def test_the_matrix_has_nine_majors_in_order() -> None:
     loaded = matrix.load()
-    *branches, tip = [major.number for major in loaded.majors]
-    assert [*branches, tip] == list(range(12, tip + 1))
-    assert loaded.names == (*map(str, branches), "devel")
+    assert loaded.names == ("12", "13", "14", "15", "16", "17", "18", "19", "devel")
     assert loaded.major("devel").branch == "master"
     assert loaded.major("13").suites == ("bullseye", "oldoldstable")
 

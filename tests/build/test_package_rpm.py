@@ -476,6 +476,11 @@ def test_without_rpmbuild_the_line_to_paste_is_named(
         rpm.this_system()
 
 
+def looked_through(names: Iterable[str], _where: object) -> dict[str, str]:
+    """Stands for making.builder_debs."""
+    return {**dict.fromkeys(names, "1"), "gcc-12": "1"}
+
+
 def test_what_is_missing_costs_its_feature_or_is_named(
     own_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -489,6 +494,7 @@ def test_what_is_missing_costs_its_feature_or_is_named(
     monkeypatch.setattr(
         rpm, "_installed", lambda names, **_: {n: (n, "1") for n in names if n not in absent}
     )
+    monkeypatch.setattr(making, "builder_debs", looked_through)
     found = rpm._machine(matrix.load().major("17"), without=["llvmjit"])
     assert found.without == ("ldap", "llvmjit", "pltcl")
     assert "apt-get install -y libldap-dev tcl-dev" in capsys.readouterr().out
@@ -518,6 +524,7 @@ def test_what_cannot_be_had_costs_no_other_feature(
     monkeypatch.setattr(rpm, "this_system", lambda _where: BOOKWORM)
     monkeypatch.setattr(rpm, "_evaluated", lambda *_: [""])
     monkeypatch.setattr(rpm, "_installed", installed)
+    monkeypatch.setattr(making, "builder_debs", looked_through)
     monkeypatch.setattr(host, "manager", lambda: "apt")
     monkeypatch.setattr(host, "ensure", lambda _names: None)
     monkeypatch.setattr(Native, "may_install", lambda _self: True)
@@ -559,11 +566,14 @@ def test_the_tools_are_among_what_was_built_with(
     monkeypatch.setattr(rpm, "this_system", lambda _where: BOOKWORM)
     monkeypatch.setattr(rpm, "_evaluated", lambda *_: [""])
     monkeypatch.setattr(rpm, "_installed", lambda names, **_: {n: (f"{n}-x", "1") for n in names})
+    monkeypatch.setattr(making, "builder_debs", looked_through)
     monkeypatch.setattr(host, "manager", lambda: manager)
     monkeypatch.setattr(host, "ensure", lambda _names: None)
     builders = rpm._machine(matrix.load().major("17"), without=[]).builders
     assert {f"{tool}-x", "debugedit-x", "binutils-x", "gcc-x"} <= builders.keys()
     assert set(builders.values()) == {"1"}
+    # natively also what Debian's names only choose, as deb-NN's manifest has it
+    assert ("gcc-12" in builders) is (manager == "apt")
 
 
 def test_keys_are_of_one_architecture(tmp_path: Path, own_cache: Path) -> None:
