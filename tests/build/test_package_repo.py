@@ -447,6 +447,8 @@ def test_yum_listing_and_packages_are_signed_and_dist_is_left_alone(
     assert json.loads((kept / MANIFEST).read_text())["kind"] == "rpm"
     if shutil.which("dnf") is None:
         pytest.skip("all but dnf itself was tried: this machine has none")
+    if os.geteuid() != 0:
+        pytest.skip("all but dnf itself was tried: it installs for root alone")
     dnf_installs_from_it_and_refuses_what_was_altered(tmp_path, place, yum / file.name)
 
 
