@@ -12,7 +12,6 @@ blocks is compared here with the files of before and after. Before that rpmlint 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from ptrack_build import REPO, cache, host
 from ptrack_build.errors import CommandFailed, HostError
-from ptrack_build.package import MANIFEST, PackageError, System, room
+from ptrack_build.package import MANIFEST, PackageError, System, booted, room
 from ptrack_build.package.rpm import this_system, unpack
 from ptrack_build.progress import say, step
 from ptrack_build.run import call
@@ -34,26 +33,9 @@ LINT: Final = REPO / "packaging" / "rpm" / "rpmlint.toml"
 SCRIPT: Final = REPO / "packaging" / "rpm" / "verify" / "try.sh"
 BLOCK: Final = 8192
 FREE_MB: Final = 2500
-BOOT_SECONDS: Final = 600
 #: What the system has besides the libraries: what of an rpm distribution the packages count on.
 #: (ExecReload's kill is of util-linux there, and of procps here.)
 SYSTEM: Final = ("dbus", "procps", "rpm", "systemd", "tzdata", "util-linux")
-
-UNIT: Final = """[Unit]
-Description=Packages on trial
-SuccessAction=exit
-FailureAction=exit
-FailureActionExitStatus=1
-SuccessActionExitStatus=0
-
-[Service]
-Type=oneshot
-Environment=HOME=/root
-WorkingDirectory=/verify
-ExecStart=/bin/sh /verify/try.sh {major}
-StandardOutput=append:/verify/log
-StandardError=append:/verify/log
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,14 +116,12 @@ def _published(dist: Path) -> tuple[System, str, str, list[Path]]:
 
 
 def _check_machine(system: System) -> None:
-    if os.geteuid() != 0:
-        what = "only root can boot a system to try rpms on"
-        raise HostError(what, hint="run it as root, or in a container")
+    booted.check()
     here = this_system()
     if host.manager() != "apt" or here.name != system.name:
         what = f"rpms for {system.name} cannot be tried here, which is {here.name}"
         raise HostError(what, hint="run the session where they were made")
-    host.ensure(["dpkg-dev", "rpm-build", "mmdebstrap", "nspawn"])
+    host.ensure(["dpkg-dev", "rpm-build", "mmdebstrap"])
 
 
 # ---- the system
@@ -195,30 +175,18 @@ def _make_root(place: Path, system: System, needed: Sequence[str], log: Path) ->
     # Of no package on distributions of rpms but `filesystem`, and empty when the last rpm goes.
     for folder in ("usr/share/licenses", "usr/src/debug"):
         (place / "root" / folder).mkdir(parents=True, exist_ok=True)
-    # An installer's work; without it no server finds its listen_addresses.
-    (place / "root/etc/hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")
 
 
 def _try(root: Path, number: str, files: Iterable[Path], log: Path) -> Tried:
     """Boot the system with the script for its only task."""
-    work = root / "verify"
+    work = root / booted.WORK.relative_to("/")
     (work / "packages").mkdir(parents=True)
     for file in files:
         shutil.copy(file, work / "packages")
-    shutil.copy(SCRIPT, work / "try.sh")
-    unit = "ptrack-verify.service"
-    (root / "etc/systemd/system" / unit).write_text(UNIT.format(major=number))
-    argv = [
-        "systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit", "--private-network",
-        "--link-journal=no", "--resolv-conf=off", "--timezone=off", "--console=pipe",
-        f"--directory={root}", f"systemd.unit={unit}",
-    ]  # fmt: skip
-    done = call(argv, log=log, quiet=True, check=False, timeout=BOOT_SECONDS)
-    said = (work / "log").read_text(errors="replace") if (work / "log").exists() else ""
-    with log.open("a", encoding="utf-8") as stream:
-        stream.write(said)
-    if done.returncode != 0:
-        last = "\n".join(f"    {line}" for line in said.splitlines()[-8:])
+    shutil.copy(SCRIPT, work)
+    ended = booted.run(root, ["sh", f"{booted.WORK}/{SCRIPT.name}", number], log=log)
+    if not ended.well:
+        last = "\n".join(f"    {line}" for line in ended.said.splitlines()[-8:])
         what = f"the packages failed on trial:\n{last}"
         raise PackageError(what, log=log, hint="read the log")
     changed = reported = 0
@@ -231,7 +199,9 @@ def _try(root: Path, number: str, files: Iterable[Path], log: Path) -> Tried:
     if not changed:
         what = "nothing changed in the files of the cluster on trial, so nothing was shown"
         raise PackageError(what, log=log, hint=f"correct {SCRIPT.relative_to(REPO)}")
-    steps = [line.removeprefix("ok: ") for line in said.splitlines() if line.startswith("ok: ")]
+    steps = [
+        line.removeprefix("ok: ") for line in ended.said.splitlines() if line.startswith("ok: ")
+    ]
     return Tried(steps=tuple(steps), changed=changed, reported=reported)
 
 

@@ -29,9 +29,11 @@ from ptrack_build.package import (
     MANIFEST,
     SUMS,
     PackageError,
+    booted,
     deb,
     making,
     repo,
+    room,
     sha256,
     signing,
 )
@@ -58,10 +60,19 @@ ORDER: Final = {
     "remove": "clusters are stopped and kept",
     "purge": "nothing is left",
     "repo": "from a signed repository, by name",
+    "boot": "install to purge once more where systemd runs the servers",
     "swap": "a cluster of the plain server runs on ours, back, and forth; purges spare it",
 }
-APART: Final = ("lint", "repo", "swap")  # not in the one container that all others are in, in turn
+APART: Final = (
+    "lint",
+    "repo",
+    "boot",
+    "swap",
+)  # not in the one container that all others are in, in turn
 PLAIN: Final = "/var/cache/ptrack-plain"
+#: All files of a container's image into the directory $0; what is mounted is not among them.
+COPY: Final = 'tar -C / --one-file-system -c . | tar -C "$0" --numeric-owner -x'
+FREE_MB: Final = 2500
 
 
 class VerifyFailed(PtrackError):
@@ -292,6 +303,7 @@ def one(client: DockerClient, each: Published, before: Published | None) -> repo
         with opened(image) as container:
             _in_turn(course, container, before, env)
         _from_repository(course, each, lambda: opened(image), env)
+        _booted(course, client, image, mounts, env)
         if not plain.packages:
             course.skip("swap", plain.why)
         else:
@@ -341,6 +353,46 @@ def _from_repository(
             container.call(["sh", env["STEPS"], "repo"], env=env, log=course.log)
 
     course.take("repo", used)
+
+
+def _booted(
+    course: _Course,
+    client: DockerClient,
+    image: images.Image,
+    mounts: Sequence[box.Mount],
+    env: Mapping[str, str],
+) -> None:
+    """The steps on a system that has booted, where this machine can do that."""
+    each = course.each
+    try:
+        booted.check()
+        room(cache.root(), FREE_MB, "a system to boot")
+    except HostError as error:
+        course.skip("boot", error.what)
+        return
+    place = cache.directory("build", f"verify-{each.system}-{each.major}-boot")
+    root = place / "root"
+    root.mkdir()
+    try:
+        whole = images.with_packages(client, image, "apt", booted.NEEDS)
+        into = box.Mount(path=root, writable=True)
+        with box.opened(
+            client, whole.id, user="0:0", mounts=[into], called=str(image.reference)
+        ) as container:
+            container.call(["sh", "-c", COPY, str(root)], log=course.log)
+        argv = ["sh", env["STEPS"], "boot"]
+        seen = [mount.path for mount in mounts]
+
+        def used() -> None:
+            ended = booted.run(root, argv, env=env, seen=seen, log=course.log)
+            if not ended.well:
+                raise CommandFailed(argv, 1, log=course.log, tail=ended.said)
+
+        course.take("boot", used)
+    except HostError as error:
+        course.skip("boot", error.what)
+    finally:
+        cache.remove(place)
 
 
 def _lint(

@@ -21,6 +21,7 @@ from ptrack_build.package import (
     MANIFEST,
     SUMS,
     PackageError,
+    booted,
     deb,
     making,
     repo,
@@ -147,6 +148,15 @@ def fake(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     def running() -> Iterator[FakeEngine]:
         yield made
 
+    def boots(root: Path, argv: list[str], **how: object) -> booted.Ended:
+        assert root.is_dir()
+        made.commands.append(argv)
+        made.networks.append("none")
+        status, said = made.on_exec(argv) or (0, "")
+        return booted.Ended(well=status == 0, said=f"{said}{how['env']}")
+
+    monkeypatch.setattr(booted, "check", lambda: None)
+    monkeypatch.setattr(booted, "run", boots)
     monkeypatch.setattr(engine, "running", running)
     monkeypatch.setattr(verify, "results", lambda: own_cache)
     monkeypatch.setattr(host, "ensure", lambda _needs: None)
@@ -180,8 +190,10 @@ def test_all_steps_are_run_and_a_skip_says_why(
     assert [row["status"] for row in kept] == ["passed", "passed"]
     # what the packages depend on is installed, of themselves nothing; no step has a network
     installed = [argv[4:] for argv in fake.commands if argv[:3] == ["apt-get", "install", "-y"]]
-    assert installed[1:] == [["lintian"], ["libx"], ["libpq5"]]  # the last two are of 17
-    downloads = [argv[3:] for argv in fake.commands if argv[:2] == ["sh", "-c"]]
+    system = list(booted.NEEDS)
+    assert installed[1:] == [["lintian"], system, ["libx"], system, ["libpq5"]]
+    scripts = [argv[3:] for argv in fake.commands if argv[:2] == ["sh", "-c"]]
+    downloads = [words for words in scripts if words[0] == verify.PLAIN]
     assert downloads == [
         [verify.PLAIN, "postgresql-17=17.1-0+deb12u1", "postgresql-client-17=17.1-0+deb12u1"]
     ]
@@ -202,7 +214,7 @@ def test_a_step_that_fails_fails_the_session_and_ends_its_row(
     fake.ends("sh", "upgrade", "noise\nFAILED: the map did not survive\nmore noise\n")
     with pytest.raises(verify.VerifyFailed, match="debian-bookworm-amd64 17"):
         verify.verify(dist=tmp_path)
-    assert steps(fake) == ["lint", "install", "track", "upgrade", "repo", "swap"]
+    assert steps(fake) == ["lint", "install", "track", "upgrade", "repo", "boot", "swap"]
     said = capsys.readouterr().out
     assert "upgrade failed: the map did not survive" in said
     assert "skipped purge: upgrade failed" in said
@@ -235,6 +247,35 @@ def test_a_machine_that_cannot_make_a_repository_skips_its_step(
     assert (row.status, row.failures) == ("passed", 0)
     assert "skipped repo: this machine lacks gpg" in row.note
     assert "repo" not in steps(fake)
+
+
+@pytest.mark.parametrize("at", ["check", "run"])
+def test_a_machine_that_cannot_boot_a_system_skips_its_step(
+    at: str, tmp_path: Path, own_cache: Path, fake: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_words: object, **_how: object) -> None:
+        what = "no system boots here"
+        raise HostError(what)
+
+    put(tmp_path, "17")
+    monkeypatch.setattr(booted, at, refuses)
+    (row,) = verify.verify(dist=tmp_path)
+    assert (row.status, row.failures) == ("passed", 0)
+    assert "skipped boot: no system boots here" in row.note
+    assert "boot" not in steps(fake)
+    assert not list((own_cache / "build").glob("verify-*"))
+
+
+def test_what_fails_on_a_booted_system_is_said(
+    tmp_path: Path, fake: FakeEngine, own_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(tmp_path, "17")
+    fake.ends("sh", "boot", "noise\nFAILED: postgresql@17-main is inactive\n")
+    with pytest.raises(verify.VerifyFailed, match="debian-bookworm-amd64 17"):
+        verify.verify(dist=tmp_path)
+    assert "boot failed: postgresql@17-main is inactive" in capsys.readouterr().out
+    assert steps(fake)[-2:] == ["boot", "swap"]
+    assert not list((own_cache / "build").glob("verify-*"))
 
 
 @pytest.mark.parametrize(

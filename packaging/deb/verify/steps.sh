@@ -28,6 +28,13 @@ status() {
 	pg_lsclusters -h | awk -v v="$1" -v c="$2" '$1 == v && $2 == c { print $4 }'
 }
 
+# Where systemd runs, the server of a cluster is a unit of its own, and in this state.
+unit() {
+	[ -d /run/systemd/system ] || return 0
+	is=$(systemctl is-active "postgresql@$MAJOR-$1") || :
+	[ "$is" = "$2" ] || fail "postgresql@$MAJOR-$1 is $is"
+}
+
 install() {
 	apt-get install -y --no-install-recommends "$@"
 }
@@ -120,10 +127,12 @@ install)
 	done
 	[ "$(status "$MAJOR" main)" = online ] || fail "no cluster $MAJOR/main was made and started"
 	[ "$(sql "$MAJOR/main" -c 'SELECT 1')" = 1 ] || fail "$MAJOR/main does not answer"
+	unit main active
 	;;
 track)
 	"$TRACKING" create
 	"$TRACKING" track
+	unit ptrackcheck active
 	;;
 upgrade)
 	since=$(sql "$MAJOR/ptrackcheck" -c 'SELECT ptrack.ptrack_init_lsn()')
@@ -141,6 +150,8 @@ upgrade)
 	[ "$(sql "$MAJOR/ptrackcheck" -c 'SELECT count(*) FROM heap')" = "$rows" ] || fail "rows are missing"
 	[ "$(sql "$MAJOR/ptrackcheck" -c 'SELECT ptrack.ptrack_init_lsn()')" = "$since" ] ||
 		fail "the map did not survive the upgrade"
+	unit main active
+	unit ptrackcheck active
 	"$TRACKING" track
 	;;
 upgradecluster)
@@ -171,6 +182,7 @@ remove)
 	for cluster in main ptrackcheck; do
 		[ -e "/var/lib/postgresql/$MAJOR/$cluster/PG_VERSION" ] || fail "$MAJOR/$cluster was not kept"
 		[ ! -e "/var/lib/postgresql/$MAJOR/$cluster/postmaster.pid" ] || fail "$MAJOR/$cluster was not stopped"
+		unit "$cluster" inactive
 	done
 	;;
 purge)
@@ -205,6 +217,14 @@ repo)
 	[ "$(status "$MAJOR" main)" = online ] || fail "no cluster $MAJOR/main was made and started"
 	extension
 	[ "$(sql "$MAJOR/main" -c "SELECT ptrack.ptrack_init_lsn() <> '0/0'")" = t ] || fail "nothing is tracked"
+	;;
+boot)
+	# On a system of its own, which has booted: the steps that need no other major.
+	[ -d /run/systemd/system ] || fail "systemd does not run"
+	for each in install track upgrade remove purge; do
+		PREVIOUS_PACKAGES= sh "$STEPS" "$each"
+	done
+	! systemctl list-units --all --plain --no-legend "postgresql@$MAJOR-*" | grep . || fail "systemd still knows clusters"
 	;;
 swap)
 	# In a container of its own, with the plain server's packages at hand.

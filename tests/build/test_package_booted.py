@@ -1,0 +1,108 @@
+"""Booting a system for one task: what the system is told, what is read of it, what is refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ptrack_build import host
+from ptrack_build.errors import HostError
+from ptrack_build.package import booted
+from ptrack_build.run import Completed
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A system without systemd."""
+    made = tmp_path / "root"
+    (made / "etc/systemd/system").mkdir(parents=True)
+    return made
+
+
+def nspawn(monkeypatch: pytest.MonkeyPatch, root: Path) -> list[list[str]]:
+    """In place of systemd-nspawn: run the task with the paths of root. What it was told."""
+    told: list[list[str]] = []
+
+    def call(argv: list[str], *, log: Path, **_how: object) -> Completed:
+        told.append(argv)
+        work = root / booted.WORK.relative_to("/")
+        log.touch()
+        ended = subprocess.run(["sh", work / "task"], cwd=work, capture_output=True, check=False)
+        (work / "log").write_bytes(ended.stdout)
+        return Completed(argv=tuple(argv), returncode=ended.returncode, stdout="")
+
+    monkeypatch.setattr(booted, "call", call)
+    return told
+
+
+def test_the_task_is_told_its_environment_and_what_it_says_is_kept(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = nspawn(monkeypatch, root)
+    log = tmp_path / "log"
+    argv = ["sh", "-c", 'echo "$1: $WORDS in $HOME"', "sh", "it's"]
+    env = {"WORDS": "two 'words'"}
+    ended = booted.run(root, argv, env=env, seen=[tmp_path / "a"], log=log)
+    assert ended == booted.Ended(well=True, said="it's: two 'words' in /root\n")
+    assert log.read_text() == ended.said
+    (words,) = told
+    assert words[0] == "systemd-nspawn"
+    assert {"--private-network", f"--bind-ro={tmp_path}/a", f"--directory={root}"} < set(words)
+    unit = (root / "etc/systemd/system" / booted.UNIT).read_text()
+    assert f"ExecStart=/bin/sh {booted.WORK}/task\n" in unit
+    assert words[-1] == f"systemd.unit={booted.UNIT}"
+
+
+def test_a_task_that_fails_ended_badly(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nspawn(monkeypatch, root)
+    ended = booted.run(root, ["sh", "-c", "echo no; exit 3"], log=tmp_path / "log")
+    assert ended == booted.Ended(well=False, said="no\n")
+
+
+@pytest.mark.parametrize(
+    ("place", "version", "unified", "boots"),
+    [
+        ("usr/lib/x86_64-linux-gnu/systemd", "252", False, True),
+        ("usr/lib/x86_64-linux-gnu/systemd", "257", False, False),
+        ("usr/lib/x86_64-linux-gnu/systemd", "257", True, True),
+        ("usr/lib/systemd", "260-7.fc45", False, False),
+    ],
+)
+def test_a_systemd_that_needs_the_second_version_of_cgroups_is_not_booted_without(
+    place: str,
+    version: str,
+    unified: bool,
+    boots: bool,
+    tmp_path: Path,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told = nspawn(monkeypatch, root)
+    (root / place).mkdir(parents=True)
+    (root / place / f"libsystemd-shared-{version}.so").touch()
+    monkeypatch.setattr(booted, "CGROUPS", tmp_path if unified else tmp_path / "missing")
+    if boots:
+        assert booted.run(root, ["true"], log=tmp_path / "log").well
+    else:
+        with pytest.raises(HostError, match=f"systemd {version[:3]} boots only on a host with"):
+            booted.run(root, ["true"], log=tmp_path / "log")
+    assert bool(told) == boots
+
+
+def test_only_root_can_boot_a_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(host, "ensure", asked.append)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    booted.check()
+    assert asked == [["nspawn"]]
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(HostError, match="only root"):
+        booted.check()
