@@ -369,11 +369,16 @@ class Cluster:
 
     @contextlib.contextmanager
     def paused(self, *backend_types: str) -> Iterator[None]:
-        """SIGSTOP some processes for a while; they may be dead at its end."""
-        pids = [self.process(backend_type) for backend_type in backend_types]
-        for pid in pids:
-            system.send(pid, signal.SIGSTOP)
+        """SIGSTOP some processes for a while, each when it is idle; they may be dead at its end.
+
+        One that is stopped while it holds a lock would hold up whoever wants that.
+        """
+        pids: list[int] = []
         try:
+            with self.connect() as connection:
+                for backend_type in backend_types:
+                    pids.append(self.process(backend_type))
+                    self.wait_for(lambda: _paused(connection, pids[-1]), f"an idle {backend_type}")
             yield
         finally:
             for pid in pids:
@@ -622,3 +627,20 @@ def _execute(
         rows = cursor.fetchall() if cursor.description is not None else []
         if not cursor.nextset():
             return rows
+
+
+def _paused(connection: psycopg.Connection[tuple[Any, ...]], pid: int) -> bool:
+    """Stop a process of the server if it waits for something to do."""
+
+    def idle() -> bool:  # no table is read: the process may have stopped with a lock on its buffer
+        query = "SELECT wait_event_type = 'Activity' FROM pg_stat_get_activity(%s)"
+        row = connection.execute(query, [pid]).fetchone()
+        return bool(row and row[0])
+
+    if not idle():
+        return False
+    system.send(pid, signal.SIGSTOP)
+    if idle():
+        return True
+    system.send(pid, signal.SIGCONT)
+    return False
