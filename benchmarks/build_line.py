@@ -140,7 +140,7 @@ def measure(major: Major, *, write: bool, tests: bool = True) -> list[Row]:
         rows.append(
             Row(
                 what=f"cold build-{name} against bare configure, make and install",
-                value=round(cold / bare, 3),
+                value=cold / bare,
                 unit="x",
                 limit=1.05,
                 detail=f"{duration(cold)} against {duration(bare)}",
@@ -149,7 +149,7 @@ def measure(major: Major, *, write: bool, tests: bool = True) -> list[Row]:
         rows.append(
             Row(
                 what="the same in processor time, which other work on the machine does not change",
-                value=round(cores / bare_cores, 3),
+                value=cores / bare_cores,
                 unit="x",
                 limit=1.05,
                 detail=f"{duration(cores)} against {duration(bare_cores)}",
@@ -161,7 +161,7 @@ def measure(major: Major, *, write: bool, tests: bool = True) -> list[Row]:
         )  # fmt: skip
         seconds = _build(tree, variant, extension)
         what = f"build-{name} after an edit in extension/"
-        rows.append(Row(what=what, value=round(seconds, 2), unit="s", limit=5.0))
+        rows.append(Row(what=what, value=seconds, unit="s", limit=5.0))
 
         templates = _edited(
             patch.TEMPLATES, "src/backend/storage/smgr/md.c.j2", "insert\n",
@@ -172,7 +172,7 @@ def measure(major: Major, *, write: bool, tests: bool = True) -> list[Row]:
         _build(edited, variant, compiling.EXTENSION)
         seconds = time.monotonic() - began
         what = f"build-{name} after an edit of one core template"
-        rows.append(Row(what=what, value=round(seconds, 1), unit="s", limit=30.0))
+        rows.append(Row(what=what, value=seconds, unit="s", limit=30.0))
 
     with step(f"build-{name} in the usual cache"):
         _nox("-s", f"build-{name}")
@@ -181,7 +181,7 @@ def measure(major: Major, *, write: bool, tests: bool = True) -> list[Row]:
     rows.append(
         Row(
             what=f"build-{name}, nothing changed, beyond nox's own start",
-            value=round(again - own, 2),
+            value=again - own,
             unit="s",
             limit=1.0,
             detail=f"{again:.2f} s against {own:.2f} s",
@@ -238,6 +238,6 @@ def _markdown(rows: list[Row], about: dict[str, object]) -> str:
     for row in rows:
         detail = f" ({row.detail})" if row.detail else ""
         verdict = "met" if row.met else "**missed**"
-        measured = f"{row.value:g} {row.unit}{detail}"
+        measured = f"{row.value:.4g} {row.unit}{detail}"
         lines.append(f"| {row.what} | {measured} | {row.limit:g} {row.unit} | {verdict} |")
     return "\n".join(lines) + "\n"

@@ -86,7 +86,13 @@ def _made(path: Path) -> Path:
 
     One that was there keeps its mode (whether servers can reach it, host.check_reachable says). One
     with something else in it is refused: it is somebody's, and a cache removes what it finds old.
+    Refused, too, is a path that make or a shell take apart, for PostgreSQL is compiled below it.
     """
+    if odd := sorted(set(re.findall(r"[\s\"#$%&'()*,:;<=>?\[\\\]^`{|}!]", str(path)))):
+        what = (
+            f"PostgreSQL cannot be compiled below {str(path)!r}: it has {' '.join(map(repr, odd))}"
+        )
+        raise HostError(what, hint="set PTRACK_CACHE to a path of plain letters and digits")
     try:
         try:
             path.mkdir(parents=True)

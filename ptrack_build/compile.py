@@ -179,8 +179,8 @@ def build(tree: PatchedTree, variant: Variant, *, extension: Path = EXTENSION) -
 
 
 def _plan(tree: PatchedTree, variant: Variant) -> _Plan:
-    host.ensure(host.TOOLS)
     wanted = tree.source.major.libraries
+    host.ensure(host.TOOLS, besides=(*host.EXTRAS, *wanted))
     host.ensure((*host.EXTRAS, *wanted), optional=True)
     libraries = host.libraries(wanted)
     compiler = tuple(host.compiler())
@@ -566,7 +566,8 @@ def _extension(plan: _Plan, server: Path, extension: Path, final: Path) -> None:
     log.unlink(missing_ok=True)
     title = f"ptrack for {plan.title}"
     lines: list[str] = []
-    copt = [f"-ffile-prefix-map={work}={extension}"]
+    # read by make, then by a shell
+    copt = [shlex.quote(f"-ffile-prefix-map={work}={extension}").replace("$", "$$")]
     if plan.variant.werror:
         copt += WARNINGS.split()
     if plan.variant.kind == "coverage":

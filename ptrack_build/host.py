@@ -207,11 +207,12 @@ def paste_packages(names: Iterable[str]) -> str:
             return f"install these (Debian's names): {listed}"
 
 
-def ensure(names: Iterable[str], *, optional: bool = False) -> None:
+def ensure(names: Iterable[str], *, optional: bool = False, besides: Iterable[str] = ()) -> None:
     """See to it that the needs are met.
 
     Root on apt or dnf gets the missing packages installed. Otherwise, or when that fails, HostError
-    has the line to paste; with optional that line is only shown, once.
+    has the line to paste; with optional that line is only shown, once. besides: what that line is
+    to bring, too, so that nobody has to paste twice.
     """
     lacking = missing(names)
     if not lacking:
@@ -223,7 +224,7 @@ def ensure(names: Iterable[str], *, optional: bool = False) -> None:
         except CommandFailed as error:
             if not optional:
                 what = f"could not install {', '.join(lacking)}: {error.what}"
-                raise HostError(what, hint=paste(lacking)) from error
+                raise HostError(what, hint=paste([*lacking, *missing(besides)])) from error
             say(f"could not install {', '.join(lacking)}; going on without")
             return
         lacking = missing(lacking)
@@ -233,7 +234,7 @@ def ensure(names: Iterable[str], *, optional: bool = False) -> None:
         _advise(tuple(lacking))
         return
     what = f"this machine lacks {', '.join(lacking)}"
-    raise HostError(what, hint=paste(lacking))
+    raise HostError(what, hint=paste([*lacking, *missing(besides)]))
 
 
 @functools.cache

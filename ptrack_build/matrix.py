@@ -104,6 +104,9 @@ def _check_names(path: Path, major: Major) -> None:
     if major.branch != branch:
         what = f"{where}: its branch is {branch!r}, not {major.branch!r}"
         raise UsageError(what, hint=f"write branch = {branch!r}")
+    if (major.name == "devel") != (major.state == "devel"):
+        what = f"{where}: its state cannot be {major.state!r}"
+        raise UsageError(what, hint="the row devel has state 'devel', and no other row has")
     for suite in major.suites:
         if suite not in SUITES:
             near = difflib.get_close_matches(suite, SUITES, n=1, cutoff=0.5)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ptrack_build import REPO, cache, host, report
+from ptrack_build import REPO, cache, host, matrix, report
 from ptrack_build import compile as compiling
 from ptrack_build.errors import CommandFailed, PtrackError, UsageError
 from ptrack_build.progress import say
@@ -100,7 +100,7 @@ def prefix(major: Major, variant: Variant, *, locked: bool = False) -> Prefix:
 
     # all before anything is fetched, which takes long
     host.jobs()
-    host.ensure(host.TOOLS)
+    host.ensure(host.TOOLS, besides=(*host.EXTRAS, *major.libraries))
     compiling.check_first(major)
     return compiling.build(patch.apply(source.fetch(major, locked=locked)), variant)
 
@@ -321,7 +321,8 @@ def ready() -> None:
     _workers()
     host.jobs()
     source.check_settings()
-    host.ensure(host.TOOLS)
+    libraries = (each for major in matrix.load().majors for each in major.libraries)
+    host.ensure(host.TOOLS, besides=(*host.EXTRAS, *libraries))
 
 
 def every(

@@ -48,6 +48,8 @@ from ptrack_build.source.path import PathProvider
 from ptrack_build.source.tarball import TarballProvider
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ptrack_build.matrix import Major
     from ptrack_build.source.lock import Row
 
@@ -140,14 +142,34 @@ def _look(want: Want, chosen: tuple[Provider, ...], key: str) -> SourceTree:
         return tree
     title = f"PostgreSQL {want.major.name}" + (f" ({want.pin})" if want.pin else "")
     kind = BadSource if bad else SourceError
+    hint = (bad and bad.hint) or _ways_out(chosen)
     if len(failures) == 1:
-        only = failures[0][1]
-        what = f"{title}: {only.what}"
-        raise kind(what, hint=only.hint or WAYS_OUT) from only
+        name, only = failures[0]
+        said = only.what if name == PathProvider.name else f"{name}: {only.what}"
+        what = f"{title}: {said}"
+        raise kind(what, hint=only.hint or hint) from only
     lines = [f"{title}: no source could be had", *(f"  {n}: {e.what}" for n, e in failures)]
     if len({error.what for _, error in failures}) == 1:
         lines = [f"{lines[0]}: {failures[0][1].what}"]
-    raise kind("\n".join(lines), hint=(bad and bad.hint) or WAYS_OUT)
+    raise kind("\n".join(lines), hint=hint)
+
+
+def _ways_out(chosen: Sequence[Provider]) -> str:
+    """What to do where none of these providers had a source: what keeps others away comes first."""
+    names = [provider.name for provider in chosen]
+    ways = []
+    if offline():
+        ways.append("unset PTRACK_OFFLINE")
+    if len(names) == 1:
+        ways.append("unset PTRACK_SOURCE, so that others are asked")
+    if "git" not in names:
+        ways.append("set it to a source directory or tarball")
+    elif os.environ.get("PTRACK_PG_GIT"):
+        ways.append("let PTRACK_PG_GIT name a PostgreSQL repository that has the branch")
+        ways.append("set PTRACK_SOURCE to a source directory or tarball")
+    else:
+        ways.append(WAYS_OUT)
+    return ", or ".join(ways)
 
 
 def check_settings() -> None:

@@ -301,7 +301,8 @@ class DistroProvider:
                 origin=f"{where} of {apt.label}",
                 sha256=upload.sha256,
             )
-        tried = ", ".join(f"{upload.version} ({error.what})" for upload, error in failures)
+        # the same one may be listed at several places
+        tried = ", ".join(dict.fromkeys(f"{u.version} ({e.what})" for u, e in failures))
         what = f"{apt.label} lists {tried}: none can be downloaded"
         kind: type[SourceError] = SourceError
         for _, failure in failures:

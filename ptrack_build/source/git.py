@@ -13,7 +13,6 @@ from ptrack_build.errors import BadSource, CommandFailed, SourceError
 from ptrack_build.progress import step
 from ptrack_build.source import net
 from ptrack_build.source.base import (
-    WAYS_OUT,
     SourceTree,
     Unreachable,
     Want,
@@ -86,7 +85,7 @@ class GitProvider:
                     raise
                 reasons.append(error.what)
                 bad = bad or isinstance(error, BadSource)
-        raise (BadSource if bad else kind)("; ".join(reasons), hint=WAYS_OUT)
+        raise (BadSource if bad else kind)("; ".join(reasons))
 
     def _fetch(self, want: Want, repository: str) -> SourceTree:
         name = want.pin or want.major.branch
@@ -183,7 +182,7 @@ def _ask(repository: str, name: str) -> tuple[str, str]:
                 peeled = [c for c, r in found if r == f"{ref}^{{}}"]
                 return (peeled or [commit])[0], ref
     what = f"{repository} has no branch or tag {name}"
-    raise SourceError(what, hint=WAYS_OUT)
+    raise SourceError(what)
 
 
 def _reason(error: CommandFailed) -> str:

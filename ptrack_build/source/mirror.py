@@ -430,7 +430,9 @@ def export(mirror: Path, commit: str, dest: Path) -> None:
     ) as archive:
         unpack = [program, "-x", "-C", str(dest), "--no-same-owner", "-f", "-"]
         done = subprocess.run(unpack, stdin=archive.stdout, capture_output=True, check=False)
+        assert archive.stdout is not None
         assert archive.stderr is not None
+        archive.stdout.close()  # git ends when nobody reads
         complaint = archive.stderr.read().decode(errors="replace")
     said = done.stderr.decode(errors="replace")
     check_space(f"{said}\n{complaint}", dest)

@@ -7,6 +7,7 @@ free of build products.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -110,7 +111,11 @@ def _from_worktree(want: Want, path: Path) -> str:
     changed = [n for s, n in states if s != "??"]
     if changed:
         what = f"{path} has uncommitted changes in {_listed(changed)}"
-        hint = f"commit or stash them, or give a tarball: git -C {path} archive --prefix=pg/ HEAD"
+        hint = (
+            "commit or stash them; or give what is committed as a tarball: "
+            f"git -C {shlex.quote(str(path))} archive --prefix=pg/ -o /tmp/pg.tar HEAD, "
+            "then PTRACK_SOURCE=/tmp/pg.tar"
+        )
         raise BadSource(what, hint=hint)
     head = git("-C", str(path), "rev-parse", "--verify", "HEAD^{commit}", check=False)
     commit = head.stdout.decode().strip()

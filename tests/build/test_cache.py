@@ -68,6 +68,24 @@ def test_a_root_that_cannot_be_is_an_error_with_a_way_out(
     assert "PTRACK_CACHE" in (caught.value.hint or "")
 
 
+@pytest.mark.parametrize("name", ["my cache", "a:b", "a$b", "it's", "a,b", "100%"])
+def test_a_root_that_make_would_take_apart_is_refused_before_it_is_made(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PTRACK_CACHE", str(tmp_path / name))
+    with pytest.raises(HostError, match="cannot be compiled below") as caught:
+        cache.root()
+    assert "set PTRACK_CACHE" in (caught.value.hint or "")
+    assert not (tmp_path / name).exists()
+
+
+def test_a_root_may_have_letters_of_any_language(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PTRACK_CACHE", str(tmp_path / "Größe-1_2.3+~"))
+    assert cache.root().is_dir()
+
+
 def test_building_appears_at_once_and_leaves_no_scratch(tmp_path: Path) -> None:
     final = tmp_path / "x" / "result"
     with cache.building(final) as scratch:

@@ -321,6 +321,14 @@ def test_what_is_left_of_a_prefix_is_replaced(fake: Fake) -> None:
     assert (again.path / ".ptrack" / "info.json").is_file()
 
 
+@pytest.mark.parametrize("name", ["my check out", "it's $HOME & #1"])
+def test_a_checkout_may_be_anywhere(fake: Fake, tmp_path: Path, name: str) -> None:
+    place = shutil.copytree(fake.extension, tmp_path / name)
+    built = compiling.build(fake.tree, RELEASE, extension=place)
+    assert (built.path / "lib" / "ptrack.so").is_file()
+    assert f"={place}".encode() not in (built.path / ".ptrack/compile_commands.json").read_bytes()
+
+
 def test_compile_commands_name_the_sources_where_they_are_edited(fake: Fake) -> None:
     built = compiling.build(fake.tree, RELEASE, extension=fake.extension)
     entries = json.loads((built.path / ".ptrack" / "compile_commands.json").read_text())

@@ -81,7 +81,9 @@ def test_what_is_nowhere_to_be_had_is_a_note_and_said_once(
     majors = [major("16"), major("17")]
     monkeypatch.setenv("PTRACK_PG_GIT", f"{NOWHERE}/x")
     check(majors)
-    note = "16, 17 its diff was compared with the templates only: 127.0.0.1: connection refused\n"
+    note = (
+        "16, 17 its diff was compared with the templates only: git: 127.0.0.1: connection refused\n"
+    )
     assert note in capsys.readouterr().out
     with pytest.raises(SourceError, match="no source of any major") as caught:
         write(majors)

@@ -74,6 +74,9 @@ def test_an_ordinary_user_gets_one_line_to_paste(
         host.ensure(["make", "bison"])
     line = "sudo apt-get update && sudo apt-get install -y make bison"
     assert caught.value.hint == line
+    with pytest.raises(HostError, match=r"lacks make, bison\n") as caught:
+        host.ensure(["make", "bison"], besides=["flex", "make"])
+    assert caught.value.hint == f"{line} flex"
 
 
 def test_fedora_has_its_own_names(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:

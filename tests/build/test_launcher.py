@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -172,6 +173,23 @@ def test_root_gets_it_installed(checkout: Path, bare: Path, tmp_path: Path) -> N
     assert done.returncode == 1
     assert log.read_text().splitlines() == ["update", "install -y python3.11-venv"]
     assert "could not be installed" in done.stderr
+
+
+@pytest.mark.parametrize("at", ["venv", "pip"])
+def test_a_full_disk_is_told_from_a_network_that_is_not_there(
+    checkout: Path, bare: Path, at: str
+) -> None:
+    full = "echo 'OSError: [Errno 28] No space left on device' >&2; exit 1"
+    program(bare / "pip", full)
+    made = f'/bin/mkdir -p "$3/bin"; /bin/cp {shlex.quote(str(bare))}/pip "$3/bin/python"'
+    program(
+        bare / "python3", f'[ "$1 $2" != "-m venv" ] || {{ {full if at == "venv" else made}; }}'
+    )
+    done = start(checkout, bare)
+    assert done.returncode == 1
+    assert "there is no room for" in done.stderr
+    assert "next: free some space" in done.stderr
+    assert "package index" not in done.stderr
 
 
 def test_tools_only(checkout: Path, bare: Path) -> None:

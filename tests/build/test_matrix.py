@@ -118,6 +118,18 @@ def test_majors_twice_or_out_of_order_are_named(
     assert hint in (caught.value.hint or "")
 
 
+@pytest.mark.parametrize(("name", "state"), [("17", "devel"), ("devel", "stable")])
+def test_only_the_development_branch_is_in_development(
+    tmp_path: Path, name: str, state: str
+) -> None:
+    row = ROW.replace('"17"', f'"{name}"').replace('state = "stable"', f'state = "{state}"')
+    if name == "devel":
+        row = row.replace("REL_17_STABLE", "master")
+    with pytest.raises(UsageError, match=f"major {name}: its state cannot be '{state}'") as caught:
+        load(tmp_path, row)
+    assert "'devel'" in (caught.value.hint or "")
+
+
 def test_no_matrix_at_all(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         matrix.load(tmp_path / "none.toml")

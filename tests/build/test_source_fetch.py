@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 import threading
 import time
 from pathlib import Path
@@ -77,6 +78,40 @@ def test_a_reason_that_all_give_is_said_once(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(SourceError) as caught:
         source.fetch(major())
     assert caught.value.what == "PostgreSQL 17: no source could be had: PTRACK_OFFLINE is set"
+
+
+OTHERS = "unset PTRACK_SOURCE, so that others are asked"
+NAMED = "let PTRACK_PG_GIT name a PostgreSQL repository that has the branch"
+
+
+@pytest.mark.parametrize(
+    ("spec", "env", "said", "hints"),
+    [
+        ("tarball", {}, "tarball: 127.0.0.1: connection refused", [OTHERS]),
+        ("git", {"PTRACK_PG_GIT": "/nope"}, "git: /nope: ", [OTHERS, NAMED]),
+        ("auto", {"PTRACK_PG_GIT": "/nope"}, "no source could be had", [NAMED]),
+        ("auto", {"PTRACK_PG_GIT": ""}, "no source could be had", ["set PTRACK_PG_GIT to a"]),
+        ("auto", {"PTRACK_OFFLINE": "1"}, "PTRACK_OFFLINE is set", ["unset PTRACK_OFFLINE"]),
+        ("distro", {"PTRACK_OFFLINE": "1"}, "distro: ", ["unset PTRACK_OFFLINE", OTHERS]),
+    ],
+)
+def test_the_next_step_goes_by_what_was_asked_for(
+    spec: str,
+    env: dict[str, str],
+    said: str,
+    hints: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    if "" in env.values():
+        monkeypatch.setattr(GitProvider, "repositories", lambda _self: [f"{NOWHERE}/x"])
+    with pytest.raises(SourceError, match=f"^PostgreSQL 17: .*{re.escape(said)}") as caught:
+        source.fetch(major(), spec=spec)
+    hint = caught.value.hint or ""
+    assert all(each in hint for each in hints)
+    assert (OTHERS in hint) == (OTHERS in hints)
+    assert "PTRACK_SOURCE to a source directory or tarball" in hint or "set it to a" in hint
 
 
 def test_remembered(server: Server, capsys: pytest.CaptureFixture[str]) -> None:

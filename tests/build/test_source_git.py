@@ -383,6 +383,24 @@ def test_export_is_byte_for_byte(repo: Path, tmp_path: Path) -> None:
     assert repo.is_dir()
 
 
+def test_a_tar_that_ends_early_ends_the_export(
+    repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody reads on what git writes; it must not wait for that."""
+    content = {"x": os.urandom(1_000_000)}  # more than a pipe holds
+    tip = commit(repo, {**tree("17.2"), **content})
+    found = source.fetch(major("17"))
+    assert found.commit == tip
+    first = tmp_path / "bin"
+    first.mkdir()
+    (first / "tar").write_text("#!/bin/sh\necho tar: killed >&2\nexit 1\n")
+    (first / "tar").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{first}:{os.environ['PATH']}")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(CommandFailed, match="tar: killed"):
+        source.export(found, tmp_path / "out")
+
+
 def test_export_into_something(repo: Path, tmp_path: Path) -> None:
     found = source.fetch(major("17"))
     write_tree(tmp_path / "out", {"x": b""})
