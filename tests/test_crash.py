@@ -8,6 +8,7 @@ import pytest
 
 from tests.harness import lsn, oracle, workload
 from tests.harness.grown import pages
+from tests.harness.oracle import LostBlocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -181,6 +182,36 @@ def test_open_transaction(factory: Factory) -> None:
         connection.close()
     cluster.start()
     oracle.check(snapshot, cluster, changed=40)
+
+
+@pytest.mark.major(since=17)
+@pytest.mark.parametrize("checksums", [False, True], ids=["", "checksums"])
+def test_all_visible_without_the_record(factory: Factory, *, checksums: bool) -> None:
+    """VACUUM sets the flag of a page that it finds well; its record, which may be lost, has the LSN
+    written into the page with checksums only."""
+    cluster = factory.create(
+        checksums=checksums, shared_buffers="16MB", wal_buffers="16MB", max_wal_size="1GB"
+    )
+    cluster.sql("CREATE TABLE t AS SELECT i, repeat('x', 500) FROM generate_series(1, 2000) i")
+    cluster.sql("SELECT count(*) FROM t")  # hint bits
+    cluster.checkpoint()
+    snapshot = oracle.take(cluster)
+    evict = (
+        "SELECT count(*) FROM (SELECT pg_buffercache_evict(bufferid) FROM pg_buffercache "
+        "WHERE relfilenode = pg_relation_filenode('t') AND relforknumber = 0) s"
+    )
+    with cluster.connect() as connection:
+        connection.execute(evict.encode())
+        connection.execute(b"SELECT count(*) FROM t")
+        with cluster.paused("walwriter", "background writer", "checkpointer"):
+            connection.execute(b"VACUUM (TRUNCATE false) t")
+            connection.execute(evict.encode())
+            cluster.kill_all()
+    cluster.start()
+    oracle.check(snapshot, cluster, mask_hints=not checksums)
+    if not checksums:
+        with pytest.raises(LostBlocks):
+            oracle.look(snapshot, cluster)
 
 
 def test_redo_point_at_a_page_boundary(factory: Factory) -> None:

@@ -141,14 +141,22 @@ def heap_page(infomask: int = 0, flags: int = 0, prune: int = 0, data: bytes = b
     return bytes(page)
 
 
-def btree_page(item_flags: int, flags: int, level: int = 0) -> bytes:
+def btree_page(item_flags: int, flags: int, level: int = 0, cycle: int = 0) -> bytes:
     """A btree page with one item."""
     page = bytearray(B)
     special = B - 16
     at = special - 16
     struct.pack_into("=IIHHHHHHI", page, 0, 0, 99, 0, 0, 28, at, special, B | 4, 0)
     struct.pack_into("=I", page, 24, at | item_flags << 15 | 16 << 17)
-    struct.pack_into("=IIIHH", page, special, 1, 2, level, flags, 0)
+    struct.pack_into("=IIIHH", page, special, 1, 2, level, flags, cycle)
+    return bytes(page)
+
+
+def brin_page(page_type: int, flags: int = 0) -> bytes:
+    """An empty page of a BRIN index."""
+    page = bytearray(B)
+    struct.pack_into("=IIHHHHHHI", page, 0, 0, 99, 0, 0, 24, B - 8, B - 8, B | 4, 0)
+    struct.pack_into("=HHHH", page, B - 8, 0, 0, flags, page_type)
     return bytes(page)
 
 
@@ -160,7 +168,9 @@ def btree_page(item_flags: int, flags: int, level: int = 0) -> bytes:
         pytest.param(heap_page(), heap_page(infomask=0x0010), False, id="a lock bit"),
         pytest.param(heap_page(), heap_page(infomask=0x2000), False, id="HEAP_UPDATED"),
         pytest.param(heap_page(), heap_page(flags=3), True, id="full, free lines"),
-        pytest.param(heap_page(), heap_page(flags=4), False, id="all visible"),
+        pytest.param(heap_page(), heap_page(flags=4), True, id="all visible"),
+        pytest.param(heap_page(flags=4), heap_page(), False, id="all visible, taken away"),
+        pytest.param(heap_page(), heap_page(flags=8), False, id="an unknown flag"),
         pytest.param(heap_page(), heap_page(prune=7), True, id="prune xid"),
         pytest.param(heap_page(), heap_page(data=b"roW"), False, id="data"),
         pytest.param(btree_page(1, 1), btree_page(3, 1 | 1 << 6), True, id="dead item"),
@@ -168,11 +178,16 @@ def btree_page(item_flags: int, flags: int, level: int = 0) -> bytes:
         pytest.param(btree_page(1, 1), btree_page(1, 2), False, id="another page flag"),
         pytest.param(btree_page(1, 1), btree_page(1, 1, level=2), False, id="level"),
         pytest.param(btree_page(1, 8), btree_page(3, 8), False, id="a metapage has no items"),
+        pytest.param(btree_page(1, 1, cycle=7), btree_page(1, 1), True, id="cycle id"),
+        pytest.param(btree_page(1, 8, cycle=7), btree_page(1, 8), False, id="none in a metapage"),
+        pytest.param(brin_page(0xF093), brin_page(0xF093, flags=1), True, id="being evacuated"),
+        pytest.param(brin_page(0xF093), brin_page(0xF093, flags=2), False, id="unknown to brin"),
+        pytest.param(brin_page(0xF092), brin_page(0xF092, flags=1), False, id="brin's revmap"),
         pytest.param(OLD, NEW, False, id="no page at all"),
     ],
 )
 def test_hint_bits(one: bytes, two: bytes, *, same: bool) -> None:
-    assert (hints.mask(one) == hints.mask(two)) is same
+    assert hints.only(one, two) is same
     before, after = {"base/1/2": one}, {"base/1/2": two}
     snapshot = Snapshot(lsn=1, content=before)
     assert compare(snapshot, after, []).lost, "strict means strict"

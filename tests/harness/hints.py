@@ -1,15 +1,20 @@
-"""Masking hint bits, and nothing else, on a page of the main fork.
+"""Telling hint bits, and nothing else, on a page of the main fork.
 
 Without data checksums and without ``wal_log_hints`` a page may be written with nothing but
 hint bits changed and no WAL; after a crash no one can know. The promise exempts these bits.
 They are named here one by one, so that any other change of such a page is still seen.
 
 =============  =======================================================================
-page header    ``PD_HAS_FREE_LINES``, ``PD_PAGE_FULL``, ``pd_prune_xid``
+page header    ``PD_HAS_FREE_LINES``, ``PD_PAGE_FULL``, ``pd_prune_xid``;
+               ``PD_ALL_VISIBLE`` where it is set, not where it is taken away
 heap tuple     ``HEAP_XMIN_COMMITTED/INVALID``, ``HEAP_XMAX_COMMITTED/INVALID``
 index item     ``LP_DEAD`` on an item that still has storage
-index page     ``BTP_HAS_GARBAGE``, ``LH_PAGE_HAS_DEAD_TUPLES``, ``F_HAS_GARBAGE``
+index page     ``BTP_HAS_GARBAGE``, ``LH_PAGE_HAS_DEAD_TUPLES``, ``F_HAS_GARBAGE``,
+               ``BRIN_EVACUATE_PAGE``, ``btpo_cycleid`` that VACUUM clears
 =============  =======================================================================
+
+VACUUM logs that it sets ``PD_ALL_VISIBLE``, but only with checksums or ``wal_log_hints`` does the
+page get the record's LSN: without, it may be written before the record is.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ _HEADER = 24
 _PD_FLAGS = 10
 _PD_PRUNE_XID = 20
 _PD_HINTS = 0x0001 | 0x0002  # PD_HAS_FREE_LINES, PD_PAGE_FULL
+_PD_ALL_VISIBLE = 0x0004
 
 _LP_NORMAL = 1
 _LP_DEAD = 3
@@ -37,6 +43,8 @@ _F_HAS_GARBAGE = 1 << 4
 _HASH_PAGE_ID = 0xFF80
 _GIST_PAGE_ID = 0xFF81
 _MAX_BT_CYCLE_ID = 0xFF7F
+_BRIN_REGULAR = 0xF093
+_BRIN_EVACUATE = 1 << 0
 
 
 class PageKind(Enum):
@@ -46,6 +54,7 @@ class PageKind(Enum):
     BTREE = "btree"
     HASH = "hash"
     GIST = "gist"
+    BRIN = "brin"
     OTHER = "other"
 
 
@@ -55,8 +64,10 @@ def kind(page: bytes) -> PageKind:
     size = len(page) - special
     if size == 0:
         return PageKind.HEAP
+    last = struct.unpack_from("=H", page, len(page) - 2)[0]
+    if size == 8 and last == _BRIN_REGULAR:
+        return PageKind.BRIN
     if size == 16:
-        last = struct.unpack_from("=H", page, len(page) - 2)[0]
         if last == _HASH_PAGE_ID:
             return PageKind.HASH
         if last == _GIST_PAGE_ID:
@@ -64,6 +75,14 @@ def kind(page: bytes) -> PageKind:
         if last <= _MAX_BT_CYCLE_ID:
             return PageKind.BTREE
     return PageKind.OTHER
+
+
+def only(before: bytes, after: bytes) -> bool:
+    """Whether nothing differs but hint bits."""
+    changed = bytearray(after)
+    if kind(before) is kind(after) is PageKind.HEAP and not _pd_flags(before) & _PD_ALL_VISIBLE:
+        _clear(changed, _PD_FLAGS, _PD_ALL_VISIBLE)
+    return mask(before) == mask(bytes(changed))
 
 
 def mask(page: bytes) -> bytes:
@@ -82,6 +101,7 @@ def mask(page: bytes) -> bytes:
         case PageKind.BTREE:
             if not _flags(page) & _BTP_META:
                 _mask_index(out, lower)
+                _clear(out, len(page) - 2, 0xFFFF)  # the cycle id
             _clear(out, len(page) - 4, _BTP_HAS_GARBAGE)
         case PageKind.HASH:
             if not _flags(page) & (_LH_META_PAGE | _LH_BITMAP_PAGE):
@@ -90,9 +110,16 @@ def mask(page: bytes) -> bytes:
         case PageKind.GIST:
             _mask_index(out, lower)
             _clear(out, len(page) - 4, _F_HAS_GARBAGE)
+        case PageKind.BRIN:
+            _clear(out, len(page) - 4, _BRIN_EVACUATE)
         case PageKind.OTHER:
             pass
     return bytes(out)
+
+
+def _pd_flags(page: bytes) -> int:
+    flags: int = struct.unpack_from("=H", page, _PD_FLAGS)[0]
+    return flags
 
 
 def _flags(page: bytes) -> int:

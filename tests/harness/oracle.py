@@ -368,7 +368,7 @@ def _only_hints(path: str, before: bytes, after: bytes, block_size: int) -> bool
     name = files.FileName.parse(path.rpartition("/")[2])
     if name is None or name.fork != "main" or not len(before) == len(after) == block_size:
         return False
-    return hints.mask(before) == hints.mask(after)
+    return hints.only(before, after)
 
 
 def _base(path: str) -> str:
