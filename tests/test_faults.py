@@ -170,6 +170,26 @@ def test_killed_in_the_flush_at_the_end_of_recovery(faulty: tuple[Cluster, Fault
     _kept(snapshot, cluster)
 
 
+def test_killed_in_the_flush_after_a_promotion(
+    faulty_standby: tuple[Cluster, Cluster, Fault],
+) -> None:
+    """The map is on the new timeline, and pg_control is on the one before."""
+    primary, standby, orders = faulty_standby
+    snapshot = oracle.take(standby, primary=primary)
+    primary.sql(CHANGE)
+    standby.catch_up(primary)
+    orders.order(f"{MAP}$", Kind.SYNC, Action.STOP_AFTER, number=2)  # pages, header
+    with beside(standby.promote):
+        orders.wait()
+        standby.kill_all()
+    orders.clear()
+    assert standby.control()["Latest checkpoint's TimeLineID"] == "1"
+    assert int.from_bytes(standby.map.read_bytes()[40:44], sys.byteorder) == 2
+    standby.start()
+    assert not standby.in_recovery
+    _kept(snapshot, standby)
+
+
 def test_killed_in_the_flush_of_a_standby(faulty_standby: tuple[Cluster, Cluster, Fault]) -> None:
     primary, standby, orders = faulty_standby
     snapshot = oracle.take(standby, primary=primary)

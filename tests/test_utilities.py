@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -103,6 +104,30 @@ def test_point_in_time(factory: Factory) -> None:
     oracle.check(snapshot, restored, changed=20)
     restored.sql("UPDATE t SET x = 'new life' WHERE abs(i) % 90 = 0")
     restored.restart("immediate")
+    oracle.check(snapshot, restored, changed=20)
+
+
+def _timeline(cluster: Cluster) -> int:
+    """The timeline that the map names."""
+    return int.from_bytes(cluster.map.read_bytes()[40:44], sys.byteorder)
+
+
+def test_point_in_time_killed_at_once(factory: Factory) -> None:
+    """The checkpoint at the end of recovery began a timeline that the map does not name."""
+    cluster = factory.create(checksums=True)
+    cluster.sql(TABLE)
+    cluster.sql("VACUUM (FREEZE) t")
+    snapshot = oracle.take(cluster)
+    cluster.sql(CHANGE)
+    restored = factory.base_backup(cluster, "restored", "-X", "fetch")
+    restored.configure(restore_command="false", recovery_target_timeline="current")
+    restored.write("recovery.signal", "")
+    restored.start()
+    restored.wait_for(lambda: not restored.in_recovery, "the end of recovery")
+    restored.kill_all()
+    assert restored.control()["Latest checkpoint's TimeLineID"] == "2"
+    assert _timeline(restored) == 1
+    restored.start()
     oracle.check(snapshot, restored, changed=20)
 
 
