@@ -209,6 +209,19 @@ def test_killed_in_the_flush_of_a_standby(faulty_standby: tuple[Cluster, Cluster
     assert steps >= 4
 
 
+def test_killed_in_a_copy(faulty: tuple[Cluster, Fault]) -> None:
+    """No record tells of a copy that was not finished: its marks are in the file before it."""
+    cluster, orders = faulty
+    snapshot = before(cluster)
+    orders.order("base/", Kind.WRITE, Action.STOP_BEFORE, number=100)
+    with beside(lambda: copied(cluster, "e")):
+        orders.wait()
+        cluster.kill_all()
+    orders.clear()
+    cluster.start()
+    oracle.check(snapshot, cluster, changed=50)
+
+
 def test_killed_in_a_durable_mark(faulty: tuple[Cluster, Fault]) -> None:
     """A copy of a directory writes its marks through before it begins; checkpoints around it."""
     cluster, orders = faulty
@@ -926,3 +939,77 @@ def test_directory_that_cannot_be_opened(faulty: tuple[Cluster, Fault], error: i
                 connection.execute(query)
         orders.clear()
         assert connection.execute(query).fetchall() == whole
+
+
+def test_directory_of_databases_that_is_gone(faulty: tuple[Cluster, Fault]) -> None:
+    """What may be missing is a database's directory, and not the one that has them all."""
+    cluster, orders = faulty
+    query = "SELECT count(*) FROM ptrack_get_pagemapset('0/0')"
+    with cluster.connect() as connection:
+        connection.execute(query)
+        orders.order("base$", Kind.OPENDIR, Action.FAIL, error=errno.ENOENT)
+        with pytest.raises(psycopg.Error, match='directory "base" does not exist'):
+            connection.execute(query)
+        orders.clear()
+
+
+def test_file_that_cannot_be_looked_at(cluster: Cluster) -> None:
+    """An error, and never an answer without the file."""
+    pages(cluster)
+    snapshot = oracle.take(cluster)
+    cluster.sql("DELETE FROM t WHERE i % 2 = 0")
+    cluster.checkpoint()
+    path = cluster.data / cluster.path_of("t")
+    kept = path.with_name("kept")
+    path.rename(kept)
+    path.symlink_to(path.name)  # leads to itself
+    with pytest.raises(psycopg.Error, match="could not stat file"):
+        cluster.pagemapset(snapshot.lsn)
+    path.unlink()
+    kept.rename(path)
+    oracle.check(snapshot, cluster, changed=20)
+
+
+def test_tablespace_that_leads_nowhere(cluster: Cluster) -> None:
+    """An error, and never an answer without what is in it."""
+    place = cluster.tablespace("ts")
+    cluster.sql(f"CREATE TABLESPACE ts LOCATION '{place}'")
+    pages(cluster)
+    cluster.sql("ALTER TABLE t SET TABLESPACE ts")
+    snapshot = oracle.take(cluster)
+    cluster.sql("DELETE FROM t WHERE i % 2 = 0")
+    cluster.checkpoint()
+    kept = place.with_name("kept")
+    place.rename(kept)
+    with pytest.raises(psycopg.Error, match=r"tablespace directory .* does not exist"):
+        cluster.pagemapset(snapshot.lsn)
+    kept.rename(place)
+    oracle.check(snapshot, cluster, changed=20)
+
+
+def test_tablespace_that_is_being_dropped(faulty: tuple[Cluster, Fault]) -> None:
+    """Its directory goes first and its link soon after: a query waits for that."""
+    cluster, orders = faulty
+    snapshot = before(cluster)
+    cluster.sql(CHANGE)
+    cluster.sql(f"CREATE TABLESPACE ts LOCATION '{cluster.tablespace('ts')}'")
+    cluster.checkpoint()
+    looks: list[Exception | None] = []
+
+    def look() -> None:
+        try:
+            oracle.look(snapshot, cluster)
+            looks.append(None)
+        except psycopg.Error as error:
+            looks.append(error)
+
+    orders.order("pg_tblspc/", Kind.UNLINK, Action.STOP_BEFORE)
+    with beside(lambda: cluster.sql("DROP TABLESPACE ts")):
+        orders.wait()
+        (link,) = (cluster.data / "pg_tblspc").iterdir()
+        assert not list(link.iterdir()), "its directory is still there"
+        with beside(look) as thread:
+            thread.join(0.3)
+            orders.clear()
+    assert looks == [None]
+    oracle.check(snapshot, cluster, changed=20)
