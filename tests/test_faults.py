@@ -914,6 +914,41 @@ def test_durable_mark_that_fails_twice(faulty: tuple[Cluster, Fault]) -> None:
     safe(snapshot, cluster)
 
 
+def test_promoted_within_a_restartpoint(factory: Factory) -> None:
+    """Its redo point lies before the end of the replay, which a parent from then does not know.
+
+    The parent is the old primary's, as of that checkpoint. The standby has changed its free space
+    map since, was killed, and finds all that done when it replays once more.
+    """
+    primary = factory.create(checksums=False)  # with them, a standby does not write such hints
+    pages(primary)
+    standby = factory.standby(primary, start=False)
+    with Fault(standby, factory.shared) as orders:
+        standby.start()
+        standby.restartpoint(primary)
+        parent = oracle.take(primary)
+        path = primary.path_of("t")
+        primary.sql("DELETE FROM t WHERE i % 2 = 0")
+        primary.sql("VACUUM (TRUNCATE false) t")
+        standby.catch_up(primary)
+        standby.evict()
+        standby.kill_all()
+        standby.configure(shared_buffers="16MB")  # so that nobody else writes
+        standby.start()
+        standby.catch_up(primary)
+        orders.order("/base/", Kind.WRITE, Action.STOP_BEFORE)
+        with beside(standby.checkpoint):
+            assert orders.wait() == standby.process("checkpointer")
+            standby.promote()
+            orders.clear()
+    standby.checkpoint()
+    # of other tables the primary has hint bits and unused space of its own
+    mine = {name: page for name, page in parent.content.items() if name.startswith(path)}
+    content = {**files.read_all(standby.data), **mine}
+    snapshot = oracle.Snapshot(lsn=parent.lsn, content=content, block_size=parent.block_size)
+    oracle.check(snapshot, standby, changed=20, mask_hints=True)
+
+
 # ---- the scan of directories
 
 
