@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from tests.harness import fault, files, oracle
+from tests.harness import fault, files, lsn, oracle
 from tests.harness.fault import Action, Fault, Kind
 from tests.harness.grown import grow_and_lose, lazy_cluster, lost, pages
 from tests.harness.parent import CHANGE, TABLE, before, copied, refused, safe
@@ -321,6 +321,29 @@ def test_killed_with_wal_in_memory(factory: Factory) -> None:
     cluster.sql(MORE)
     cluster.restart(shared_preload_libraries="ptrack")
     refused(snapshot, cluster)
+
+
+def test_resetwal_behind_the_map(faulty: tuple[Cluster, Fault]) -> None:
+    """A flush is ahead of pg_control, and all WAL is lost: what begins now is behind the map."""
+    cluster, orders = faulty
+    snapshot = before(cluster)
+    cluster.sql("SELECT pg_logical_emit_message(false, '', repeat('x', 4000000))")
+    orders.order(f"{MAP}$", Kind.SYNC, Action.STOP_AFTER, number=2)  # pages, header
+    with beside(cluster.checkpoint):
+        orders.wait()
+        cluster.sql(CHANGE)
+        cluster.evict()
+        cluster.kill_all()
+    orders.clear()
+    (cluster.data / "postmaster.pid").unlink()
+    for path in (cluster.data / "pg_wal").iterdir():
+        if path.is_file():
+            path.unlink()
+    ended = int.from_bytes(cluster.map.read_bytes()[24:32], sys.byteorder)
+    cluster.run("pg_resetwal", "-f", cluster.data)
+    assert lsn.parse(cluster.control()["Latest checkpoint's REDO location"]) < ended
+    cluster.start()
+    safe(snapshot, cluster)
 
 
 def test_durable_mark_that_fails(faulty: tuple[Cluster, Fault]) -> None:

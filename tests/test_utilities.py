@@ -64,6 +64,19 @@ def test_base_backup(factory: Factory, wal: str) -> None:
     oracle.check(snapshot, restored, changed=20)
 
 
+def test_base_backup_verifies_checksums(factory: Factory) -> None:
+    """Those of pages, and the map has none."""
+    cluster = factory.create(checksums=True)
+    cluster.sql(TABLE)
+    cluster.checkpoint()
+    assert cluster.map.exists()
+    target = factory.empty("copy")
+    done = cluster.run("pg_basebackup", "-D", target.data, "-c", "fast", check=False)
+    assert done.returncode == 0, done.stdout
+    assert "checksum" not in done.stdout
+    assert (target.data / MAP).read_bytes() == cluster.map.read_bytes()
+
+
 def test_base_backup_as_tar(factory: Factory) -> None:
     cluster = factory.create()
     cluster.sql(TABLE)
@@ -198,7 +211,8 @@ def test_checksums_check(factory: Factory) -> None:
     cluster.stop()
     for name in (str(MAP_TMP), "global/ptrack.map.mmap"):
         cluster.write(name, "x" * 20_000)
-    cluster.run("pg_checksums", "--check", "-D", cluster.data)
+    done = cluster.run("pg_checksums", "--check", "-D", cluster.data, check=False)
+    assert done.returncode == 0, done.stdout
     assert cluster.map.exists(), "checking changes nothing"
     cluster.start()
     oracle.check(snapshot, cluster, changed=20)
