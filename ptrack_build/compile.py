@@ -321,15 +321,15 @@ class Workbench:
     env: Mapping[str, str]
     log: Path
 
-    @property
-    def postgres(self) -> Path:
-        """The server's program, as last linked."""
-        return self.objects / "src" / "backend" / "postgres"
+    def program(self, directory: str) -> Path:
+        """What a directory of src/ has for a program, linked anew after what has changed there.
 
-    def link(self) -> None:
-        """Compile what has changed in the backend, and link it. Raises CommandFailed."""
-        make = ["make", "-C", str(self.objects / "src" / "backend"), f"-j{host.jobs()}", "all"]
+        directory: `backend` or one like `bin/pg_rewind`. Raises CommandFailed.
+        """
+        place = self.objects / "src" / directory
+        make = ["make", "-C", str(place), f"-j{host.jobs()}", "all"]
         call(make, env=self.env, log=self.log, quiet=True)
+        return place / ("postgres" if directory == "backend" else place.name)
 
 
 @contextlib.contextmanager

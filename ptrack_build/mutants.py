@@ -1,8 +1,9 @@
-"""Mutants: the server or the extension with one protection taken out.
+"""Mutants: the server, one of its programs or the extension with one protection taken out.
 
 `tests/mutants.toml` lists them, each with the tests that have to fail on it. A mutant of the core
-is compiled in the objects of the server that is under test and linked anew, one of the extension is
-compiled alone; either becomes a prefix made of links, with the one file replaced.
+is compiled in the objects of the server that is under test, and the server or the program linked
+anew, one of the extension is compiled alone; either becomes a prefix made of links, with the one
+file replaced.
 """
 
 from __future__ import annotations
@@ -104,6 +105,12 @@ def applied(text: str, change: Change) -> str:
     return text[:start] + body + text[end:]
 
 
+def program_of(file: str) -> str:
+    """The directory of src/ that has the program a file of PostgreSQL is compiled into."""
+    parts = file.split("/")
+    return "/".join(parts[1:3]) if parts[1] == "bin" else "backend"
+
+
 #: How pytest records what failed by a comparison: an assertion, or an exception that did not come.
 _ASSERTED = re.compile(r"(\w+\.)*(AssertionError|LostBlocks|Refused)\b|assert\b|Failed: DID NOT ")
 #: What the harness says by an assertion as well, and has nothing to do with what a test looks for.
@@ -168,8 +175,9 @@ class Laboratory:
             for change in mutant.changes:
                 path = self.bench.source / change.file
                 _replace(path, applied(path.read_text(), change))
-            self.bench.link()
-            _replace_file(place / "bin" / "postgres", self.bench.postgres)
+            for directory in sorted({program_of(change.file) for change in mutant.changes}):
+                made = self.bench.program(directory)
+                _replace_file(place / "bin" / made.name, made)
         finally:
             for path, text in kept.items():
                 _replace(path, text)

@@ -97,6 +97,7 @@ def test_edges_of_the_set(cluster: Cluster) -> None:
         for path, data in content.items():
             blocks = len(data) // cluster.block_size
             if blocks:
+                assert path in rows, (since, path)
                 assert rows[path].blocks()[:blocks] == list(range(blocks)), (since, path)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from tests.harness import fault, files, oracle
+from tests.harness import fault, files, lsn, oracle
 from tests.harness.fault import Action, Fault, Kind
 from tests.harness.grown import grow_and_lose, lazy_cluster, lost, pages
 from tests.harness.parent import CHANGE, TABLE, before, copied, refused, safe
@@ -170,6 +170,26 @@ def test_killed_in_the_flush_at_the_end_of_recovery(faulty: tuple[Cluster, Fault
     _kept(snapshot, cluster)
 
 
+def test_killed_in_the_flush_after_a_promotion(
+    faulty_standby: tuple[Cluster, Cluster, Fault],
+) -> None:
+    """The map is on the new timeline, and pg_control is on the one before."""
+    primary, standby, orders = faulty_standby
+    snapshot = oracle.take(standby, primary=primary)
+    primary.sql(CHANGE)
+    standby.catch_up(primary)
+    orders.order(f"{MAP}$", Kind.SYNC, Action.STOP_AFTER, number=2)  # pages, header
+    with beside(standby.promote):
+        orders.wait()
+        standby.kill_all()
+    orders.clear()
+    assert standby.control()["Latest checkpoint's TimeLineID"] == "1"
+    assert int.from_bytes(standby.map.read_bytes()[40:44], sys.byteorder) == 2
+    standby.start()
+    assert not standby.in_recovery
+    _kept(snapshot, standby)
+
+
 def test_killed_in_the_flush_of_a_standby(faulty_standby: tuple[Cluster, Cluster, Fault]) -> None:
     primary, standby, orders = faulty_standby
     snapshot = oracle.take(standby, primary=primary)
@@ -187,6 +207,19 @@ def test_killed_in_the_flush_of_a_standby(faulty_standby: tuple[Cluster, Cluster
         snapshot, standby, orders, change, standby.checkpoint, start=start, halves=False
     )
     assert steps >= 4
+
+
+def test_killed_in_a_copy(faulty: tuple[Cluster, Fault]) -> None:
+    """No record tells of a copy that was not finished: its marks are in the file before it."""
+    cluster, orders = faulty
+    snapshot = before(cluster)
+    orders.order("base/", Kind.WRITE, Action.STOP_BEFORE, number=100)
+    with beside(lambda: copied(cluster, "e")):
+        orders.wait()
+        cluster.kill_all()
+    orders.clear()
+    cluster.start()
+    oracle.check(snapshot, cluster, changed=50)
 
 
 def test_killed_in_a_durable_mark(faulty: tuple[Cluster, Fault]) -> None:
@@ -288,6 +321,29 @@ def test_killed_with_wal_in_memory(factory: Factory) -> None:
     cluster.sql(MORE)
     cluster.restart(shared_preload_libraries="ptrack")
     refused(snapshot, cluster)
+
+
+def test_resetwal_behind_the_map(faulty: tuple[Cluster, Fault]) -> None:
+    """A flush is ahead of pg_control, and all WAL is lost: what begins now is behind the map."""
+    cluster, orders = faulty
+    snapshot = before(cluster)
+    cluster.sql("SELECT pg_logical_emit_message(false, '', repeat('x', 4000000))")
+    orders.order(f"{MAP}$", Kind.SYNC, Action.STOP_AFTER, number=2)  # pages, header
+    with beside(cluster.checkpoint):
+        orders.wait()
+        cluster.sql(CHANGE)
+        cluster.evict()
+        cluster.kill_all()
+    orders.clear()
+    (cluster.data / "postmaster.pid").unlink()
+    for path in (cluster.data / "pg_wal").iterdir():
+        if path.is_file():
+            path.unlink()
+    ended = int.from_bytes(cluster.map.read_bytes()[24:32], sys.byteorder)
+    cluster.run("pg_resetwal", "-f", cluster.data)
+    assert lsn.parse(cluster.control()["Latest checkpoint's REDO location"]) < ended
+    cluster.start()
+    safe(snapshot, cluster)
 
 
 def test_durable_mark_that_fails(faulty: tuple[Cluster, Fault]) -> None:
@@ -881,6 +937,42 @@ def test_durable_mark_that_fails_twice(faulty: tuple[Cluster, Fault]) -> None:
     safe(snapshot, cluster)
 
 
+@pytest.mark.major(until=18)  # from 19 on a promotion does not end while the checkpointer is held
+def test_promoted_within_a_restartpoint(factory: Factory) -> None:
+    """Its redo point lies before the end of the replay, which a parent from then does not know.
+
+    The parent is the old primary's, as of that checkpoint. The standby has changed its free space
+    map since, was killed, and finds all that done when it replays once more.
+    """
+    primary = factory.create(checksums=False)  # with them, a standby does not write such hints
+    pages(primary)
+    standby = factory.standby(primary, start=False)
+    with Fault(standby, factory.shared) as orders:
+        standby.start()
+        standby.restartpoint(primary)
+        parent = oracle.take(primary)
+        path = primary.path_of("t")
+        primary.sql("DELETE FROM t WHERE i % 2 = 0")
+        primary.sql("VACUUM (TRUNCATE false) t")
+        standby.catch_up(primary)
+        standby.evict()
+        standby.kill_all()
+        standby.configure(shared_buffers="16MB")  # so that nobody else writes
+        standby.start()
+        standby.catch_up(primary)
+        orders.order("/base/", Kind.WRITE, Action.STOP_BEFORE)
+        with beside(standby.checkpoint):
+            assert orders.wait() == standby.process("checkpointer")
+            standby.promote()
+            orders.clear()
+    standby.checkpoint()
+    # of other tables the primary has hint bits and unused space of its own
+    mine = {name: page for name, page in parent.content.items() if name.startswith(path)}
+    content = {**files.read_all(standby.data), **mine}
+    snapshot = oracle.Snapshot(lsn=parent.lsn, content=content, block_size=parent.block_size)
+    oracle.check(snapshot, standby, changed=20, mask_hints=True)
+
+
 # ---- the scan of directories
 
 
@@ -906,3 +998,77 @@ def test_directory_that_cannot_be_opened(faulty: tuple[Cluster, Fault], error: i
                 connection.execute(query)
         orders.clear()
         assert connection.execute(query).fetchall() == whole
+
+
+def test_directory_of_databases_that_is_gone(faulty: tuple[Cluster, Fault]) -> None:
+    """What may be missing is a database's directory, and not the one that has them all."""
+    cluster, orders = faulty
+    query = "SELECT count(*) FROM ptrack_get_pagemapset('0/0')"
+    with cluster.connect() as connection:
+        connection.execute(query)
+        orders.order("base$", Kind.OPENDIR, Action.FAIL, error=errno.ENOENT)
+        with pytest.raises(psycopg.Error, match='directory "base" does not exist'):
+            connection.execute(query)
+        orders.clear()
+
+
+def test_file_that_cannot_be_looked_at(cluster: Cluster) -> None:
+    """An error, and never an answer without the file."""
+    pages(cluster)
+    snapshot = oracle.take(cluster)
+    cluster.sql("DELETE FROM t WHERE i % 2 = 0")
+    cluster.checkpoint()
+    path = cluster.data / cluster.path_of("t")
+    kept = path.with_name("kept")
+    path.rename(kept)
+    path.symlink_to(path.name)  # leads to itself
+    with pytest.raises(psycopg.Error, match="could not stat file"):
+        cluster.pagemapset(snapshot.lsn)
+    path.unlink()
+    kept.rename(path)
+    oracle.check(snapshot, cluster, changed=20)
+
+
+def test_tablespace_that_leads_nowhere(cluster: Cluster) -> None:
+    """An error, and never an answer without what is in it."""
+    place = cluster.tablespace("ts")
+    cluster.sql(f"CREATE TABLESPACE ts LOCATION '{place}'")
+    pages(cluster)
+    cluster.sql("ALTER TABLE t SET TABLESPACE ts")
+    snapshot = oracle.take(cluster)
+    cluster.sql("DELETE FROM t WHERE i % 2 = 0")
+    cluster.checkpoint()
+    kept = place.with_name("kept")
+    place.rename(kept)
+    with pytest.raises(psycopg.Error, match=r"tablespace directory .* does not exist"):
+        cluster.pagemapset(snapshot.lsn)
+    kept.rename(place)
+    oracle.check(snapshot, cluster, changed=20)
+
+
+def test_tablespace_that_is_being_dropped(faulty: tuple[Cluster, Fault]) -> None:
+    """Its directory goes first and its link soon after: a query waits for that."""
+    cluster, orders = faulty
+    snapshot = before(cluster)
+    cluster.sql(CHANGE)
+    cluster.sql(f"CREATE TABLESPACE ts LOCATION '{cluster.tablespace('ts')}'")
+    cluster.checkpoint()
+    looks: list[Exception | None] = []
+
+    def look() -> None:
+        try:
+            oracle.look(snapshot, cluster)
+            looks.append(None)
+        except psycopg.Error as error:
+            looks.append(error)
+
+    orders.order("pg_tblspc/", Kind.UNLINK, Action.STOP_BEFORE)
+    with beside(lambda: cluster.sql("DROP TABLESPACE ts")):
+        orders.wait()
+        (link,) = (cluster.data / "pg_tblspc").iterdir()
+        assert not list(link.iterdir()), "its directory is still there"
+        with beside(look) as thread:
+            thread.join(0.3)
+            orders.clear()
+    assert looks == [None]
+    oracle.check(snapshot, cluster, changed=20)

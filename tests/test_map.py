@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import client, oracle, system
+from tests.harness import client, lsn, oracle, system
 from tests.harness.cluster import MAP_TMP
 from tests.harness.parent import CHANGE, TABLE, before, refused, safe
 
@@ -216,6 +216,123 @@ def test_map_of_another_cluster(factory: Factory) -> None:
     cluster.map.write_bytes(other.map.read_bytes())
     cluster.start()
     refused(snapshot, cluster)
+
+
+# ---- of another timeline
+
+SEGMENT = "SELECT pg_logical_emit_message(false, '', 'x'), pg_switch_wal()"
+
+
+def _start(copy: Cluster) -> int:
+    """Where a base backup begins to replay."""
+    label = (copy.data / "backup_label").read_text()
+    return lsn.parse(label.partition("START WAL LOCATION: ")[2].split()[0])
+
+
+def _stopped(primary: Cluster, copy: Cluster) -> None:
+    """Its map ends with a clean stop."""
+    while primary.position() < _start(copy) + MB:
+        primary.sql(SEGMENT)
+    primary.stop()
+
+
+def _recovered(primary: Cluster, copy: Cluster) -> None:
+    """Its map ends with a recovery."""
+    while primary.position() < _start(copy) + MB:
+        primary.sql(SEGMENT)
+    primary.restart("immediate")
+    primary.kill_all()
+
+
+def _same_place(primary: Cluster, copy: Cluster) -> None:
+    """Its map ends where the new one's base backup began."""
+    with primary.paused("background writer"):  # it tells of running transactions in WAL
+        while primary.position() // MB < _start(copy) // MB:
+            primary.sql(SEGMENT)
+        primary.checkpoint()
+        assert primary.redo() == _start(copy)
+        primary.kill_all()
+
+
+@pytest.mark.parametrize(
+    "end", [_stopped, _recovered, _same_place], ids=["stopped", "recovered", "same place"]
+)
+def test_map_of_the_old_primary(factory: Factory, end: Callable[[Cluster, Cluster], None]) -> None:
+    """The old primary gets all files of the new one but for the map.
+
+    Its own is of a branch that they have not taken, however far it goes.
+    """
+    primary = factory.create(checksums=True)
+    snapshot = before(primary)
+    standby = factory.standby(primary)
+    standby.catch_up(primary)
+    standby.promote()
+    standby.sql(CHANGE)
+    for _ in range(4):
+        standby.sql(SEGMENT)
+    standby.checkpoint()
+    with standby.paused("background writer"):
+        copy = factory.base_backup(standby, "copy")
+    end(primary, copy)
+    copy.map.write_bytes(primary.map.read_bytes())
+    copy.start()
+    safe(snapshot, copy)
+
+
+def test_map_of_a_promotion_that_was_given_up(factory: Factory) -> None:
+    """The old primary stays: the map of a standby that was promoted comes to its files.
+
+    They know the new timeline, and begin behind where it left theirs.
+    """
+    primary = factory.create(checksums=True)
+    snapshot = before(primary)
+    standby = factory.standby(primary)
+    standby.catch_up(primary)
+    standby.promote()
+    for _ in range(8):
+        standby.sql(SEGMENT)
+    standby.stop()
+    primary.sql(CHANGE)
+    primary.stop()
+    history = "pg_wal/00000002.history"
+    primary.write(history, (standby.data / history).read_text())
+    primary.map.write_bytes(standby.map.read_bytes())
+    primary.configure(recovery_target_timeline="current")
+    primary.start()
+    safe(snapshot, primary)
+
+
+# ---- of another shape, and damaged
+
+
+def _crc(content: bytes | bytearray) -> int:
+    """CRC-32C."""
+    crc = 0xFFFFFFFF
+    for byte in content:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+@pytest.mark.parametrize("at", [56, 60], ids=["block size", "blocks of a segment"])
+def test_map_of_another_shape(cluster: Cluster, at: int) -> None:
+    """Whose blocks are not these: its header is sound, and names others."""
+    snapshot = before(cluster)
+    cluster.stop()
+    header = bytearray(cluster.map.read_bytes()[:4096])
+    crc = header[68:72]
+    header[68:72] = bytes(4)
+    assert _crc(header).to_bytes(4, sys.byteorder) == crc
+    value = int.from_bytes(header[at : at + 4], sys.byteorder)
+    header[at : at + 4] = (value * 2).to_bytes(4, sys.byteorder)
+    header[68:72] = _crc(header).to_bytes(4, sys.byteorder)
+    with cluster.map.open("r+b") as file:
+        file.write(header)
+    mark = cluster.log_size()
+    cluster.start()
+    refused(snapshot, cluster)
+    assert "belongs to another cluster" in cluster.log_text(mark)
 
 
 def _flip(offset: int) -> Callable[[bytearray], None]:

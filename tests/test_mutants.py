@@ -1,6 +1,6 @@
 """Each protection, taken out, makes the test fail that is there for it.
 
-Slow: it links a server for each mutant of the core. `./nox -s mutants-NN` runs it.
+Slow: it links a server or a program for each mutant of the core. `./nox -s mutants-NN` runs it.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -63,6 +64,19 @@ def test_base_backup(factory: Factory, wal: str) -> None:
     oracle.check(snapshot, restored, changed=20)
 
 
+def test_base_backup_verifies_checksums(factory: Factory) -> None:
+    """Those of pages, and the map has none."""
+    cluster = factory.create(checksums=True)
+    cluster.sql(TABLE)
+    cluster.checkpoint()
+    assert cluster.map.exists()
+    target = factory.empty("copy")
+    done = cluster.run("pg_basebackup", "-D", target.data, "-c", "fast", check=False)
+    assert done.returncode == 0, done.stdout
+    assert "checksum" not in done.stdout
+    assert (target.data / MAP).read_bytes() == cluster.map.read_bytes()
+
+
 def test_base_backup_as_tar(factory: Factory) -> None:
     cluster = factory.create()
     cluster.sql(TABLE)
@@ -103,6 +117,30 @@ def test_point_in_time(factory: Factory) -> None:
     oracle.check(snapshot, restored, changed=20)
     restored.sql("UPDATE t SET x = 'new life' WHERE abs(i) % 90 = 0")
     restored.restart("immediate")
+    oracle.check(snapshot, restored, changed=20)
+
+
+def _timeline(cluster: Cluster) -> int:
+    """The timeline that the map names."""
+    return int.from_bytes(cluster.map.read_bytes()[40:44], sys.byteorder)
+
+
+def test_point_in_time_killed_at_once(factory: Factory) -> None:
+    """The checkpoint at the end of recovery began a timeline that the map does not name."""
+    cluster = factory.create(checksums=True)
+    cluster.sql(TABLE)
+    cluster.sql("VACUUM (FREEZE) t")
+    snapshot = oracle.take(cluster)
+    cluster.sql(CHANGE)
+    restored = factory.base_backup(cluster, "restored", "-X", "fetch")
+    restored.configure(restore_command="false", recovery_target_timeline="current")
+    restored.write("recovery.signal", "")
+    restored.start()
+    restored.wait_for(lambda: not restored.in_recovery, "the end of recovery")
+    restored.kill_all()
+    assert restored.control()["Latest checkpoint's TimeLineID"] == "2"
+    assert _timeline(restored) == 1
+    restored.start()
     oracle.check(snapshot, restored, changed=20)
 
 
@@ -173,7 +211,8 @@ def test_checksums_check(factory: Factory) -> None:
     cluster.stop()
     for name in (str(MAP_TMP), "global/ptrack.map.mmap"):
         cluster.write(name, "x" * 20_000)
-    cluster.run("pg_checksums", "--check", "-D", cluster.data)
+    done = cluster.run("pg_checksums", "--check", "-D", cluster.data, check=False)
+    assert done.returncode == 0, done.stdout
     assert cluster.map.exists(), "checking changes nothing"
     cluster.start()
     oracle.check(snapshot, cluster, changed=20)

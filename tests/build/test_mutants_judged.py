@@ -71,3 +71,14 @@ def test_anything_else_has_not(tmp_path: Path, body: str, said: str) -> None:
 
 def test_no_record_at_all(tmp_path: Path) -> None:
     assert mutants.caught(tmp_path / "none.xml") == "left no record"
+
+
+@pytest.mark.parametrize(
+    ("file", "directory"),
+    [
+        ("src/backend/backup/basebackup.c", "backend"),
+        ("src/bin/pg_rewind/filemap.c", "bin/pg_rewind"),
+    ],
+)
+def test_program_of_a_file(file: str, directory: str) -> None:
+    assert mutants.program_of(file) == directory
