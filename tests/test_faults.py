@@ -5,17 +5,15 @@ A library preloaded into the server stops a process at a system call, or has the
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import sys
-import threading
 from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
 
 from tests.harness import fault, files, oracle
-from tests.harness.fault import Action, Fault, Kind
+from tests.harness.fault import Action, Fault, Kind, beside
 from tests.harness.grown import grow_and_lose, lazy_cluster, lost, pages
 from tests.harness.parent import CHANGE, TABLE, before, copied, refused, safe
 
@@ -51,21 +49,6 @@ def faulty_standby(factory: Factory) -> Iterator[tuple[Cluster, Cluster, Fault]]
     with Fault(standby, factory.shared) as orders:
         standby.start()
         yield primary, standby, orders
-
-
-@contextlib.contextmanager
-def beside(function: Callable[[], object]) -> Iterator[threading.Thread]:
-    """Something that may be held up, or end with its server."""
-
-    def run() -> None:
-        with contextlib.suppress(psycopg.Error, AssertionError):
-            function()
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    yield thread
-    thread.join(60)
-    assert not thread.is_alive(), "it did not come to an end"
 
 
 def _kept(snapshot: Snapshot, cluster: Cluster) -> None:
