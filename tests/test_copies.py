@@ -10,7 +10,7 @@ import pytest
 
 from tests.harness import client, fault, oracle, system, verify
 from tests.harness.fault import Action, Fault, Kind, beside
-from tests.harness.parent import CHANGE, before, refused, safe
+from tests.harness.parent import TABLE, before, refused, safe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,6 +26,7 @@ pytestmark = pytest.mark.skipif(fault.compiler() is None, reason="needs a C comp
 
 MAP = "global/ptrack.map"
 PAGE = 4096
+FIRST = "UPDATE first SET i = -i WHERE i % 150 = 0"
 MORE = "UPDATE t SET i = -i WHERE i % 80 = 6"
 EARLY = "UPDATE t SET i = -i WHERE i % 70 = 1"
 HELD = "UPDATE t SET i = -i WHERE i % 90 = 2"
@@ -49,6 +50,19 @@ def faulty(factory: Factory) -> Iterator[tuple[Cluster, Fault]]:
     with Fault(cluster, factory.shared) as orders:
         cluster.start()
         yield cluster, orders
+
+
+def _parent(cluster: Cluster) -> tuple[Snapshot, Backup]:
+    """What an increment is to be taken over; then a change that the copy starts behind.
+
+    Nothing reads that table later: hint bits would be logged, and their pages marked by replay.
+    """
+    cluster.sql(TABLE.replace("TABLE t", "TABLE first"))
+    cluster.sql("VACUUM (FREEZE) first")
+    snapshot = before(cluster)
+    parent = client.full(cluster)
+    cluster.sql(FIRST)
+    return snapshot, parent
 
 
 def _early(cluster: Cluster) -> None:
@@ -157,9 +171,7 @@ def test_copied_while_a_flush_is_held_up(
     """It has pages of this flush and not its header, or both: kept, and nothing is missing."""
     cluster, orders = faulty
     kind, action, number, stamped = PLACES[place]
-    snapshot = before(cluster)
-    parent = client.full(cluster)
-    cluster.sql(CHANGE)
+    snapshot, parent = _parent(cluster)
     copy, begun = _copy(cluster, orders, kind, action, number)
     copied = copy.other[MAP]
     assert (copied[:PAGE] != begun[:PAGE]) == stamped, "held up somewhere else"
@@ -182,8 +194,7 @@ def test_copied_with_half_of_a_page(
 ) -> None:
     """Kept where the half that is missing has not changed, else refused."""
     cluster, orders = faulty
-    snapshot = before(cluster)
-    cluster.sql(CHANGE)
+    snapshot, _ = _parent(cluster)
     copy, begun = _copy(cluster, orders, Kind.WRITE, Action.STOP_HALFWAY)
     assert copy.other[MAP] != begun
     _later(cluster)
@@ -203,9 +214,7 @@ def test_copied_while_the_map_is_replaced(
     The copy has the old file, with some pages of the flush that failed, or the new one.
     """
     cluster, orders = faulty
-    snapshot = before(cluster)
-    parent = client.full(cluster)
-    cluster.sql(CHANGE)
+    snapshot, parent = _parent(cluster)
 
     def failed() -> None:
         cluster.sql(MORE)
@@ -228,9 +237,7 @@ def test_copied_after_its_own_flush_failed(
 ) -> None:
     """Behind where the copy starts it is refused; the next flush makes it good."""
     cluster, orders = faulty
-    snapshot = before(cluster)
-    parent = client.full(cluster)
-    cluster.sql(CHANGE)
+    snapshot, parent = _parent(cluster)
     orders.order(MAP, Kind.SYNC, Action.FAIL)  # of the checkpoint that the backup starts with
     copy, _ = _copy(cluster, orders, Kind.RENAME, action)
     _later(cluster)
@@ -252,9 +259,7 @@ def test_base_backup_while_a_flush_is_held_up(
     """The same, of pg_basebackup, which is stopped before it comes to the map."""
     cluster, orders = faulty
     kind, action, number, stamped = PLACES[place]
-    snapshot = before(cluster)
-    parent = client.full(cluster)
-    cluster.sql(CHANGE)
+    snapshot, parent = _parent(cluster)
     restored = factory.empty("restored")
     orders.order("./global$", Kind.OPENDIR, Action.STOP_BEFORE)
     argv = ("-D", restored.data, "-c", "fast", "--no-sync", "-X", "none")
