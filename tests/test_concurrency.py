@@ -163,7 +163,12 @@ def test_backup_during_flushes(factory: Factory, *, fsync: bool) -> None:
     """The map is copied while checkpoints write it; restored, it is whole or refused."""
     cluster = factory.create(checksums=True, fsync=fsync)
     cluster.run("pgbench", "-i", "-s", "1", "--quiet")
+    cluster.sql("CREATE TABLE t AS SELECT i, repeat('x', 300) FROM generate_series(1, 3000) i")
+    cluster.sql("VACUUM (FREEZE) t")
+    before = oracle.take(cluster)
     parent = client.full(cluster)
+    # nothing reads it before it is restored: its marks are those that came with the map
+    cluster.sql("UPDATE t SET i = -i WHERE i % 150 = 0")
     with factory.pgbench(cluster, seconds=4), beside(cluster.checkpoint):
         backup = client.incremental(cluster, parent)
         base = factory.base_backup(cluster, "base", "-X", "stream")
@@ -171,6 +176,8 @@ def test_backup_during_flushes(factory: Factory, *, fsync: bool) -> None:
     client.restore(backup, target)
     for restored in (target, base):
         restored.start()
+        if 0 < restored.init_lsn() <= before.lsn:
+            oracle.check(before, restored, changed=20)
         verify.whole(restored)
         snapshot = oracle.take(restored, usable=False)
         if not 0 < restored.init_lsn() <= snapshot.lsn:
@@ -178,5 +185,13 @@ def test_backup_during_flushes(factory: Factory, *, fsync: bool) -> None:
         restored.sql("UPDATE pgbench_branches SET bbalance = 0")
         restored.restart()
         oracle.check(snapshot, restored)
-    if target.init_lsn() <= parent.start:
-        client.incremental(target, parent)
+        if 0 < restored.init_lsn() <= parent.start:
+            oracle.check(before, restored, changed=20)
+            last = client.incremental(restored, parent)
+            client.same(last, restored)
+            again = factory.empty("again")
+            client.restore(last, again)
+            again.start()
+            verify.whole(again)
+            assert verify.content(again) == verify.content(restored)
+            again.stop()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import lsn, oracle, workload
+from tests.harness import lsn, oracle, walpage, workload
 from tests.harness.grown import pages
 from tests.harness.oracle import LostBlocks
 
@@ -220,36 +220,11 @@ def test_redo_point_at_a_page_boundary(factory: Factory) -> None:
     pages(cluster, pages=30)
     cluster.checkpoint()
     cluster.checkpoint()
-    page = 8192  # of WAL
-    headers = (24, 40)  # a page's and a segment's first one: positions are shown past them
     with cluster.connect() as connection:
-
-        def emit(size: int) -> int:
-            """Append a record; bytes left on the page then."""
-            row = connection.execute(
-                "SELECT pg_logical_emit_message(false, '', repeat('x', %s)), "
-                "(pg_current_wal_insert_lsn() - '0/0')::bigint",
-                (size,),
-            ).fetchone()
-            assert row is not None
-            return -int(row[1]) % page
-
-        start = left = emit(16)
-        for _ in range(20):
-            left = emit(16)
-            if 0 < start - left < 200:
-                break
-            start = left
-        record = start - left  # with 16 bytes in it
-        for _ in range(2000):
-            if page - left in headers:
-                break
-            # short records on the way: the last one ends where the page does
-            left = emit(left - record + 16 if record <= left < 240 else 16)
-        assert page - left in headers, left
+        walpage.fill(connection)
     cluster.checkpoint()
     snapshot = oracle.take(cluster, checkpoint=False)
-    assert snapshot.lsn % page in headers, "the redo point is somewhere else"
+    assert snapshot.lsn % walpage.PAGE in walpage.HEADERS, "the redo point is somewhere else"
     cluster.sql("UPDATE t SET i = -i WHERE i = 7")
     oracle.evict(snapshot, cluster, changed=1)
     cluster.restart("immediate")

@@ -8,14 +8,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import sys
-import threading
 from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
 
-from tests.harness import fault, files, lsn, oracle
-from tests.harness.fault import Action, Fault, Kind
+from tests.harness import fault, files, lsn, oracle, walpage
+from tests.harness.fault import Action, Fault, Kind, beside
 from tests.harness.grown import grow_and_lose, lazy_cluster, lost, pages
 from tests.harness.parent import CHANGE, TABLE, before, copied, refused, safe
 
@@ -51,21 +50,6 @@ def faulty_standby(factory: Factory) -> Iterator[tuple[Cluster, Cluster, Fault]]
     with Fault(standby, factory.shared) as orders:
         standby.start()
         yield primary, standby, orders
-
-
-@contextlib.contextmanager
-def beside(function: Callable[[], object]) -> Iterator[threading.Thread]:
-    """Something that may be held up, or end with its server."""
-
-    def run() -> None:
-        with contextlib.suppress(psycopg.Error, AssertionError):
-            function()
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    yield thread
-    thread.join(60)
-    assert not thread.is_alive(), "it did not come to an end"
 
 
 def _kept(snapshot: Snapshot, cluster: Cluster) -> None:
@@ -971,6 +955,80 @@ def test_promoted_within_a_restartpoint(factory: Factory) -> None:
     content = {**files.read_all(standby.data), **mine}
     snapshot = oracle.Snapshot(lsn=parent.lsn, content=content, block_size=parent.block_size)
     oracle.check(snapshot, standby, changed=20, mask_hints=True)
+
+
+# ---- a standby whose redo is held up
+
+
+@pytest.mark.major(until=16)  # later ones have a record of no page at each redo point
+@pytest.mark.parametrize("end", ["page", "segment"])
+def test_parent_of_the_primary_behind_a_header(factory: Factory, end: str) -> None:
+    """The first record from the redo point on changes two pages; one is written between them.
+
+    What was replayed until then ends before the header of a page of WAL, or of a segment, behind
+    which the redo point is.
+    """
+    primary = factory.create(checksums=False, full_page_writes=False, start=False)
+    with contextlib.ExitStack() as stack:
+        orders = stack.enter_context(Fault(primary, factory.shared))
+        primary.start()
+        pages(primary)
+        standby = factory.standby(primary, start=False)
+        redo = stack.enter_context(Fault(standby, factory.shared))
+        standby.start()
+        path = primary.path_of("t")
+        connection = stack.enter_context(primary.connect())
+        connection.execute("VACUUM")  # nothing is left to prune in catalogs
+        with primary.connect(autocommit=False) as other:  # the page is not all visible any more
+            other.execute("DELETE FROM t WHERE i = 21")
+            other.rollback()
+        standby.restartpoint(primary)
+        standby.evict()
+        stack.enter_context(primary.paused("background writer"))  # it logs now and then
+        if end == "page":
+            boundary = walpage.fill(connection)
+        else:
+            connection.execute("SELECT pg_switch_wal()")
+            boundary = primary.position()
+        header = boundary % walpage.PAGE
+        assert header in walpage.HEADERS
+        orders.order(MAP, Kind.WRITE, Action.STOP_BEFORE)
+        with beside(primary.checkpoint):
+            orders.wait()  # the redo point is behind, its buffers are written
+            redo.order(f"{path}_vm$", Kind.READ, Action.STOP_BEFORE)
+            connection.execute("VACUUM t")
+            orders.clear()
+        snapshot = oracle.take(primary, checkpoint=False)
+        assert snapshot.lsn == boundary
+        first = primary.run(
+            "pg_waldump", "-p", primary.data / "pg_wal", "-s", lsn.show(boundary), "-n", "1"
+        ).stdout
+        assert "VISIBLE" in first, first
+
+        assert redo.wait() == standby.process("startup")
+        assert standby.position() == boundary - header
+        before = standby.relation_bytes("t")
+        standby.evict()
+        page = slice(20 * standby.block_size, 21 * standby.block_size)
+        assert standby.relation_bytes("t")[page] != before[page], "the first page is not written"
+        assert 0 < standby.init_lsn() <= boundary
+        _table_is_known(snapshot, standby, path)
+        redo.clear()
+        standby.catch_up(primary)
+        _table_is_known(snapshot, standby, path)
+        standby.restartpoint(primary)
+        standby.restart()
+        _table_is_known(snapshot, standby, path)
+
+
+def _table_is_known(snapshot: Snapshot, standby: Cluster, path: str) -> None:
+    """A look at one table: the other files of a parent of the primary have other hint bits."""
+    current = {
+        name: content
+        for name, content in files.read_all(standby.data).items()
+        if name.partition("_")[0].partition(".")[0] == path
+    }
+    assert oracle.look(snapshot, standby, current=current).changed > 0
 
 
 # ---- the scan of directories

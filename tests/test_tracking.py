@@ -106,20 +106,35 @@ def test_crash(bare: Shared, scenario: Scenario) -> None:
 
 
 @pytest.mark.major(since=18)
-def test_clone(cluster: Cluster) -> None:
-    """file_copy_method = clone, where the file system can."""
-    cluster.configure(file_copy_method="clone")
-    cluster.restart()
+@pytest.mark.parametrize("statement", ["CREATE DATABASE", "ALTER DATABASE"])
+@pytest.mark.parametrize("crash", [False, True], ids=["running", "killed"])
+def test_clone(factory: Factory, statement: str, *, crash: bool) -> None:
+    """file_copy_method = clone, where the file system can; killed, no checkpoint comes after it."""
+    cluster = factory.create(checksums=crash, file_copy_method="clone")
+    cluster.sql(f"CREATE TABLESPACE ts LOCATION '{cluster.tablespace('ts')}'")
     cluster.sql("CREATE DATABASE tmpl")
     cluster.sql("CREATE TABLE t AS SELECT generate_series(1, 20000)", database="tmpl")
     snapshot = oracle.take(cluster)
+    change = {
+        "CREATE DATABASE": "CREATE DATABASE copy TEMPLATE tmpl STRATEGY file_copy",
+        "ALTER DATABASE": "ALTER DATABASE tmpl SET TABLESPACE ts",
+    }[statement]
     try:
-        cluster.sql("CREATE DATABASE copy TEMPLATE tmpl STRATEGY file_copy")
+        cluster.sql(change)
     except Exception as error:
         if "could not clone file" not in str(error):
             raise
         pytest.skip(f"the file system refuses: {error}")
+    done = cluster.redo()
+    name = "copy" if statement == "CREATE DATABASE" else "tmpl"
+    cluster.sql("DELETE FROM t WHERE generate_series % 500 = 0", database=name)
+    if crash:
+        oracle.evict(snapshot, cluster, changed=100)
+        assert cluster.redo() == done, "a checkpoint came after it"
+        cluster.kill_all()
+        cluster.start()
     oracle.check(snapshot, cluster, changed=100)
+    assert cluster.value("SELECT count(*) FROM t", database=name) == 20000 - 40
 
 
 def test_temporary_relations_are_not_reported(cluster: Cluster) -> None:

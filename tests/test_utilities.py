@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import client, oracle, system, verify
+from tests.harness import client, files, oracle, system, verify
 from tests.harness.cluster import MAP, MAP_TMP
 
 if TYPE_CHECKING:
@@ -35,14 +35,46 @@ def refused(snapshot: Snapshot, cluster: Cluster) -> None:
 # ---- pg_basebackup
 
 
+def _changed_forks(snapshot: Snapshot, cluster: Cluster) -> None:
+    """Free space map and visibility map of a table are others on disk, in some block each."""
+    cluster.checkpoint()
+    path = cluster.path_of("forks")
+    for fork in ("fsm", "vm"):
+        name = f"{path}_{fork}"
+        assert (cluster.data / name).read_bytes() != snapshot.content[name], fork
+
+
 @pytest.mark.parametrize("wal", ["fetch", "stream"])
 def test_base_backup(factory: Factory, wal: str) -> None:
-    """The map goes along, its temporary file does not; restored it is kept."""
+    """The map goes along, its temporary file does not; restored it is kept, for every fork."""
     cluster = factory.create(checksums=True)
     cluster.sql(TABLE)
+    cluster.script(
+        [
+            # its free space map and visibility map are changed before the backup and after it
+            "CREATE TABLE forks AS SELECT i, repeat('x', 300) AS x FROM generate_series(1, 3000) i",
+            "VACUUM (FREEZE) forks",
+            "CREATE UNLOGGED TABLE u (i int PRIMARY KEY, x text)",
+            "INSERT INTO u SELECT i, repeat('x', 300) FROM generate_series(1, 600) i",
+            "CREATE INDEX ON u USING hash (i)",  # its init fork has several blocks
+            "VACUUM u",
+        ]
+    )
+    cluster.evict()  # checkpoints leave unlogged tables out
     snapshot = oracle.take(cluster)
+    parent = client.full(cluster)
     init = cluster.init_lsn()
     cluster.sql(CHANGE)
+    cluster.script(
+        [
+            "DELETE FROM forks WHERE i % 3 = 0 AND i < 2000",
+            "VACUUM forks",
+            "CREATE UNLOGGED TABLE later (i int PRIMARY KEY, x text)",
+            "INSERT INTO later SELECT i, repeat('x', 300) FROM generate_series(1, 600) i",
+            "VACUUM later",
+        ]
+    )
+    _changed_forks(snapshot, cluster)
     cluster.write(str(MAP_TMP), "half a map")
     cluster.write("global/ptrack.map.mmap", "from long ago")
     restored = factory.base_backup(cluster, "restored", "-X", wal)
@@ -55,13 +87,34 @@ def test_base_backup(factory: Factory, wal: str) -> None:
         assert str(MAP_TMP) not in names
         # but for the settings, which the harness changed
         restored.run("pg_verifybackup", "-i", "postgresql.conf", restored.data)
+    forks = files.read_all(restored.data)
+    for name in ("u", "later"):  # it has them empty, to be made from their init forks
+        path = cluster.path_of(name)
+        assert path not in forks
+        assert f"{path}_init" in forks
     restored.start()
     assert restored.init_lsn() == init
     oracle.check(snapshot, restored, changed=20)
+    _changed_forks(snapshot, restored)
+    client.same(client.incremental(restored, parent), restored)
     restored.sql("UPDATE t SET x = x || 'y' WHERE abs(i) % 99 = 0")
+    for name in ("u", "later"):
+        assert restored.value(f"SELECT count(*) FROM {name}") == 0
+        restored.sql(f"INSERT INTO {name} SELECT i, repeat('y', 200) FROM generate_series(1, 99) i")
+    restored.sql("DELETE FROM forks WHERE i % 3 = 1 AND i > 1000")
+    restored.sql("VACUUM forks, u, later")
     restored.restart()
     assert restored.init_lsn() == init
     oracle.check(snapshot, restored, changed=20)
+    last = client.incremental(restored, parent)
+    client.same(last, restored)
+    again = factory.empty("again")
+    client.restore(last, again)
+    again.start()
+    verify.whole(again)
+    assert verify.content(again) == verify.content(restored)
+    for name in ("u", "later"):
+        assert again.value(f"SELECT count(*) FROM {name}") == 0
 
 
 def test_base_backup_verifies_checksums(factory: Factory) -> None:
@@ -249,8 +302,11 @@ def test_checksums_enable_interrupted(cluster: Cluster) -> None:
     cluster.stop()
     torn = cluster.data / "base" / "1" / "99999"
     cluster.write(str(torn.relative_to(cluster.data)), "not a page")
+    stopped = files.read_all(cluster.data)
     done = cluster.run("pg_checksums", "--enable", "-D", cluster.data, check=False)
     assert done.returncode != 0
+    rewritten = [path for path, now in files.read_all(cluster.data).items() if now != stopped[path]]
+    assert rewritten, "it has failed before it changed a page"
     assert not cluster.map.exists()
     torn.unlink()
     cluster.start()

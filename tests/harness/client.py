@@ -89,12 +89,18 @@ class Backup:
         return [*(self.parent.chain() if self.parent else []), self]
 
 
-def full(cluster: Cluster, *, late: Callable[[], object] = lambda: None) -> Backup:
+def full(
+    cluster: Cluster,
+    *,
+    early: Callable[[], object] = lambda: None,
+    late: Callable[[], object] = lambda: None,
+) -> Backup:
     """Take a full backup of a running primary or standby.
 
+    early: what happens when it has started and nothing has been read.
     late: what happens when all has been read but pg_control.
     """
-    return _take(cluster, parent=None, late=late)
+    return _take(cluster, parent=None, early=early, late=late)
 
 
 def incremental(cluster: Cluster, parent: Backup) -> Backup:
@@ -107,7 +113,11 @@ def incremental(cluster: Cluster, parent: Backup) -> Backup:
 
 
 def _take(
-    cluster: Cluster, *, parent: Backup | None, late: Callable[[], object] = lambda: None
+    cluster: Cluster,
+    *,
+    parent: Backup | None,
+    early: Callable[[], object] = lambda: None,
+    late: Callable[[], object] = lambda: None,
 ) -> Backup:
     with cluster.connect() as connection:
         start = _start(connection, cluster.major)
@@ -118,6 +128,7 @@ def _take(
                 what = f"init LSN {lsn.show(init)} is past the parent's {lsn.show(parent.start)}"
                 raise Refused(what)
             maps = {row.path: row.blocks() for row in cluster.pagemapset(parent.start)}
+        early()
         directories: list[str] = []
         tablespaces: list[str] = []
         relations: dict[str, Part] = {}
@@ -254,3 +265,18 @@ def image(backup: Backup, name: str) -> bytes:
             content[start : start + len(block)] = block[: max(0, part.size - start)]
         del content[part.size :]
     return bytes(content)
+
+
+def same(backup: Backup, cluster: Cluster) -> None:
+    """A restore of this backup has the bytes that a cluster at rest has.
+
+    Raises:
+        AssertionError: a relation file is another.
+    """
+    present = files.read_all(cluster.data)
+    other = [
+        path
+        for path in sorted({*present, *backup.relations})
+        if path not in backup.relations or image(backup, path) != present.get(path)
+    ]
+    assert not other, f"{other} are restored otherwise"

@@ -6,19 +6,24 @@ sides map into memory. The server's own code is what it always is.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import enum
 import errno
 import mmap
 import shutil
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+import psycopg
+
 from tests.harness import system
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
     from tests.harness.cluster import Cluster
@@ -157,3 +162,18 @@ class Fault:
         """No order any more; who is stopped goes on."""
         self._control.armed = 0
         self._control.stopped = 0
+
+
+@contextlib.contextmanager
+def beside(function: Callable[[], object]) -> Iterator[threading.Thread]:
+    """Something that may be held up, or end with its server."""
+
+    def run() -> None:
+        with contextlib.suppress(psycopg.Error, AssertionError):
+            function()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    yield thread
+    thread.join(60)
+    assert not thread.is_alive(), "it did not come to an end"
