@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def beside(*bodies: Callable[[], None]) -> Iterator[None]:
+def repeated(*bodies: Callable[[], None]) -> Iterator[None]:
     """Run functions over and over in threads beside the body; the first failure is raised."""
     stop = threading.Event()
     failures: list[BaseException] = []
@@ -51,7 +51,7 @@ def test_checkpoint_storm(factory: Factory) -> None:
     cluster = factory.create(checksums=True, max_connections=30)
     cluster.run("pgbench", "-i", "-s", "1", "--quiet")
     snapshots = [oracle.take(cluster)]
-    with factory.pgbench(cluster, seconds=4, clients=6), beside(cluster.checkpoint):
+    with factory.pgbench(cluster, seconds=4, clients=6), repeated(cluster.checkpoint):
         for _ in range(4):
             time.sleep(0.6)
             # not at rest: newer than its LSN in places, which asks less of the map, not more
@@ -108,7 +108,7 @@ def test_relations_that_come_and_go(factory: Factory, *, crash: bool) -> None:
             rows = {row.path: set(row.blocks()) for row in cluster.pagemapset(since)}
             assert need <= rows[path]
 
-    with beside(tables, databases, queries, queries):
+    with repeated(tables, databases, queries, queries):
         time.sleep(3)
     oracle.check(snapshot, cluster)
 
@@ -121,7 +121,7 @@ def test_query_while_a_table_grows_and_shrinks(cluster: Cluster) -> None:
         cluster.sql("DELETE FROM t")
         cluster.sql("VACUUM t")
 
-    with beside(grow):
+    with repeated(grow):
         deadline = time.monotonic() + 2
         while time.monotonic() < deadline:
             for row in cluster.pagemapset(0):
@@ -169,7 +169,7 @@ def test_backup_during_flushes(factory: Factory, *, fsync: bool) -> None:
     parent = client.full(cluster)
     # nothing reads it before it is restored: its marks are those that came with the map
     cluster.sql("UPDATE t SET i = -i WHERE i % 150 = 0")
-    with factory.pgbench(cluster, seconds=4), beside(cluster.checkpoint):
+    with factory.pgbench(cluster, seconds=4), repeated(cluster.checkpoint):
         backup = client.incremental(cluster, parent)
         base = factory.base_backup(cluster, "base", "-X", "stream")
     target = factory.empty("restored")

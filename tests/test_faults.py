@@ -1104,6 +1104,12 @@ def test_tablespace_that_leads_nowhere(cluster: Cluster) -> None:
     oracle.check(snapshot, cluster, changed=20)
 
 
+ASKING = (
+    "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' "
+    "AND query ~ 'ptrack_get_pagemapset' AND pid <> pg_backend_pid()"
+)
+
+
 def test_tablespace_that_is_being_dropped(faulty: tuple[Cluster, Fault]) -> None:
     """Its directory goes first and its link soon after: a query waits for that."""
     cluster, orders = faulty
@@ -1126,7 +1132,8 @@ def test_tablespace_that_is_being_dropped(faulty: tuple[Cluster, Fault]) -> None
         (link,) = (cluster.data / "pg_tblspc").iterdir()
         assert not list(link.iterdir()), "its directory is still there"
         with beside(look) as thread:
-            thread.join(0.3)
+            cluster.wait_for(lambda: cluster.value(ASKING) == 1, "the query")
+            thread.join(0.3)  # it comes to the tablespace, and goes on asking for a second
             orders.clear()
     assert looks == [None]
     oracle.check(snapshot, cluster, changed=20)

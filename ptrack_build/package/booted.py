@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ptrack_build import host
+from ptrack_build import cache, host
 from ptrack_build.errors import HostError
+from ptrack_build.package import room
 from ptrack_build.run import call
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ NEEDS: Final = ("dbus", "systemd", "systemd-sysv")
 WORK: Final = Path("/var/tmp/verify")
 UNIT: Final = "ptrack-verify.service"
 BOOT_SECONDS: Final = 900
+FREE_MB: Final = 2500
 #: From this one on systemd no longer boots where the host has the first version of cgroups.
 UNIFIED: Final = 256
 CGROUPS: Final = Path("/sys/fs/cgroup/cgroup.controllers")  # there with the second version only
@@ -56,12 +58,25 @@ class Ended:
     said: str
 
 
-def check() -> None:
-    """Raise HostError where this machine cannot boot systems in directories."""
+def check_root() -> None:
+    """Raise HostError for whoever is not root."""
     if os.geteuid() != 0:
         what = "only root can boot a system to try packages on"
         raise HostError(what, hint="run it as root, or in a container")
+
+
+def check(systemd: str) -> None:
+    """Raise HostError where this machine cannot boot a system with that version of systemd.
+
+    systemd: as its package has it, "252.39-1~deb12u1".
+    """
+    check_root()
+    version = int(re.match(r"\d*", systemd)[0] or 0)  # type: ignore[index]
+    if version >= UNIFIED and not CGROUPS.exists():
+        what = f"systemd {version} boots only on a host with cgroups of version 2"
+        raise HostError(what, hint="run it on a machine that has them")
     host.ensure(["nspawn"])
+    room(cache.root(), FREE_MB, "a system to boot")
 
 
 def run(
@@ -75,13 +90,8 @@ def run(
     """Boot the system below root with argv as its task, which works in WORK.
 
     env: what the command knows besides HOME; seen: directories of the machine that the system
-    sees, at the same paths. Raises HostError where this machine cannot boot a systemd of that
-    version, and CommandFailed where it takes longer than BOOT_SECONDS.
+    sees, at the same paths. Raises CommandFailed where it takes longer than BOOT_SECONDS.
     """
-    version = _version(root)
-    if version >= UNIFIED and not CGROUPS.exists():
-        what = f"systemd {version} boots only on a host with cgroups of version 2"
-        raise HostError(what, hint="run it on a machine that has them")
     work = root / WORK.relative_to("/")
     work.mkdir(parents=True, exist_ok=True)
     known = {"HOME": "/root", **(env or {})}
@@ -101,10 +111,3 @@ def run(
     with log.open("a", encoding="utf-8") as stream:
         stream.write(said)
     return Ended(well=done.returncode == 0, said=said)
-
-
-def _version(root: Path) -> int:
-    """The systemd of the system below root; 0 where it has none."""
-    found = root.glob("usr/lib/**/systemd/libsystemd-shared-*.so")
-    names = [re.fullmatch(r"libsystemd-shared-(\d+).*\.so", path.name) for path in found]
-    return max((int(name[1]) for name in names if name), default=0)

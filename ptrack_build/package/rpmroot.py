@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 LINT: Final = REPO / "packaging" / "rpm" / "rpmlint.toml"
 SCRIPT: Final = REPO / "packaging" / "rpm" / "verify" / "try.sh"
 BLOCK: Final = 8192
-FREE_MB: Final = 2500
 #: What the system has besides the libraries: what of an rpm distribution the packages count on.
 #: (ExecReload's kill is of util-linux there, and of procps here.)
 SYSTEM: Final = ("dbus", "procps", "rpm", "systemd", "tzdata", "util-linux")
@@ -77,7 +76,7 @@ def verify(dist: Path) -> Tried:
     """
     system, major, number, files = _published(dist)
     _check_machine(system)
-    room(cache.root(), FREE_MB, "a system to try packages on")
+    room(cache.root(), booted.FREE_MB, "a system to try packages on")
     log = cache.directory("log") / f"verify-rpm-{major}.log"
     log.unlink(missing_ok=True)
     title = f"rpms of {major} on a fresh {system.codename}"
@@ -116,12 +115,12 @@ def _published(dist: Path) -> tuple[System, str, str, list[Path]]:
 
 
 def _check_machine(system: System) -> None:
-    booted.check()
+    booted.check_root()
     here = this_system()
     if host.manager() != "apt" or here.name != system.name:
         what = f"rpms for {system.name} cannot be tried here, which is {here.name}"
         raise HostError(what, hint="run the session where they were made")
-    host.ensure(["dpkg-dev", "rpm-build", "mmdebstrap"])
+    host.ensure(["dpkg-dev", "rpm-build", "mmdebstrap", "nspawn"])
 
 
 # ---- the system

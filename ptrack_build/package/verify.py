@@ -33,7 +33,6 @@ from ptrack_build.package import (
     deb,
     making,
     repo,
-    room,
     sha256,
     signing,
 )
@@ -63,16 +62,11 @@ ORDER: Final = {
     "boot": "install to purge once more where systemd runs the servers",
     "swap": "a cluster of the plain server runs on ours, back, and forth; purges spare it",
 }
-APART: Final = (
-    "lint",
-    "repo",
-    "boot",
-    "swap",
-)  # not in the one container that all others are in, in turn
+#: Not in the one container that all others are in, in turn.
+APART: Final = ("lint", "repo", "boot", "swap")
 PLAIN: Final = "/var/cache/ptrack-plain"
 #: All files of a container's image into the directory $0; what is mounted is not among them.
 COPY: Final = 'tar -C / --one-file-system -c . | tar -C "$0" --numeric-owner -x'
-FREE_MB: Final = 2500
 
 
 class VerifyFailed(PtrackError):
@@ -363,31 +357,27 @@ def _booted(
     env: Mapping[str, str],
 ) -> None:
     """The steps on a system that has booted, where this machine can do that."""
-    each = course.each
-    try:
-        booted.check()
-        room(cache.root(), FREE_MB, "a system to boot")
-    except HostError as error:
-        course.skip("boot", error.what)
-        return
+    each, log = course.each, course.log
     place = cache.directory("build", f"verify-{each.system}-{each.major}-boot")
     root = place / "root"
     root.mkdir()
-    try:
+
+    def used() -> None:
         whole = images.with_packages(client, image, "apt", booted.NEEDS)
-        into = box.Mount(path=root, writable=True)
+        into = [box.Mount(path=root, writable=True)]
         with box.opened(
-            client, whole.id, user="0:0", mounts=[into], called=str(image.reference)
+            client, whole.id, user="0:0", mounts=into, called=str(image.reference)
         ) as container:
-            container.call(["sh", "-c", COPY, str(root)], log=course.log)
+            argv = ["dpkg-query", "-W", "-f", "${Version}", "systemd"]
+            booted.check(container.call(argv, log=log, capture=True).stdout)
+            container.call(["bash", "-o", "pipefail", "-c", COPY, str(root)], log=log)
         argv = ["sh", env["STEPS"], "boot"]
         seen = [mount.path for mount in mounts]
+        ended = booted.run(root, argv, env=env, seen=seen, log=log)
+        if not ended.well:
+            raise CommandFailed(argv, 1, log=log, tail=ended.said)
 
-        def used() -> None:
-            ended = booted.run(root, argv, env=env, seen=seen, log=course.log)
-            if not ended.well:
-                raise CommandFailed(argv, 1, log=course.log, tail=ended.said)
-
+    try:
         course.take("boot", used)
     except HostError as error:
         course.skip("boot", error.what)

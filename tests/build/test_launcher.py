@@ -175,13 +175,13 @@ def test_root_gets_it_installed(checkout: Path, bare: Path, tmp_path: Path) -> N
     assert "could not be installed" in done.stderr
 
 
-@pytest.mark.parametrize("at", ["venv", "pip"])
+@pytest.mark.parametrize("at", ["venv", "ensurepip", "pip"])
 def test_a_full_disk_is_told_from_a_network_that_is_not_there(
     checkout: Path, bare: Path, at: str
 ) -> None:
     full = "echo 'OSError: [Errno 28] No space left on device' >&2; exit 1"
-    program(bare / "pip", full)
-    made = f'/bin/mkdir -p "$3/bin"; /bin/cp {shlex.quote(str(bare))}/pip "$3/bin/python"'
+    program(bare / "inner", f'[ "$2" != {at} ] || {{ {full}; }}; [ "$2" != ensurepip ] || exit 0')
+    made = f'/bin/mkdir -p "$4/bin"; /bin/cp {shlex.quote(str(bare))}/inner "$4/bin/python"'
     program(
         bare / "python3", f'[ "$1 $2" != "-m venv" ] || {{ {full if at == "venv" else made}; }}'
     )
@@ -190,6 +190,21 @@ def test_a_full_disk_is_told_from_a_network_that_is_not_there(
     assert "there is no room for" in done.stderr
     assert "next: free some space" in done.stderr
     assert "package index" not in done.stderr
+
+
+@pytest.mark.parametrize("at", ["venv", "ensurepip", "pip"])
+def test_what_fails_is_shown_with_a_next_step(checkout: Path, bare: Path, at: str) -> None:
+    broken = "echo because >&2; exit 1"
+    program(bare / "inner", f'[ "$2" != {at} ] || {{ {broken}; }}; [ "$2" != ensurepip ] || exit 0')
+    made = f'/bin/mkdir -p "$4/bin"; /bin/cp {shlex.quote(str(bare))}/inner "$4/bin/python"'
+    program(
+        bare / "python3", f'[ "$1 $2" != "-m venv" ] || {{ {broken if at == "venv" else made}; }}'
+    )
+    done = start(checkout, bare)
+    assert done.returncode == 1
+    assert "because" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("next: s")
+    assert not (checkout / ".venv").exists()
 
 
 def test_tools_only(checkout: Path, bare: Path) -> None:

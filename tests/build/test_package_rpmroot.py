@@ -159,7 +159,7 @@ def test_only_root_can_boot_a_system(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_packages_of_another_system_are_not_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(booted, "check", lambda: None)
+    monkeypatch.setattr(booted, "check_root", lambda: None)
     monkeypatch.setattr(rpmroot, "this_system", lambda: _packages.system("x86_64"))
     with pytest.raises(HostError, match="slackware-bookworm-x86_64 cannot be tried here"):
         rpmroot.verify(published(tmp_path, "slackware"))

@@ -6,15 +6,16 @@ They are named here one by one, so that any other change of such a page is still
 
 =============  =======================================================================
 page header    ``PD_HAS_FREE_LINES``, ``PD_PAGE_FULL``, ``pd_prune_xid``;
-               ``PD_ALL_VISIBLE`` where it is set, not where it is taken away
+               ``PD_ALL_VISIBLE`` that is set
 heap tuple     ``HEAP_XMIN_COMMITTED/INVALID``, ``HEAP_XMAX_COMMITTED/INVALID``
 index item     ``LP_DEAD`` on an item that still has storage
-index page     ``BTP_HAS_GARBAGE``, ``LH_PAGE_HAS_DEAD_TUPLES``, ``F_HAS_GARBAGE``,
-               ``BRIN_EVACUATE_PAGE``, ``btpo_cycleid`` that VACUUM clears
+index page     ``BTP_HAS_GARBAGE``, ``LH_PAGE_HAS_DEAD_TUPLES``, ``F_HAS_GARBAGE``;
+               ``BRIN_EVACUATE_PAGE`` that is set, ``btpo_cycleid`` that is cleared
 =============  =======================================================================
 
-VACUUM logs that it sets ``PD_ALL_VISIBLE``, but only with checksums or ``wal_log_hints`` does the
-page get the record's LSN: without, it may be written before the record is.
+The last of each row are hints in the one direction, and logged in the other.
+``PD_ALL_VISIBLE`` is logged when it is set, too, but only with checksums or ``wal_log_hints``
+does the page get the record's LSN: without, it may be written before the record is.
 """
 
 from __future__ import annotations
@@ -79,10 +80,18 @@ def kind(page: bytes) -> PageKind:
 
 def only(before: bytes, after: bytes) -> bool:
     """Whether nothing differs but hint bits."""
-    changed = bytearray(after)
-    if kind(before) is kind(after) is PageKind.HEAP and not _pd_flags(before) & _PD_ALL_VISIBLE:
-        _clear(changed, _PD_FLAGS, _PD_ALL_VISIBLE)
-    return mask(before) == mask(bytes(changed))
+    old, new = bytearray(before), bytearray(after)
+    end = len(after)
+    match kind(after) if kind(before) is kind(after) else PageKind.OTHER:
+        case PageKind.HEAP:
+            _clear(new, _PD_FLAGS, _PD_ALL_VISIBLE & ~_word(before, _PD_FLAGS))
+        case PageKind.BRIN:
+            _clear(new, end - 4, _BRIN_EVACUATE & ~_word(before, end - 4))
+        case PageKind.BTREE if not _flags(after) & _BTP_META and not _word(after, end - 2):
+            _clear(old, end - 2, 0xFFFF)
+        case _:
+            pass
+    return mask(bytes(old)) == mask(bytes(new))
 
 
 def mask(page: bytes) -> bytes:
@@ -101,7 +110,6 @@ def mask(page: bytes) -> bytes:
         case PageKind.BTREE:
             if not _flags(page) & _BTP_META:
                 _mask_index(out, lower)
-                _clear(out, len(page) - 2, 0xFFFF)  # the cycle id
             _clear(out, len(page) - 4, _BTP_HAS_GARBAGE)
         case PageKind.HASH:
             if not _flags(page) & (_LH_META_PAGE | _LH_BITMAP_PAGE):
@@ -110,27 +118,23 @@ def mask(page: bytes) -> bytes:
         case PageKind.GIST:
             _mask_index(out, lower)
             _clear(out, len(page) - 4, _F_HAS_GARBAGE)
-        case PageKind.BRIN:
-            _clear(out, len(page) - 4, _BRIN_EVACUATE)
-        case PageKind.OTHER:
+        case PageKind.BRIN | PageKind.OTHER:
             pass
     return bytes(out)
 
 
-def _pd_flags(page: bytes) -> int:
-    flags: int = struct.unpack_from("=H", page, _PD_FLAGS)[0]
-    return flags
+def _word(page: bytes | bytearray, offset: int) -> int:
+    word: int = struct.unpack_from("=H", page, offset)[0]
+    return word
 
 
 def _flags(page: bytes) -> int:
     """The flags of a btree, hash or gist page."""
-    flags: int = struct.unpack_from("=H", page, len(page) - 4)[0]
-    return flags
+    return _word(page, len(page) - 4)
 
 
 def _clear(page: bytearray, offset: int, bits: int) -> None:
-    value = struct.unpack_from("=H", page, offset)[0]
-    struct.pack_into("=H", page, offset, value & ~bits & 0xFFFF)
+    struct.pack_into("=H", page, offset, _word(page, offset) & ~bits & 0xFFFF)
 
 
 def _items(page: bytes | bytearray, lower: int) -> list[tuple[int, int, int]]:

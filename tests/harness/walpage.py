@@ -29,14 +29,15 @@ def fill(connection: psycopg.Connection[tuple[Any, ...]]) -> int:
         assert row is not None
         return int(row[1])
 
-    start = left = -emit(16) % PAGE
+    position = emit(16)
+    start = left = -position % PAGE
     for _ in range(20):
-        left = -emit(16) % PAGE
+        position = emit(16)
+        left = -position % PAGE
         if 0 < start - left < 200:
             break
         start = left
     record = start - left  # with 16 bytes in it
-    position = 0
     for _ in range(2000):
         if PAGE - left in HEADERS:
             break

@@ -222,9 +222,10 @@ boot)
 	# On a system of its own, which has booted: the steps that need no other major.
 	[ -d /run/systemd/system ] || fail "systemd does not run"
 	for each in install track upgrade remove purge; do
-		PREVIOUS_PACKAGES= sh "$STEPS" "$each"
+		PREVIOUS_PACKAGES= sh "$0" "$each"
 	done
-	! systemctl list-units --all --plain --no-legend "postgresql@$MAJOR-*" | grep . || fail "systemd still knows clusters"
+	known=$(systemctl list-units --all --plain --no-legend "postgresql@$MAJOR-*")
+	[ -z "$known" ] || fail "systemd still knows $known"
 	;;
 swap)
 	# In a container of its own, with the plain server's packages at hand.
