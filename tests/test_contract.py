@@ -181,7 +181,8 @@ def test_limit_and_early_end(cluster: Cluster) -> None:
         for _ in range(20):
             with contextlib.suppress(psycopg.errors.QueryCanceled):
                 connection.execute("SELECT count(*) FROM ptrack_get_pagemapset('0/0')")
-        connection.execute("RESET statement_timeout")
+        # which may be cancelled itself
+        cluster.wait_for(lambda: bool(connection.execute("RESET statement_timeout")), "a RESET")
         connection.execute("SELECT * FROM ptrack_get_pagemapset('0/0')")
 
 

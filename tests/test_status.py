@@ -101,7 +101,9 @@ def test_reasons(cluster: Cluster, reason: str, how: str) -> None:
     elif how == "damaged":
         with cluster.map.open("r+b") as file:
             file.seek(20)
-            file.write(b"\xff")
+            (byte,) = file.read(1)
+            file.seek(20)
+            file.write(bytes([byte ^ 0xFF]))
     elif how == "old":
         with cluster.map.open("r+b") as file:
             file.seek(4)
