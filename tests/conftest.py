@@ -14,6 +14,7 @@ import pytest
 
 from tests.harness import machine, oracle, system
 from tests.harness.factory import Factory
+from tests.harness.fault import Fault
 from tests.harness.install import Install
 
 if TYPE_CHECKING:
@@ -138,6 +139,15 @@ def factory(session_factory: Factory) -> Iterator[Factory]:
 def cluster(factory: Factory) -> Cluster:
     """A fresh running primary with ptrack on, without checksums."""
     return factory.create()
+
+
+@pytest.fixture
+def faulty(factory: Factory) -> Iterator[tuple[Cluster, Fault]]:
+    """A primary with fsync, whose system calls can be stopped."""
+    cluster = factory.create(checksums=True, fsync=True, start=False)
+    with Fault(cluster, factory.shared) as orders:
+        cluster.start()
+        yield cluster, orders
 
 
 @pytest.fixture(params=[False, True], ids=["plain", "checksums"])

@@ -13,7 +13,7 @@ from tests.harness.fault import Action, Fault, Kind, beside
 from tests.harness.parent import TABLE, before, refused, safe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from tests.harness.client import Backup
     from tests.harness.cluster import Cluster
@@ -41,15 +41,6 @@ PLACES = {
     "header to be written": (Kind.SYNC, Action.STOP_AFTER, 1, False),
     "pg_control to be written": (Kind.SYNC, Action.STOP_AFTER, 2, True),
 }
-
-
-@pytest.fixture
-def faulty(factory: Factory) -> Iterator[tuple[Cluster, Fault]]:
-    """A primary with fsync, whose system calls can be stopped."""
-    cluster = factory.create(checksums=True, fsync=True, start=False)
-    with Fault(cluster, factory.shared) as orders:
-        cluster.start()
-        yield cluster, orders
 
 
 def _parent(cluster: Cluster) -> tuple[Snapshot, Backup]:

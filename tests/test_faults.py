@@ -33,15 +33,6 @@ STEPS = 40  # more than any of these flushes takes
 
 
 @pytest.fixture
-def faulty(factory: Factory) -> Iterator[tuple[Cluster, Fault]]:
-    """A primary with fsync, whose system calls can be stopped."""
-    cluster = factory.create(checksums=True, fsync=True, start=False)
-    with Fault(cluster, factory.shared) as orders:
-        cluster.start()
-        yield cluster, orders
-
-
-@pytest.fixture
 def faulty_standby(factory: Factory) -> Iterator[tuple[Cluster, Cluster, Fault]]:
     """A primary with a table, its standby with fsync, whose system calls can be stopped."""
     primary = factory.create(checksums=True)

@@ -175,16 +175,20 @@ def test_root_gets_it_installed(checkout: Path, bare: Path, tmp_path: Path) -> N
     assert "could not be installed" in done.stderr
 
 
+def python_that_fails(bare: Path, at: str, said: str) -> None:
+    """A Python that makes environments up to `venv`, `ensurepip` or `pip`, which says this."""
+    fails = f"echo '{said}' >&2; exit 1"
+    program(bare / "inner", f'[ "$2" != {at} ] || {{ {fails}; }}; [ "$2" != ensurepip ] || exit 0')
+    made = f'/bin/mkdir -p "$4/bin"; /bin/cp {shlex.quote(str(bare))}/inner "$4/bin/python"'
+    makes = fails if at == "venv" else made
+    program(bare / "python3", f'[ "$1 $2" != "-m venv" ] || {{ {makes}; }}')
+
+
 @pytest.mark.parametrize("at", ["venv", "ensurepip", "pip"])
 def test_a_full_disk_is_told_from_a_network_that_is_not_there(
     checkout: Path, bare: Path, at: str
 ) -> None:
-    full = "echo 'OSError: [Errno 28] No space left on device' >&2; exit 1"
-    program(bare / "inner", f'[ "$2" != {at} ] || {{ {full}; }}; [ "$2" != ensurepip ] || exit 0')
-    made = f'/bin/mkdir -p "$4/bin"; /bin/cp {shlex.quote(str(bare))}/inner "$4/bin/python"'
-    program(
-        bare / "python3", f'[ "$1 $2" != "-m venv" ] || {{ {full if at == "venv" else made}; }}'
-    )
+    python_that_fails(bare, at, "OSError: [Errno 28] No space left on device")
     done = start(checkout, bare)
     assert done.returncode == 1
     assert "there is no room for" in done.stderr
@@ -194,12 +198,7 @@ def test_a_full_disk_is_told_from_a_network_that_is_not_there(
 
 @pytest.mark.parametrize("at", ["venv", "ensurepip", "pip"])
 def test_what_fails_is_shown_with_a_next_step(checkout: Path, bare: Path, at: str) -> None:
-    broken = "echo because >&2; exit 1"
-    program(bare / "inner", f'[ "$2" != {at} ] || {{ {broken}; }}; [ "$2" != ensurepip ] || exit 0')
-    made = f'/bin/mkdir -p "$4/bin"; /bin/cp {shlex.quote(str(bare))}/inner "$4/bin/python"'
-    program(
-        bare / "python3", f'[ "$1 $2" != "-m venv" ] || {{ {broken if at == "venv" else made}; }}'
-    )
+    python_that_fails(bare, at, "because")
     done = start(checkout, bare)
     assert done.returncode == 1
     assert "because" in done.stderr
