@@ -28,7 +28,7 @@ NEEDS: Final = ("dbus", "systemd", "systemd-sysv")
 #: Where the task works and writes, in the system.
 WORK: Final = Path("/var/tmp/verify")
 UNIT: Final = "ptrack-verify.service"
-BOOT_SECONDS: Final = 900
+BOOT_SECONDS: Final = 600
 FREE_MB: Final = 2500
 #: From this one on systemd no longer boots where the host has the first version of cgroups.
 UNIFIED: Final = 256

@@ -358,9 +358,10 @@ def _booted(
 ) -> None:
     """The steps on a system that has booted, where this machine can do that."""
     each, log = course.each, course.log
-    place = cache.directory("build", f"verify-{each.system}-{each.major}-boot")
+    place = cache.directory("build") / f"verify-{each.system}-{each.major}-boot"
+    cache.remove(place)  # a run that was killed may have left it
     root = place / "root"
-    root.mkdir()
+    root.mkdir(parents=True)
 
     def used() -> None:
         whole = images.with_packages(client, image, "apt", booted.NEEDS)

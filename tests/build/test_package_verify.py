@@ -176,6 +176,7 @@ def test_all_steps_are_run_and_a_skip_says_why(
 ) -> None:
     put(tmp_path, "16")
     put(tmp_path, "17")
+    (own_cache / "build/verify-debian-bookworm-amd64-17-boot/root/usr").mkdir(parents=True)
     first, second = verify.verify(dist=tmp_path)
     assert (first.status, first.tests, first.skipped) == ("passed", len(verify.ORDER), 2)
     assert "skipped upgradecluster: no earlier major's packages" in first.note
