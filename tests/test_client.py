@@ -15,17 +15,6 @@ if TYPE_CHECKING:
     from tests.harness.oracle import PageMap
 
 
-def restored(factory: Factory, backup: client.Backup, source: Cluster) -> Cluster:
-    """Restore, start, and hold against the source, which is at rest since the backup."""
-    target = factory.empty("restored")
-    client.restore(backup, target)
-    (target.data / "standby.signal").unlink(missing_ok=True)
-    target.start()
-    verify.whole(target)
-    assert verify.content(target) == verify.content(source)
-    return target
-
-
 def test_itself(factory: Factory) -> None:
     """Full and increment with a made-up exact set; needs no ptrack."""
     cluster = factory.create(ptrack=False)
@@ -54,7 +43,7 @@ def test_itself(factory: Factory) -> None:
     cluster.pagemapset = exact  # type: ignore[method-assign]
     second = client.incremental(cluster, first)
     assert 0 < second.blocks < first.blocks / 4
-    restored(factory, second, cluster)
+    client.restored(factory, second, cluster)
     cluster.init_lsn = lambda: first.start + 1  # type: ignore[method-assign]
     with pytest.raises(client.Refused):
         client.incremental(cluster, first)
@@ -67,7 +56,7 @@ def test_checkpoint_during_a_backup(factory: Factory) -> None:
     cluster.sql(CHANGE)
     backup = client.full(cluster, late=cluster.checkpoint)
     assert backup.start < cluster.redo()
-    target = restored(factory, backup, cluster)
+    target = client.restored(factory, backup, cluster)
     oracle.check(snapshot, target, changed=20)
 
 
@@ -86,7 +75,7 @@ def test_chain(factory: Factory, *, checksums: bool) -> None:
     cluster.sql("UPDATE heap.t SET id = id + 1 WHERE id % 400 = 0")
     backup = client.incremental(cluster, backup)
     assert backup.blocks < everything / 4
-    target = restored(factory, backup, cluster)
+    target = client.restored(factory, backup, cluster)
 
     # and its map is good for the next increment, in its new life
     assert target.init_lsn() <= backup.start
@@ -94,7 +83,7 @@ def test_chain(factory: Factory, *, checksums: bool) -> None:
     target.restart()
     backup = client.incremental(target, backup)
     assert backup.blocks < everything, "a replay adds, but not everything"
-    restored(factory, backup, target)
+    client.restored(factory, backup, target)
 
 
 def test_chain_from_a_standby(factory: Factory) -> None:
@@ -110,7 +99,7 @@ def test_chain_from_a_standby(factory: Factory) -> None:
         primary.checkpoint()
         standby.catch_up(primary)
         backup = client.incremental(standby, backup)
-    restored(factory, backup, standby)
+    client.restored(factory, backup, standby)
 
 
 def test_under_load(factory: Factory) -> None:

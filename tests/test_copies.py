@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import client, fault, oracle, system, verify
+from tests.harness import client, fault, mapfile, oracle, system, verify
 from tests.harness.fault import Action, Fault, Kind, beside
 from tests.harness.parent import TABLE, before, refused, safe
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.skipif(fault.compiler() is None, reason="needs a C compiler")
 
 MAP = "global/ptrack.map"
-PAGE = 4096
 FIRST = "UPDATE first SET i = -i WHERE i % 150 = 0"
 MORE = "UPDATE t SET i = -i WHERE i % 80 = 6"
 EARLY = "UPDATE t SET i = -i WHERE i % 70 = 1"
@@ -166,18 +165,14 @@ def test_copied_while_a_flush_is_held_up(
     snapshot, parent = _parent(cluster)
     copy, begun = _copy(cluster, orders, kind, action, number)
     copied = copy.other[MAP]
-    assert (copied[:PAGE] != begun[:PAGE]) == stamped, "held up somewhere else"
-    assert (copied[PAGE:] != begun[PAGE:]) == (place != "first pages to be written")
+    assert (copied[:mapfile.PAGE] != begun[:mapfile.PAGE]) == stamped, "held up somewhere else"
+    assert (copied[mapfile.PAGE:] != begun[mapfile.PAGE:]) == (place != "first pages to be written")
     _later(cluster)
     restored = factory.empty("restored")
     client.restore(copy, restored)
     recover(restored, cluster)
     _serves(restored, snapshot, parent, copy)
-    again = factory.empty("again")
-    client.restore(client.incremental(restored, copy), again)
-    again.start()
-    verify.whole(again)
-    assert verify.content(again) == verify.content(restored)
+    client.restored(factory, client.incremental(restored, copy), restored)
 
 
 @RECOVERIES
@@ -214,7 +209,7 @@ def test_copied_while_the_map_is_replaced(
         cluster.checkpoint()
 
     copy, begun = _copy(cluster, orders, Kind.RENAME, action, early=failed)
-    assert (copy.other[MAP][:PAGE] != begun[:PAGE]) == (action == Action.STOP_AFTER)
+    assert (copy.other[MAP][:mapfile.PAGE] != begun[:mapfile.PAGE]) == (action == Action.STOP_AFTER)
     _later(cluster)
     restored = factory.empty("restored")
     client.restore(copy, restored)
@@ -269,8 +264,8 @@ def test_base_backup_while_a_flush_is_held_up(
             assert orders.stopped, "the flush was not held up to the end of the copy"
             orders.clear()
     copied = restored.map.read_bytes()
-    assert (copied[:PAGE] != begun[:PAGE]) == stamped, "held up somewhere else"
-    assert copied[PAGE:] != begun[PAGE:]
+    assert (copied[:mapfile.PAGE] != begun[:mapfile.PAGE]) == stamped, "held up somewhere else"
+    assert copied[mapfile.PAGE:] != begun[mapfile.PAGE:]
     restored.adopt()
     _later(cluster)
     recover(restored, cluster)

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import sys
 from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
 
-from tests.harness import fault, files, lsn, oracle, walpage
+from tests.harness import fault, files, lsn, mapfile, oracle, walpage
 from tests.harness.fault import Action, Fault, Kind, beside
 from tests.harness.grown import grow_and_lose, lazy_cluster, lost, pages
 from tests.harness.parent import CHANGE, TABLE, before, copied, refused, safe
@@ -159,7 +158,7 @@ def test_killed_in_the_flush_after_a_promotion(
         standby.kill_all()
     orders.clear()
     assert standby.control()["Latest checkpoint's TimeLineID"] == "1"
-    assert int.from_bytes(standby.map.read_bytes()[40:44], sys.byteorder) == 2
+    assert mapfile.field(standby.map.read_bytes(), "tli") == 2
     standby.start()
     assert not standby.in_recovery
     _kept(snapshot, standby)
@@ -256,14 +255,12 @@ def test_fsync_that_fails_and_drops_pages(faulty: tuple[Cluster, Fault], *, agai
     cluster, orders = faulty
     snapshot = before(cluster)
     cluster.sql(CHANGE)
-    old, used = cluster.map.read_bytes(), _pages_in_use(cluster)[1]
+    old = cluster.map.read_bytes()
     orders.order(MAP, Kind.SYNC, Action.STOP_AND_FAIL)
     with beside(cluster.checkpoint):
         orders.wait()
-        with cluster.map.open("r+b") as file:
-            for page in used:  # the disk has the header, if it was written, and pages new to it
-                file.seek(page * 4096)
-                file.write(old[page * 4096 : (page + 1) * 4096])
+        # the disk has the header, if it was written, and pages new to it
+        mapfile.lay(cluster.map, mapfile.in_use(old), old)
         orders.clear()
     if again:
         cluster.checkpoint()
@@ -314,7 +311,7 @@ def test_resetwal_behind_the_map(faulty: tuple[Cluster, Fault]) -> None:
     for path in (cluster.data / "pg_wal").iterdir():
         if path.is_file():
             path.unlink()
-    ended = int.from_bytes(cluster.map.read_bytes()[24:32], sys.byteorder)
+    ended = mapfile.field(cluster.map.read_bytes(), "redo")
     cluster.run("pg_resetwal", "-f", cluster.data)
     assert lsn.parse(cluster.control()["Latest checkpoint's REDO location"]) < ended
     cluster.start()
@@ -384,7 +381,7 @@ def test_map_that_began_anew_and_stays(faulty_standby: tuple[Cluster, Cluster, F
     oracle.take(standby, primary=primary)
     standby.stop()
     damaged = bytearray(standby.map.read_bytes())
-    damaged[next(i for i in range(4096, len(damaged)) if damaged[i])] ^= 1
+    damaged[mapfile.first_mark(damaged)] ^= 1
     standby.map.write_bytes(damaged)
     orders.order(MAP, Kind.UNLINK, Action.FAIL, onwards=True)
     standby.start()
@@ -879,19 +876,14 @@ def test_pages_zeroed_that_were_written_since_the_header(factory: Factory) -> No
 def _pages_in_use(cluster: Cluster) -> tuple[int, list[int]]:
     """How many the header counts, and those that there are."""
     content = cluster.map.read_bytes()
-    at = range(1, len(content) // 4096)
-    found = [page for page in at if any(content[page * 4096 : (page + 1) * 4096])]
-    return int.from_bytes(content[52:56], sys.byteorder), found
+    return mapfile.field(content, "used"), mapfile.in_use(content)
 
 
 def _zero_and_start(cluster: Cluster, pages: list[int]) -> None:
     """Kill the server, lose pages of the map, and start."""
     if cluster.running:
         cluster.kill_all()
-    with cluster.map.open("r+b") as file:
-        for page in pages:
-            file.seek(page * 4096)
-            file.write(bytes(4096))
+    mapfile.lay(cluster.map, pages)
     cluster.start()
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import client, lsn, oracle, system
+from tests.harness import client, lsn, mapfile, oracle, system
 from tests.harness.cluster import MAP_TMP
 from tests.harness.parent import CHANGE, TABLE, before, refused, safe
 
@@ -305,30 +305,18 @@ def test_map_of_a_promotion_that_was_given_up(factory: Factory) -> None:
 # ---- of another shape, and damaged
 
 
-def _crc(content: bytes | bytearray) -> int:
-    """CRC-32C."""
-    crc = 0xFFFFFFFF
-    for byte in content:
-        crc ^= byte
-        for _ in range(8):
-            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
-    return crc ^ 0xFFFFFFFF
-
-
-@pytest.mark.parametrize("at", [56, 60], ids=["block size", "blocks of a segment"])
-def test_map_of_another_shape(cluster: Cluster, at: int) -> None:
+@pytest.mark.parametrize("name", ["blcksz", "segment_blocks"])
+def test_map_of_another_shape(cluster: Cluster, name: str) -> None:
     """Whose blocks are not these: its header is sound, and names others."""
     snapshot = before(cluster)
     cluster.stop()
-    header = bytearray(cluster.map.read_bytes()[:4096])
-    crc = header[68:72]
-    header[68:72] = bytes(4)
-    assert _crc(header).to_bytes(4, sys.byteorder) == crc
-    value = int.from_bytes(header[at : at + 4], sys.byteorder)
-    header[at : at + 4] = (value * 2).to_bytes(4, sys.byteorder)
-    header[68:72] = _crc(header).to_bytes(4, sys.byteorder)
-    with cluster.map.open("r+b") as file:
-        file.write(header)
+
+    def double(content: bytearray) -> None:
+        assert mapfile.crc(content) == mapfile.field(content, "crc")
+        mapfile.put(content, name, mapfile.field(content, name) * 2)
+        mapfile.put(content, "crc", mapfile.crc(content))
+
+    mapfile.edit(cluster.map, double)
     mark = cluster.log_size()
     cluster.start()
     refused(snapshot, cluster)
@@ -357,21 +345,15 @@ def _cut(length: int) -> Callable[[bytearray], None]:
 
 
 def _append(content: bytearray) -> None:
-    content += bytes(4096)
+    content += bytes(mapfile.PAGE)
 
 
 def _swap(content: bytearray) -> None:
     """Two different pages exchanged: each is right, but not where it is."""
-    pages = [bytes(content[at : at + 4096]) for at in range(4096, len(content), 4096)]
-    one = next(i for i, page in enumerate(pages) if any(page))
-    two = next(i for i, page in enumerate(pages) if page != pages[one])
-    for at, page in ((one, pages[two]), (two, pages[one])):
-        content[(at + 1) * 4096 : (at + 2) * 4096] = page
-
-
-def _used(content: bytes | bytearray, start: int = 4096) -> int:
-    """Offset of a byte within a slot that is in use."""
-    return next(at for at in range(start, len(content)) if content[at])
+    one = mapfile.at(mapfile.in_use(content)[0])
+    pages = range(1, len(content) // mapfile.PAGE)
+    two = next(at for at in map(mapfile.at, pages) if content[at] != content[one])
+    content[one], content[two] = content[two], content[one]
 
 
 @pytest.mark.parametrize(
@@ -386,16 +368,14 @@ def _used(content: bytes | bytearray, start: int = 4096) -> int:
         pytest.param(_cut(100), id="part of the header"),
         pytest.param(_cut(300_000), id="truncated"),
         pytest.param(_append, id="extended"),
-        pytest.param(_zero(0, 4096), id="header zeroed"),
+        pytest.param(_zero(0, mapfile.PAGE), id="header zeroed"),
     ],
 )
 def test_damaged(cluster: Cluster, damage: Callable[[bytearray], None]) -> None:
     snapshot = before(cluster)
     cluster.sql(CHANGE)
     cluster.stop()
-    content = bytearray(cluster.map.read_bytes())
-    damage(content)
-    cluster.map.write_bytes(content)
+    mapfile.edit(cluster.map, damage)
     mark = cluster.log_size()
     cluster.start()
     if cluster.init_lsn() <= snapshot.lsn:  # a region without meaning
@@ -414,11 +394,8 @@ def test_header_that_claims_more(cluster: Cluster) -> None:
     init = cluster.init_lsn()
     assert init > snapshot.lsn
     cluster.stop()
-    content = bytearray(cluster.map.read_bytes())
-    assert int.from_bytes(content[8:16], sys.byteorder) == init
-    less = init & 0xFFFF
-    content[8:16] = less.to_bytes(8, sys.byteorder)
-    cluster.map.write_bytes(content)
+    assert mapfile.field(cluster.map.read_bytes(), "init_lsn") == init
+    mapfile.edit(cluster.map, lambda content: mapfile.put(content, "init_lsn", init & 0xFFFF))
     cluster.start()
     refused(snapshot, cluster)
 
@@ -431,7 +408,7 @@ def test_flipped_byte_is_an_incorrect_checksum(cluster: Cluster, mode: str) -> N
     cluster.checkpoint()
     cluster.stop(mode)
     content = bytearray(cluster.map.read_bytes())
-    content[_used(content)] ^= 0x40
+    content[mapfile.first_mark(content)] ^= 0x40
     cluster.map.write_bytes(content)
     mark = cluster.log_size()
     cluster.start()
@@ -463,17 +440,9 @@ def test_page_zeroed(cluster: Cluster) -> None:
     snapshot = before(cluster)
     cluster.sql(CHANGE)
     cluster.stop()
-    content = bytearray(cluster.map.read_bytes())
-    at = _used(content) // 4096 * 4096
-    content[at : at + 4096] = bytes(4096)
-    cluster.map.write_bytes(content)
+    mapfile.lay(cluster.map, mapfile.in_use(cluster.map.read_bytes())[:1])
     cluster.start()
     refused(snapshot, cluster)
-
-
-def _used_pages(content: bytes | bytearray) -> list[int]:
-    at = range(1, len(content) // 4096)
-    return [page for page in at if any(content[page * 4096 : (page + 1) * 4096])]
 
 
 def test_damage_that_a_flush_finds(factory: Factory) -> None:
@@ -482,8 +451,8 @@ def test_damage_that_a_flush_finds(factory: Factory) -> None:
     snapshot = before(cluster)
     cluster.stop()
     content = bytearray(cluster.map.read_bytes())
-    for page in _used_pages(content):
-        content[page * 4096 + 100] ^= 1
+    for page in mapfile.in_use(content):
+        content[page * mapfile.PAGE + 100] ^= 1
     cluster.map.write_bytes(content)
     cluster.start()
     cluster.sql(CHANGE)
@@ -502,9 +471,7 @@ def test_pages_swapped(cluster: Cluster) -> None:
     snapshot = before(cluster)
     cluster.sql(CHANGE)
     cluster.stop()
-    content = bytearray(cluster.map.read_bytes())
-    _swap(content)
-    cluster.map.write_bytes(content)
+    mapfile.edit(cluster.map, _swap)
     cluster.start()
     refused(snapshot, cluster)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import client, files, lsn, oracle, verify, workload
+from tests.harness import client, files, lsn, oracle, workload
 from tests.harness.grown import killed, pages
 
 if TYPE_CHECKING:
@@ -183,10 +183,5 @@ def test_cascade_after_promotion(factory: Factory) -> None:
     pair.standby.promote()
     pair.standby.sql("UPDATE t SET i = i + 1 WHERE i % 5 = 0")
     oracle.check(snapshot, pair.standby, changed=20)
-    backup = client.incremental(pair.standby, parent)
-    third = factory.empty("third")
-    client.restore(backup, third)
-    third.start()
-    verify.whole(third)
-    assert verify.content(third) == verify.content(pair.standby)
+    third = client.restored(factory, client.incremental(pair.standby, parent), pair.standby)
     assert 0 < third.init_lsn() <= parent.start, lsn.show(parent.start)

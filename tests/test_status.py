@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
-from tests.harness import lsn
+from tests.harness import lsn, mapfile
 from tests.harness.fault import Action, Fault, Kind, compiler
 from tests.harness.parent import CHANGE, TABLE, copied
 
@@ -99,15 +99,11 @@ def test_reasons(cluster: Cluster, reason: str, how: str) -> None:
     if how == "removed":
         cluster.map.unlink()
     elif how == "damaged":
-        with cluster.map.open("r+b") as file:
-            file.seek(20)
-            (byte,) = file.read(1)
-            file.seek(20)
-            file.write(bytes([byte ^ 0xFF]))
+        content = bytearray(cluster.map.read_bytes())
+        content[20] ^= 0xFF
+        cluster.map.write_bytes(content)
     elif how == "old":
-        with cluster.map.open("r+b") as file:
-            file.seek(4)
-            file.write((220).to_bytes(4, "little"))
+        mapfile.edit(cluster.map, lambda content: mapfile.put(content, "format", 220))
     else:
         cluster.configure(shared_preload_libraries="")
         if how == "minimal":

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import client, files, oracle, system, verify
+from tests.harness import client, files, mapfile, oracle, system, verify
 from tests.harness.cluster import MAP, MAP_TMP
 
 if TYPE_CHECKING:
@@ -108,11 +107,7 @@ def test_base_backup(factory: Factory, wal: str) -> None:
     oracle.check(snapshot, restored, changed=20)
     last = client.incremental(restored, parent)
     client.same(last, restored)
-    again = factory.empty("again")
-    client.restore(last, again)
-    again.start()
-    verify.whole(again)
-    assert verify.content(again) == verify.content(restored)
+    again = client.restored(factory, last, restored)
     for name in ("u", "later"):
         assert again.value(f"SELECT count(*) FROM {name}") == 0
 
@@ -175,7 +170,7 @@ def test_point_in_time(factory: Factory) -> None:
 
 def _timeline(cluster: Cluster) -> int:
     """The timeline that the map names."""
-    return int.from_bytes(cluster.map.read_bytes()[40:44], sys.byteorder)
+    return mapfile.field(cluster.map.read_bytes(), "tli")
 
 
 def test_point_in_time_killed_at_once(factory: Factory) -> None:
@@ -426,9 +421,4 @@ def test_backup_chain_over_failover(factory: Factory) -> None:
     primary.catch_up(standby)
     primary.checkpoint()
     backup = client.incremental(primary, backup)
-    target = factory.empty("restored")
-    client.restore(backup, target)
-    (target.data / "standby.signal").unlink()
-    target.start()
-    verify.whole(target)
-    assert verify.content(target) == verify.content(standby)
+    client.restored(factory, backup, standby)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.harness import files, lsn, system
+from tests.harness import files, lsn, system, verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from psycopg import Connection
 
     from tests.harness.cluster import Cluster, Row
+    from tests.harness.factory import Factory
 
 # Directories of which a backup keeps no content.
 _EMPTIED = (
@@ -248,6 +249,23 @@ def restore(backup: Backup, cluster: Cluster) -> None:
         system.own_tree(link)
     system.own_tree(data)
     cluster.adopt()
+
+
+def restored(factory: Factory, backup: Backup, source: Cluster) -> Cluster:
+    """Restore a backup, start it as a primary, and hold it against its source.
+
+    source: at rest since the backup.
+
+    Raises:
+        AssertionError: it is broken, or has other rows.
+    """
+    target = factory.empty("restored")
+    restore(backup, target)
+    (target.data / "standby.signal").unlink(missing_ok=True)
+    target.start()
+    verify.whole(target)
+    assert verify.content(target) == verify.content(source)
+    return target
 
 
 def image(backup: Backup, name: str) -> bytes:

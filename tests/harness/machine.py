@@ -57,7 +57,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.harness import client, files, lsn, oracle, system, verify
+from tests.harness import client, files, lsn, mapfile, oracle, system, verify
 from tests.harness.cluster import PTRACK
 from tests.harness.fault import Action, Fault, Kind
 
@@ -1503,12 +1503,11 @@ class Machine(RuleBasedStateMachine):
 
 def _damaged(content: bytes, how: str) -> bytes:
     """A map's file with something wrong, in its pages with marks if it has any."""
-    size = 4096
-    pages = [content[at : at + size] for at in range(0, len(content), size)]
-    used = [number for number, page in enumerate(pages) if number and any(page)]
+    pages = [content[mapfile.at(page)] for page in range(len(content) // mapfile.PAGE)]
+    used = mapfile.in_use(content)
     match how:
         case "page zeroed" if used:
-            pages[used[-1]] = bytes(size)
+            pages[used[-1]] = bytes(mapfile.PAGE)
         case "pages swapped" if len(used) > 1:
             first, last = used[0], used[-1]
             pages[first], pages[last] = pages[last], pages[first]
