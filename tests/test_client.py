@@ -10,7 +10,6 @@ from tests.harness import client, files, oracle, verify, workload
 from tests.harness.parent import CHANGE, before
 
 if TYPE_CHECKING:
-    from tests.harness.cluster import Cluster
     from tests.harness.factory import Factory
     from tests.harness.oracle import PageMap
 

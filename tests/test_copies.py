@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import client, fault, mapfile, oracle, system, verify
+from tests.harness import client, fault, mapfile, oracle, system
 from tests.harness.fault import Action, Fault, Kind, beside
 from tests.harness.parent import TABLE, before, refused, safe
 
@@ -165,8 +165,10 @@ def test_copied_while_a_flush_is_held_up(
     snapshot, parent = _parent(cluster)
     copy, begun = _copy(cluster, orders, kind, action, number)
     copied = copy.other[MAP]
-    assert (copied[:mapfile.PAGE] != begun[:mapfile.PAGE]) == stamped, "held up somewhere else"
-    assert (copied[mapfile.PAGE:] != begun[mapfile.PAGE:]) == (place != "first pages to be written")
+    assert (copied[: mapfile.PAGE] != begun[: mapfile.PAGE]) == stamped, "held up somewhere else"
+    assert (copied[mapfile.PAGE :] != begun[mapfile.PAGE :]) == (
+        place != "first pages to be written"
+    )
     _later(cluster)
     restored = factory.empty("restored")
     client.restore(copy, restored)
@@ -209,7 +211,9 @@ def test_copied_while_the_map_is_replaced(
         cluster.checkpoint()
 
     copy, begun = _copy(cluster, orders, Kind.RENAME, action, early=failed)
-    assert (copy.other[MAP][:mapfile.PAGE] != begun[:mapfile.PAGE]) == (action == Action.STOP_AFTER)
+    assert (copy.other[MAP][: mapfile.PAGE] != begun[: mapfile.PAGE]) == (
+        action == Action.STOP_AFTER
+    )
     _later(cluster)
     restored = factory.empty("restored")
     client.restore(copy, restored)
@@ -264,8 +268,8 @@ def test_base_backup_while_a_flush_is_held_up(
             assert orders.stopped, "the flush was not held up to the end of the copy"
             orders.clear()
     copied = restored.map.read_bytes()
-    assert (copied[:mapfile.PAGE] != begun[:mapfile.PAGE]) == stamped, "held up somewhere else"
-    assert copied[mapfile.PAGE:] != begun[mapfile.PAGE:]
+    assert (copied[: mapfile.PAGE] != begun[: mapfile.PAGE]) == stamped, "held up somewhere else"
+    assert copied[mapfile.PAGE :] != begun[mapfile.PAGE :]
     restored.adopt()
     _later(cluster)
     recover(restored, cluster)

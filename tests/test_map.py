@@ -612,7 +612,7 @@ def test_client_over_a_reset(cluster: Cluster) -> None:
     parent = client.full(cluster)
     cluster.stop()
     content = bytearray(cluster.map.read_bytes())
-    content[_used(content)] ^= 1
+    content[mapfile.first_mark(content)] ^= 1
     cluster.map.write_bytes(content)
     cluster.start()
     with pytest.raises(client.Refused):
