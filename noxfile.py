@@ -487,7 +487,7 @@ def lint(session: nox.Session) -> None:
     session.run(python, "-m", "ruff", "check", *fix, ".", external=True)
     session.run(python, "-m", "ruff", "format", *check, ".", external=True)
     session.run(python, "-m", "mypy", external=True)
-    ci.check(MATRIX, REPO)
+    ci.check(MATRIX, REGISTERED, REPO)
 
 
 @session("workflows", "check")
@@ -498,9 +498,9 @@ def workflows(session: nox.Session) -> None:
     options = Options(session)
     options.add_argument("--check", action="store_true", help="change nothing; fail on differences")
     if options.read().check:
-        ci.check(MATRIX, REPO)
+        ci.check(MATRIX, REGISTERED, REPO)
     else:
-        ci.write(MATRIX, REPO)
+        ci.write(MATRIX, REGISTERED, REPO)
 
 
 @session("matrix", "check")

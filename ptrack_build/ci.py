@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 TEMPLATES = Path(__file__).parent / "workflows"
 TARGET = Path(".github") / "workflows"
 
-#: Checked once a push, whatever the major.
-CHECKS = ("lint", "patches", "model", "selftest")
+#: Of the sessions that check something, whatever the major, those that are not run once a push: the
+#: night has `drift`, lint looks at the workflows, and `matrix` is what a workflow asks.
+NOT_PUSHED = {"drift", "matrix", "workflows"}
 
 #: What makes a session look without writing, as a CI wants it.
 WORDS = {"patches": "-- --check", "workflows": "-- --check"}
@@ -84,9 +85,19 @@ def content_key(major: Major) -> str:
     return f"pg{major.name}-{cache.digest(repr(major), *parts)[:16]}"
 
 
-def render(majors: Matrix) -> dict[Path, str]:
-    """The workflows by their path below the repository."""
+def render(majors: Matrix, sessions: Mapping[str, Sequence[str]]) -> dict[Path, str]:
+    """The workflows by their path below the repository. sessions: as for matrix().
+
+    Raises PtrackError where what the night is to run is no session.
+    """
     import jinja2
+
+    listed = matrix(majors, sessions)
+    checks = [words for words in listed["sessions"]["check"] if words.split()[0] not in NOT_PUSHED]
+    unknown = sorted({words.split()[0] for words in NIGHT.values()} - sessions.keys())
+    if unknown:
+        what = f"the night is to run {', '.join(unknown)}, which is no session"
+        raise PtrackError(what, hint="adapt NIGHT in ptrack_build/ci.py")
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -110,9 +121,8 @@ def render(majors: Matrix) -> dict[Path, str]:
 
     return {
         TARGET / source.name.removesuffix(".j2"): environment.get_template(source.name).render(
-            majors=majors.majors,
-            checks=CHECKS,
-            words=WORDS,
+            rows=listed["include"],
+            checks=[(words.split()[0], words) for words in checks],
             night=NIGHT.items(),
             cache=CACHE,
             packages=packages(wanted),
@@ -122,9 +132,9 @@ def render(majors: Matrix) -> dict[Path, str]:
     }
 
 
-def write(majors: Matrix, repo: Path) -> None:
+def write(majors: Matrix, sessions: Mapping[str, Sequence[str]], repo: Path) -> None:
     """Write the workflows, and remove those that nothing renders any more."""
-    rendered = render(majors)
+    rendered = render(majors, sessions)
     (repo / TARGET).mkdir(parents=True, exist_ok=True)
     for path in (repo / TARGET).glob("*.yml"):
         if path.relative_to(repo) not in rendered:
@@ -134,9 +144,9 @@ def write(majors: Matrix, repo: Path) -> None:
         print(f"wrote {name}")
 
 
-def check(majors: Matrix, repo: Path) -> None:
+def check(majors: Matrix, sessions: Mapping[str, Sequence[str]], repo: Path) -> None:
     """Raise PtrackError with the first differing lines where a workflow is not what is rendered."""
-    rendered = render(majors)
+    rendered = render(majors, sessions)
     present = {p.relative_to(repo): p.read_text() for p in (repo / TARGET).glob("*.yml")}
     problems = []
     for name in sorted({*rendered, *present}):

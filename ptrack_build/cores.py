@@ -50,7 +50,7 @@ def _require(
     if absent or len(lacking) == len(majors):
         which = ", ".join(absent) or "any major"
         what = f"no source of {which} could be had, so nothing was rendered"
-        raise SourceError(what, hint="set PTRACK_PG_GIT to a PostgreSQL repository")
+        raise SourceError(what, hint=source.ways_out())
 
 
 def _reachable(

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 Status = Literal["passed", "failed", "unreachable", "not run"]
 NOT_RUN: tuple[Status, ...] = ("unreachable", "not run")
-WAY_OUT = "set PTRACK_PG_GIT to a PostgreSQL repository"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,13 +119,19 @@ def close(
     if nothing is not None:
         raise nothing
     if any(each.status == "unreachable" for each in outcomes):
-        say(f"for those that are unreachable: {WAY_OUT}")
+        say(f"for those that are unreachable: {_ways_out()}")
 
 
 def without_source(done: str) -> SourceError:
     """No major's source could be had, so nothing was done."""
     what = f"no major's source could be had, so nothing was {done}"
-    return SourceError(what, hint=WAY_OUT)
+    return SourceError(what, hint=_ways_out())
+
+
+def _ways_out() -> str:
+    from ptrack_build import source  # which reports nothing here
+
+    return source.ways_out()
 
 
 def counted(junit: Path) -> tuple[int, int, int]:

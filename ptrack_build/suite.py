@@ -106,22 +106,30 @@ def prefix(major: Major, variant: Variant, *, locked: bool = False) -> Prefix:
 
 
 def pytest(
-    name: str, paths: Sequence[str], args: Sequence[str], *, built: Prefix | None = None
+    name: str,
+    paths: Sequence[str],
+    args: Sequence[str],
+    *,
+    built: Prefix | None = None,
+    workers: str | None = None,
+    **settings: str,
 ) -> Ended:
     """Run pytest on some of tests/; its record goes to <name>.xml in results().
 
+    workers: how many tests at once, where it is not for the caller to say; settings: of its
+    environment.
     It has a name of its own until it is whole: another run of the same name may be under way.
     """
     final = results() / f"{name}.xml"
     final.unlink(missing_ok=True)
     junit = final.with_name(f".{name}.{os.getpid()}.xml")
-    env = dict(os.environ)
+    env = os.environ | settings
     memory = []
     if not os.access(REPO, os.W_OK):  # what these remember between runs would go there
         memory = ["-o", f"cache_dir={cache.directory('results', 'pytest')}"]
         env["HYPOTHESIS_STORAGE_DIRECTORY"] = str(cache.directory("results", "hypothesis"))
     words = [
-        str(tools()), "-m", "pytest", f"--junitxml={junit}", "-n", _workers(), "--dist",
+        str(tools()), "-m", "pytest", f"--junitxml={junit}", "-n", workers or _workers(), "--dist",
         "worksteal", *memory, *_chosen(paths, args),
     ]  # fmt: skip
     if built is not None:
@@ -296,12 +304,11 @@ def mutants(major: Major, args: Sequence[str], *, locked: bool = False) -> repor
         raise _nothing(args)
     host.check_reachable(cache.root(), host.server_user())
     built = prefix(major, compiling.TEST, locked=locked)
-    os.environ["PTRACK_MUTANTS_MAJOR"] = major.name
-    os.environ["PTRACK_TEST_WORKERS"] = "0"
-    if locked:
-        os.environ["PTRACK_LOCKED"] = "1"
-    ended = pytest(f"mutants-{major.name}", paths, slow, built=built)
-    return judged(f"mutants-{major.name}", ended, built.version, 0.0)
+    name = f"mutants-{major.name}"
+    settings = {"PTRACK_MUTANTS_MAJOR": major.name, **({"PTRACK_LOCKED": "1"} if locked else {})}
+    return judged(
+        name, pytest(name, paths, slow, built=built, workers="0", **settings), built.version, 0.0
+    )
 
 
 def own(args: Sequence[str]) -> report.Outcome:

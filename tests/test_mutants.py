@@ -6,14 +6,19 @@ Slow: it links a server or a program for each mutant of the core. `./nox -s muta
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from ptrack_build import cache, mutants
+from tests.harness import system
+from tests.harness.cluster import PTRACK, Cluster
+from tests.harness.install import Install
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,6 +76,43 @@ def test_caught(laboratory: Laboratory, mutant: Mutant, tmp_path: Path) -> None:
             reason = mutants.caught(junit)
             assert not reason, f"{mutant.rule}: {test} {reason}"
     finally:
+        cache.remove(place)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("", "ptrack needs a PostgreSQL server with the ptrack core patch"),
+        (
+            "const int changetrack_abi = CHANGETRACK_ABI + 1;",
+            r"built for version (\d+) of the ptrack core patch, and .* version (?!\1)\d",
+        ),
+    ],
+    ids=["no core patch", "another one"],
+)
+def test_server_that_the_library_is_not_for(laboratory: Laboratory, line: str, said: str) -> None:
+    """It does not start with the library, and says why; without it, it does."""
+    old = r"^const int\tchangetrack_abi = CHANGETRACK_ABI;$"
+    place = laboratory.make(
+        mutants.Mutant(
+            name="server of something else", part=mutants.Part.CORE, rule="", tests=[],
+            changes=[mutants.Change(file="src/backend/storage/smgr/md.c", old=old, new=line)],
+        )
+    )  # fmt: skip
+    root = system.make_dir(Path(tempfile.mkdtemp(prefix="pt-", dir="/tmp")))
+    cluster = Cluster(Install.at(place), root, "other")
+    try:
+        cluster.init(checksums=False)
+        cluster.adopt()
+        cluster.start()
+        cluster.stop()
+        cluster.configure(PTRACK)
+        assert re.search(said, cluster.start_fails())
+    finally:
+        cluster.destroy()
+        cache.remove(root)
         cache.remove(place)
 
 

@@ -62,6 +62,7 @@ __all__ = [
     "open_mirror",
     "read_file",
     "read_lock",
+    "ways_out",
     "write_lock",
 ]
 
@@ -152,6 +153,12 @@ def _look(want: Want, chosen: tuple[Provider, ...], key: str) -> SourceTree:
     if len({error.what for _, error in failures}) == 1:
         lines = [f"{lines[0]}: {failures[0][1].what}"]
     raise kind("\n".join(lines), hint=hint)
+
+
+def ways_out() -> str:
+    """What to do where those that PTRACK_SOURCE names had no source."""
+    chosen, _ = _choose(os.environ.get("PTRACK_SOURCE") or "auto")
+    return _ways_out(chosen)
 
 
 def _ways_out(chosen: Sequence[Provider]) -> str:

@@ -144,8 +144,10 @@ def version_key(version: str) -> tuple[int, int, int, int]:
     return (int(found[1]), stage, int(found[4] or 0), int(found[2] or 0))
 
 
-def check_version(major: Major, version: str, where: str) -> None:
-    """Raise BadSource unless `version` is one of the major's."""
+def check_version(
+    major: Major, version: str, where: str, *, error: type[SourceError] = BadSource
+) -> None:
+    """Raise an error unless `version` is one of the major's."""
     found = version_key(version)
     if found[0] == major.number and (major.state == "devel" or found[1] > 0):
         return
@@ -155,7 +157,7 @@ def check_version(major: Major, version: str, where: str) -> None:
         hint = (
             "a new major was branched off: give it a row in matrix.toml, and devel the next number"
         )
-    raise BadSource(what, hint=hint)
+    raise error(what, hint=hint)
 
 
 def first_line(text: str, *, limit: int = 200) -> str:

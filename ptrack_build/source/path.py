@@ -15,7 +15,7 @@ from typing import ClassVar
 import msgspec
 
 from ptrack_build import cache
-from ptrack_build.errors import BadSource
+from ptrack_build.errors import BadSource, SourceError
 from ptrack_build.progress import say, step
 from ptrack_build.source.archive import (
     MESSAGE,
@@ -53,7 +53,10 @@ class PathProvider:
         return False
 
     def fetch(self, want: Want) -> SourceTree:
-        """The tree as it is now. Raises BadSource saying what is wrong with it."""
+        """The tree as it is now.
+
+        Raises BadSource saying what is wrong with it, and SourceError where it is of another major.
+        """
         path = self.path
         sha256 = ""
         if path.is_dir():
@@ -75,7 +78,7 @@ class PathProvider:
             hint = "PTRACK_SOURCE is auto, git, distro, tarball, or a directory or tarball"
             raise BadSource(what, hint=hint)
         version = want.mirror.version(commit, str(path))
-        check_version(want.major, version, str(path))
+        _check(want, version, path)
         return SourceTree(
             major=want.major,
             version=version,
@@ -86,6 +89,11 @@ class PathProvider:
             origin=str(path),
             sha256=sha256,
         )
+
+
+def _check(want: Want, version: str, path: Path) -> None:
+    """Raise SourceError where this is of another major: for that one it may be right."""
+    check_version(want.major, version, str(path), error=SourceError)
 
 
 def _listed(names: list[str]) -> str:
@@ -150,7 +158,7 @@ def _from_worktree(want: Want, path: Path) -> str:
 def _from_directory(want: Want, path: Path) -> str:
     texts = [_text(path / name) for name in VERSION_FILES]
     version = find_version(texts, str(path))
-    check_version(want.major, version, str(path))
+    _check(want, version, path)
     header, md = PATCHED_FILES
     refuse_patched(str(path), header=(path / header).exists(), md=_text(path / md) or b"")
     if (path / "config.status").exists() or (path / "GNUmakefile").exists():

@@ -22,7 +22,7 @@ from ptrack_build.source.archive import import_tarball, imported, sha256_of
 from ptrack_build.source.base import SourceTree, Unreachable, Want, offline, version_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import httpx
 
@@ -35,6 +35,7 @@ TRIES = 4
 ASKS = 2
 PAUSE_SECONDS = 1.0
 CHUNK = 1 << 18
+SLOW = 1000  # bytes a second, as for git
 
 
 class NotThere(SourceError):
@@ -131,7 +132,8 @@ def _text(http: httpx.Client, url: str) -> str:
         if attempt:
             time.sleep(PAUSE_SECONDS * attempt)
         try:
-            answer = http.get(url)
+            with http.stream("GET", url, headers={"Accept-Encoding": "identity"}) as answer:
+                text = b"".join(_flowing(answer)).decode(errors="replace")
         except httpx.HTTPError as error:
             reason = _said(error)
             continue
@@ -139,7 +141,7 @@ def _text(http: httpx.Client, url: str) -> str:
             what = f"{url}: {answer.status_code} {answer.reason_phrase}"
             raise NotThere(what)
         if answer.status_code == 200:
-            return answer.text
+            return text
         reason = f"{answer.status_code} {answer.reason_phrase}"
         if answer.status_code < 500:
             break
@@ -261,11 +263,30 @@ def _receive(
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length and length.isdigit() else 0
         with part.open(mode) as stream:
-            for data in answer.iter_raw():
+            for data in _flowing(answer):
                 stream.write(data)
                 have += len(data)
                 update(have / total if total else 0.0, f"{have / 1e6:.0f} MB")
     return have >= total
+
+
+def _flowing(answer: httpx.Response) -> Iterator[bytes]:
+    """What a server sends, as long as more than a drip comes: a timeout is for each read.
+
+    Raises httpx.ReadTimeout when STALL_SECONDS have brought less than SLOW bytes each.
+    """
+    import httpx
+
+    since, came = time.monotonic(), 0
+    for data in answer.iter_raw():
+        yield data
+        came += len(data)
+        now = time.monotonic()
+        if now - since > STALL_SECONDS:
+            if came < SLOW * STALL_SECONDS:
+                what = "too little comes"
+                raise httpx.ReadTimeout(what, request=answer.request)
+            since, came = now, 0
 
 
 def _said(error: Exception) -> str:

@@ -129,14 +129,16 @@ def repository(path: Path, branches: Mapping[str, str]) -> Path:
 class Behaviour:
     """How to serve one path: each list is used up from its front, one item a request.
 
-    cut: send only so many bytes of what was promised; stall: then say nothing for seconds;
-    status: answer this instead of 200.
+    cut: send only so many bytes of what was promised; stall: then say nothing for seconds; drip:
+    send what is left byte for byte, with so many seconds between them; status: answer this instead
+    of 200.
     """
 
     data: bytes
     ranges: bool = True
     cut: list[int] = field(default_factory=list)
     stall: list[float] = field(default_factory=list)
+    drip: float = 0.0
     status: list[int] = field(default_factory=list)
 
 
@@ -199,6 +201,12 @@ class Server:
         cut = found.cut.pop(0) if found.cut else len(data)
         request.wfile.write(data[:cut])
         request.wfile.flush()
+        if found.drip:
+            for at in range(cut, len(data)):
+                if self.stopping.wait(found.drip):
+                    return
+                request.wfile.write(data[at : at + 1])
+                request.wfile.flush()
         if found.stall and cut < len(data):
             deadline = time.monotonic() + found.stall.pop(0)
             while time.monotonic() < deadline and not self.stopping.wait(0.05):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -82,18 +83,24 @@ def listed() -> list[dict[str, Any]]:
     """All sessions, as nox tells them to a CI."""
     done = nox("-l", "--json", "-t", "build", "test", "demo", "mutants", "check", "all")
     assert done.returncode == 0, done.stderr
-    sessions: list[dict[str, Any]] = json.loads(done.stdout)
-    return sessions
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
+
+
+@functools.cache
+def sessions() -> dict[str, list[str]]:
+    """Tags by session, in the order of the noxfile."""
+    return {each["session"]: each["tags"] for each in listed()}
 
 
 def test_every_major_has_its_sessions() -> None:
-    sessions = {each["session"]: each for each in listed()}
+    found = {each["session"]: each for each in listed()}
     for name in NAMES:
         for family in ("build", "test", "demo"):
-            each = sessions[f"{family}-{name}"]
+            each = found[f"{family}-{name}"]
             assert set(each["tags"]) == {family, f"pg{name}"}
     for name in ("build", "test", "patches", "drift", "lint", "matrix"):
-        assert sessions[name]["description"]
+        assert found[name]["description"]
 
 
 def test_the_matrix_is_json_and_nothing_else() -> None:
@@ -159,7 +166,7 @@ def test_the_content_key_follows_the_patch(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_the_committed_workflows_are_what_is_rendered() -> None:
-    ci.check(matrix.load(), REPO)
+    ci.check(matrix.load(), sessions(), REPO)
 
 
 def test_a_changed_workflow_is_named_with_its_lines(checkout: Path) -> None:
@@ -167,16 +174,16 @@ def test_a_changed_workflow_is_named_with_its_lines(checkout: Path) -> None:
     workflow.write_text(workflow.read_text().replace("timeout-minutes: 60", "timeout-minutes: 61"))
     (checkout / ".github" / "workflows" / "stray.yml").write_text("")
     with pytest.raises(PtrackError, match="timeout-minutes: 61") as caught:
-        ci.check(matrix.load(), checkout)
+        ci.check(matrix.load(), sessions(), checkout)
     assert "stray.yml is rendered by nothing" in caught.value.what
     assert caught.value.hint
     assert "nox -s workflows" in caught.value.hint
-    ci.write(matrix.load(), checkout)
-    ci.check(matrix.load(), checkout)
+    ci.write(matrix.load(), sessions(), checkout)
+    ci.check(matrix.load(), sessions(), checkout)
 
 
 def test_workflows_hold_no_secrets_and_fan_out_over_all_majors() -> None:
-    for text in ci.render(matrix.load()).values():
+    for text in ci.render(matrix.load(), sessions()).values():
         assert "secrets." not in text
         assert all(f'"{name}"' in text for name in NAMES)
         assert "[[" not in text
@@ -185,14 +192,14 @@ def test_workflows_hold_no_secrets_and_fan_out_over_all_majors() -> None:
 
 def test_no_path_of_a_workflow_leads_upwards() -> None:
     """actions/cache and actions/upload-artifact refuse such paths."""
-    for text in ci.render(matrix.load()).values():
+    for text in ci.render(matrix.load(), sessions()).values():
         assert "/.." not in text
         assert "../" not in text
 
 
 def test_the_cache_of_a_workflow_is_in_nobody_elses_way() -> None:
     """Inside of the checkout git and the linters pass over it, and no upload calls it hidden."""
-    for text in ci.render(matrix.load()).values():
+    for text in ci.render(matrix.load(), sessions()).values():
         (name,) = re.findall(r"\n  PTRACK_CACHE: \$\{\{ github\.workspace \}\}/(\S+)\n", text)
         assert not name.startswith(".")
         assert f"/{name}/" in (REPO / ".gitignore").read_text().splitlines()
@@ -206,14 +213,27 @@ def test_ci_runs_what_the_readmes_command_runs() -> None:
     words = re.search(r"^for command in (.*); do$", (REPO / ".ci/run").read_text(), re.MULTILINE)
     assert words
     commands = set(re.findall(r'"([^"]+)"', words[1])) - {"-s test"}  # each major, by itself
-    text = ci.render(matrix.load())[ci.TARGET / "ci.yml"]
+    text = ci.render(matrix.load(), sessions())[ci.TARGET / "ci.yml"]
     assert commands
     for command in commands:
         assert f"- run: ./nox {command}\n" in text
 
 
+def test_a_push_runs_each_check_that_there_is() -> None:
+    more = {**sessions(), "spelling": ["check"]}
+    text = ci.render(matrix.load(), more)[ci.TARGET / "ci.yml"]
+    assert "- run: ./nox -s spelling\n" in text
+    assert "./nox -s drift" not in text
+
+
+def test_the_night_runs_nothing_that_is_no_session() -> None:
+    fewer = {name: tags for name, tags in sessions().items() if name != "mutants-16"}
+    with pytest.raises(PtrackError, match="run mutants-16, which is no session"):
+        ci.render(matrix.load(), fewer)
+
+
 def test_the_night_runs_what_takes_long() -> None:
-    text = ci.render(matrix.load())[ci.TARGET / "nightly.yml"]
+    text = ci.render(matrix.load(), sessions())[ci.TARGET / "nightly.yml"]
     asked = re.findall(r"- run: \./nox -s (\S+)(.*)", text)
     jobs = {
         ("test-17", " -- --deep=60"),

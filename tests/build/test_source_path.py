@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ptrack_build import source
-from ptrack_build.errors import SourceError, UsageError
+from ptrack_build import report, source
+from ptrack_build.errors import BadSource, SourceError, UsageError
 from tests.build._source_fixtures import cache_root
 from tests.build._sources import MD, commit, git, major, repository, tarball, tree, write_tree
 
@@ -137,8 +137,11 @@ def test_a_directory_that_is_not_pristine(directory: Path, file: str, message: s
 
 
 def test_a_directory_of_another_major(directory: Path) -> None:
-    with pytest.raises(SourceError, match=r"is PostgreSQL 17\.2, not 16"):
+    """Nothing is wrong with it: a session over all majors goes on with the one it is of."""
+    with pytest.raises(SourceError, match=r"is PostgreSQL 17\.2, not 16") as caught:
         source.fetch(major("16"), spec=str(directory))
+    assert not isinstance(caught.value, BadSource)
+    assert report.stopped("test-16", caught.value).status == "unreachable"
 
 
 def test_a_directory_of_something_else(tmp_path: Path) -> None:

@@ -131,6 +131,27 @@ def test_stalls(server: Server, release: bytes) -> None:
     assert nothing_taken(release)
 
 
+def test_drips(server: Server, release: bytes) -> None:
+    """Never long enough without a byte to time out, and never done."""
+    behaviour = server.release("17.2", release)
+    behaviour.cut, behaviour.drip = [1000] * 20, 0.05
+    began = time.monotonic()
+    with pytest.raises(SourceError, match=r"stalled for 0\.4 s"):
+        fetch()
+    assert time.monotonic() - began < 6
+    assert nothing_taken(release)
+
+
+def test_a_list_that_drips(server: Server, release: bytes) -> None:
+    server.release("17.2", release)
+    server.files["/"].cut, server.files["/"].drip = [0] * 20, 0.05
+    server.files["/"].data = b"<!-- nothing -->" * 100
+    began = time.monotonic()
+    with pytest.raises(SourceError, match=r"stalled for 0\.4 s"):
+        fetch()
+    assert time.monotonic() - began < 6
+
+
 def test_stalls_once(server: Server, release: bytes) -> None:
     behaviour = server.release("17.2", release)
     behaviour.cut, behaviour.stall = [1000], [5.0]

@@ -99,8 +99,10 @@ def test_what_cannot_be_had_is_recorded_all_the_same(
     majors = [matrix.load().major("17")]
     with pytest.raises(SourceError):
         suite.every(majors, [])
-    with pytest.raises(SourceError):
+    monkeypatch.setenv("PTRACK_SOURCE", "tarball")
+    with pytest.raises(SourceError) as caught:
         suite.built_all(majors, compiling.RELEASE)
+    assert "unset PTRACK_SOURCE" in (caught.value.hint or "")
     for name in ("test.json", "build.json"):
         assert '"unreachable"' in (closed / "results" / name).read_text()
 
@@ -278,6 +280,28 @@ def test_a_record_gets_its_name_when_it_is_whole(
     assert (ended.tests, ended.failures) == (3, 1)
     assert [path.name for path in final.parent.glob("*.xml")] == ["one.xml"]
     assert [path.name for path in final.parent.glob(".*.xml")] == []
+
+
+def test_what_mutants_are_run_with_is_theirs_alone(
+    closed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: dict[str, str] = {}
+
+    def run(words: list[str], env: dict[str, str]) -> int:
+        said.update(env, workers=words[words.index("-n") + 1])
+        return 0
+
+    built = SimpleNamespace(path=closed, version="17.2")
+    monkeypatch.setattr(suite, "patiently", run)
+    monkeypatch.setattr(suite, "prefix", lambda *_args, **_options: built)
+    before = dict(os.environ)
+    suite.mutants(matrix.load().major("17"), [], locked=True)
+    assert (said["workers"], said["PTRACK_MUTANTS_MAJOR"], said["PTRACK_LOCKED"]) == (
+        "0",
+        "17",
+        "1",
+    )
+    assert dict(os.environ) == before
 
 
 @pytest.mark.parametrize("named", ["abc", "-1", "1.5"])
