@@ -17,13 +17,13 @@ import shutil
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ptrack_build import REPO, cache
 from ptrack_build.errors import HostError, PtrackError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 DIST = REPO / "dist"
 MANIFEST = "manifest.json"
@@ -141,6 +141,42 @@ def publish(release: Release, dist: Path = DIST) -> Path:
         what = f"the packages could not be put into {final}: {error.strerror or error}"
         raise PackageError(what, hint=f"free some space at {dist}, and run it again") from error
     return final
+
+
+def folders(dist: Path) -> list[Path]:
+    """The directories of dist/ with packages. Raises PackageError for one without a manifest."""
+    found = sorted(dist.glob("*/postgresql-*"))
+    unfinished = [place.name for place in found if not (place / MANIFEST).is_file()]
+    if unfinished:
+        what = f"{dist} is damaged: {', '.join(unfinished)} has no {MANIFEST}"
+        raise PackageError(what, hint="remove it, or package that major again")
+    return found
+
+
+T = TypeVar("T")
+
+
+def read(folder: Path, how: Callable[[Mapping[str, Any]], T]) -> T:
+    """What a function makes of the manifest in a directory of dist/.
+
+    Raises PackageError unless just the files of SHA256SUMS are there, unharmed, and the manifest
+    has what the function looks for.
+    """
+    try:
+        rows = [line.partition("  ") for line in (folder / SUMS).read_text().splitlines()]
+        named = {name: digest for digest, _, name in rows}
+        there = {path.name for path in folder.iterdir()} - {SUMS}
+        wrong = sorted(there ^ named.keys())
+        wrong += sorted(
+            name for name in there & named.keys() if sha256(folder / name) != named[name]
+        )
+        if wrong or MANIFEST not in named:
+            what = f"{folder} is damaged: {', '.join(wrong) or SUMS} is not what {SUMS} says"
+            raise PackageError(what, hint="remove that directory, and package the major again")
+        return how(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = f"{folder} is damaged: {error!r}"
+        raise PackageError(what, hint="remove it, and package the major again") from error
 
 
 def _holds(final: Path, named: dict[str, str], sums: str) -> bool:

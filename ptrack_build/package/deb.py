@@ -18,14 +18,21 @@ import os
 import re
 import shutil
 import textwrap
-import time
 from dataclasses import dataclass
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any, Final
 
 from ptrack_build import REPO, __version__, cache, host
 from ptrack_build.errors import CommandFailed, HostError
-from ptrack_build.package import PackageError, Release, System, described, making
+from ptrack_build.package import (
+    Package,
+    PackageError,
+    Release,
+    System,
+    described,
+    making,
+    sha256,
+)
 from ptrack_build.package.place import HERE
 from ptrack_build.patch import edits
 from ptrack_build.run import call
@@ -78,7 +85,7 @@ class Language:
 class Facts:
     """What the templates are rendered with: all that a debian/ depends on.
 
-    major: a number; upstream: PostgreSQL's version as Debian writes it; minor: the oldest server
+    major: a number; upstream: PostgreSQL's version as Debian writes it, that of the oldest server
     that the extension may run on; catalog, control: versions of catalogs and control file; llvm:
     the major of LLVM for just-in-time compilation, 0 for none; without: others of OPTIONAL that are
     left out; libc_is_checked: whether the release's lintian has a tag for modules that call nothing
@@ -87,7 +94,6 @@ class Facts:
 
     major: int
     upstream: str
-    minor: str
     version: str
     extension_version: str
     project: str
@@ -173,7 +179,8 @@ class Facts:
             "features": self.features,
             "client_programs": CLIENT_PROGRAMS,
             "date": formatdate(self.epoch),
-            "year": time.gmtime(self.epoch).tm_year,
+            "postgresql_years": license_years(self.postgresql_license),
+            "ptrack_years": license_years(self.ptrack_license),
         }
 
     def roles(self) -> dict[str, str]:
@@ -198,9 +205,8 @@ def facts(tree: PatchedTree, system: System, *, llvm: int, without: tuple[str, .
     return Facts(
         major=source.major.number,
         upstream=upstream,
-        minor=making.sortable(source.version),
-        version=f"{upstream}-1+ptrack{__version__}+{system.tag}",
-        extension_version=f"{__version__}+pg{upstream}-1+{system.tag}",
+        version=f"{upstream}-{making.revision()}+ptrack{__version__}+{system.tag}",
+        extension_version=f"{__version__}+pg{upstream}-{making.revision()}+{system.tag}",
         project=__version__,
         abi=making.abi(tree),
         catalog=making.defined(tree, "src/include/catalog/catversion.h", "CATALOG_VERSION_NO"),
@@ -227,6 +233,15 @@ def license_text(text: str) -> str:
     """A license as the body of a field: indented, with dots for blank lines."""
     lines = [line.rstrip() for line in textwrap.dedent(text).strip().splitlines()]
     return "\n".join(f" {line}" if line else " ." for line in lines)
+
+
+def license_years(text: str) -> str:
+    """The years of a license's first copyright. Raises PackageError where it names none."""
+    found = re.search(r"Copyright \(c\) (\d{4}(?:-\d{4})?)", text)
+    if found is None:
+        what = "a license says nothing like `Copyright (c) 2026`"
+        raise PackageError(what, hint="see LICENSE, and COPYRIGHT of the source")
+    return found[1]
 
 
 def render(folder: str, known: Facts, templates: Path | None = None) -> dict[str, tuple[str, bool]]:
@@ -345,12 +360,25 @@ def _llvm(where: Place) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class _Job(making.Job):
-    """A debian/, and how dpkg-buildpackage is called on it. llvm: its major, 0 for none."""
+    """A debian/, and how dpkg-buildpackage is called on it.
+
+    llvm: its major, 0 for none; epoch: of the sources; with_source: whether the source package is
+    kept, too: who has it can run its tests against the installed packages, as autopkgtest does.
+    """
 
     llvm: int
+    epoch: int
+    with_source: bool = False
     debian: dict[str, tuple[str, bool]]
     options: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def source(self) -> tuple[str, str]:
+        """Name and version of the source package: what the changelog says, as for dpkg."""
+        found = re.match(r"(\S+) \((\S+)\)", self.debian["changelog"][0])
+        assert found is not None
+        return found[1], found[2]
 
 
 def build(
@@ -415,8 +443,9 @@ def _server_job(
         place=cache.directory("build", slot) / "server",
         log=cache.directory("log") / f"{slot}.log",
         where=where,
-        provide=functools.partial(_server_sources, tree, known),
+        provide=functools.partial(_server_sources, tree),
         llvm=known.llvm,
+        epoch=known.epoch,
         debian=debian,
     )
 
@@ -438,6 +467,8 @@ def _extension_job(known: Facts, slot: str, server: _Job, extension: Path) -> _J
         where=server.where,
         provide=functools.partial(_extension_sources, known, server, extension, place / "root"),
         llvm=known.llvm,
+        epoch=known.epoch,
+        with_source=True,
         debian=debian,
         options=("-d",),  # what it builds with is unpacked beside it, not installed
         env=(("PG_CONFIG", str(pg_config)),),
@@ -461,7 +492,7 @@ def _emptied() -> dict[str, str]:
     )  # fmt: skip
 
 
-def _server_sources(tree: PatchedTree, known: Facts, work: Path) -> None:
+def _server_sources(tree: PatchedTree, work: Path) -> None:
     """The patched tree, with the packages' own edits."""
     call(["cp", "-a", "--no-preserve=ownership", f"{tree.path}/.", str(work)], quiet=True)
     for plan in edits.load(TEMPLATES / "core", tree.source.major):
@@ -469,7 +500,8 @@ def _server_sources(tree: PatchedTree, known: Facts, work: Path) -> None:
         text = file.read_text(encoding="utf-8")
         where = f"PostgreSQL {tree.source.version}"
         file.write_text(edits.perform(plan, text, where=where), encoding="utf-8")
-        os.utime(file, (known.epoch, known.epoch))
+        before = (tree.path / plan.path).stat()
+        os.utime(file, ns=(before.st_mtime_ns, before.st_mtime_ns))  # as all files of the source
 
 
 def _extension_sources(known: Facts, server: _Job, extension: Path, root: Path, work: Path) -> None:
@@ -491,14 +523,43 @@ def _make(job: _Job) -> None:
         work = job.place / job.name
         work.mkdir()
         job.provide(work)
+        if job.with_source:
+            name, version = job.source
+            upstream = version.rpartition("-")[0]
+            archive = job.place / f"{name}_{upstream}.orig.tar.gz"
+            making.tarball(work, archive, f"{name}-{upstream}", job.epoch)
         _write_debian(work / "debian", job)
         bench.give()
+        if job.with_source:
+            # gzip: what xz makes depends on how many threads it has
+            job.where.call(
+                ["dpkg-source", "-Zgzip", "--build", job.name], cwd=job.place, log=job.log,
+                env=_environment(job, bench.user) | {"SOURCE_DATE_EPOCH": str(job.epoch)},
+                quiet=True, user=bench.user,
+            )  # fmt: skip
         job.where.call(
             ["dpkg-buildpackage", "-b", "-us", "-uc", *job.options],
             cwd=work, env=_environment(job, bench.user), log=job.log, quiet=True, user=bench.user,
             on_line=bench.count,
         )  # fmt: skip
-        bench.keep(job.place.glob("*.*deb"), lambda file: described(file, fields(file, job.where)))
+        made = [*job.place.glob("*.*deb"), *job.place.glob("*.dsc"), *job.place.glob("*.tar.gz")]
+        bench.keep(made, lambda file: _described(file, job))
+
+
+def _described(file: Path, job: _Job) -> Package:
+    """A package, or a file of a source package."""
+    if file.suffix.endswith("deb"):
+        return described(file, fields(file, job.where))
+    name, version = job.source
+    return Package(
+        file=file.name,
+        name=name,
+        version=version,
+        architecture="source",
+        size=file.stat().st_size,
+        installed_kb=0,
+        sha256=sha256(file),
+    )
 
 
 def _write_debian(folder: Path, job: _Job) -> None:

@@ -13,21 +13,26 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gzip
+import io
 import json
 import os
 import re
 import shlex
 import shutil
+import tarfile
 import time
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
 
 from ptrack_build import __version__, cache, host, report
-from ptrack_build.errors import CommandFailed
+from ptrack_build.errors import CommandFailed, UsageError
 from ptrack_build.package import Package, PackageError, Release, System, publish, room, table
 from ptrack_build.package.place import HERE
 from ptrack_build.progress import Step, say, step
 from ptrack_build.run import call
+from ptrack_build.source.mirror import WHEN
 from ptrack_build.suite import results
 
 if TYPE_CHECKING:
@@ -42,15 +47,27 @@ if TYPE_CHECKING:
 
 FREE_MB: Final = 3000
 _KEPT: Final = "packages.json"
-NEUTRAL: Final = ("all", "noarch", "src")  # architectures of packages that fit any
+NEUTRAL: Final = ("all", "noarch", "source", "src")  # architectures of packages that fit any
 MAINTAINER: Final = "The ptrack developers <maintainers@ptrack.example>"
 
 # ---- facts of a source
 
 
 def epoch(tree: PatchedTree) -> int:
-    """The source's time, in seconds since 1970: all its files have it."""
-    return int((tree.path / "configure").stat().st_mtime)
+    """When the source was made, in seconds since 1970.
+
+    That of the commit; for what was imported from a tarball, the day of the release that its notes
+    are headed with. So of two releases the later one has the later date, wherever they came from.
+    """
+    committed = int((tree.path / "configure").stat().st_mtime)
+    if committed != WHEN:
+        return committed
+    notes = tree.path / f"doc/src/sgml/release-{tree.source.major.number}.sgml"
+    with contextlib.suppress(OSError, ValueError):
+        found = re.search(r"<para>[^<]*(\d{4}-\d\d-\d\d)", notes.read_text(encoding="utf-8"))
+        if found:
+            return int(datetime.fromisoformat(f"{found[1]}T00:00:00+00:00").timestamp())
+    return committed
 
 
 def defined(tree: PatchedTree, header: str, name: str) -> str:
@@ -88,10 +105,22 @@ def sortable(version: str) -> str:
 
 
 def snapshot(source: SourceTree, when: int) -> str:
-    """20240131.abcdef0: what sets a branch's tip apart from the release whose version it has."""
+    """20240131.235959.abcdef0: what sets a branch's tip apart from the release it comes after."""
     if source.provider != "git" and "devel" not in source.version:
         return ""
-    return f"{time.strftime('%Y%m%d', time.gmtime(when))}.{source.commit[:7]}"
+    return f"{time.strftime('%Y%m%d.%H%M%S', time.gmtime(when))}.{source.commit[:7]}"
+
+
+def revision() -> int:
+    """How often the same sources have been packaged: PTRACK_REVISION, from 1 on.
+
+    Raises UsageError.
+    """
+    said = os.environ.get("PTRACK_REVISION", "")
+    if not re.fullmatch(r"([1-9]\d{0,3})?", said):
+        what = f"PTRACK_REVISION is {said!r}, which is no number from 1 on"
+        raise UsageError(what, hint="leave it out for 1")
+    return int(said or 1)
 
 
 def extension_files(extension: Path) -> list[Path]:
@@ -128,6 +157,24 @@ def made_of(
         "built_with": dict(built_with),
         **particular,
     }
+
+
+def tarball(folder: Path, target: Path, name: str, epoch: int) -> None:
+    """The files of a folder as <name>/...: equal for equal files."""
+    with target.open("wb") as raw:
+        packer = gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=raw, mtime=0)
+        with packer, tarfile.open(fileobj=packer, mode="w", format=tarfile.GNU_FORMAT) as archive:
+            for path in (folder, *sorted(folder.rglob("*"))):
+                below = path.relative_to(folder).as_posix()
+                entry = archive.gettarinfo(path, name if below == "." else f"{name}/{below}")
+                entry.uid = entry.gid = 0
+                entry.uname = entry.gname = "root"
+                entry.mtime = epoch
+                entry.mode = 0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644
+                if entry.isreg():
+                    archive.addfile(entry, io.BytesIO(path.read_bytes()))
+                else:
+                    archive.addfile(entry)
 
 
 def rendered(template: Path, context: Mapping[str, Any], names: str) -> str:

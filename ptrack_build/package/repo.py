@@ -9,7 +9,6 @@ signatures: dates are that of the newest source among the packages. The whole ap
 from __future__ import annotations
 
 import contextlib
-import json
 import lzma
 import os
 import re
@@ -23,19 +22,18 @@ from ptrack_build import cache, host
 from ptrack_build.errors import CommandFailed
 from ptrack_build.package import (
     DIST,
-    MANIFEST,
-    SUMS,
     PackageError,
+    folders,
+    read,
     replacing,
     room,
-    sha256,
     signing,
 )
 from ptrack_build.progress import say, step
 from ptrack_build.run import call
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 NAME: Final = "ptrack"
@@ -57,13 +55,7 @@ class Made:
 
 def releases(dist: Path) -> list[Made]:
     """All that is in dist/. Raises PackageError where it is damaged, or there is nothing."""
-    found = [_release(file.parent) for file in sorted(dist.glob(f"*/postgresql-*/{MANIFEST}"))]
-    unfinished = sorted(
-        place.name for place in dist.glob("*/postgresql-*") if not (place / MANIFEST).is_file()
-    )
-    if unfinished:
-        what = f"{dist} is damaged: {', '.join(unfinished)} has no {MANIFEST}"
-        raise PackageError(what, hint="remove it, or package that major again")
+    found = [_release(folder) for folder in folders(dist)]
     if not found:
         what = f"there are no packages in {dist}"
         raise PackageError(what, hint="./nox -s deb-17 makes some")
@@ -71,19 +63,9 @@ def releases(dist: Path) -> list[Made]:
 
 
 def _release(place: Path) -> Made:
-    """Raises PackageError unless just the files of SHA256SUMS are there, unharmed."""
-    try:
-        rows = [line.partition("  ") for line in (place / SUMS).read_text().splitlines()]
-        named = {name: digest for digest, _, name in rows}
-        there = {path.name for path in place.iterdir()} - {SUMS}
-        wrong = sorted(there ^ named.keys())
-        wrong += sorted(
-            name for name in there & named.keys() if sha256(place / name) != named[name]
-        )
-        if wrong or MANIFEST not in named:
-            what = f"{place} is damaged: {', '.join(wrong) or SUMS} is not what {SUMS} says"
-            raise PackageError(what, hint="remove that directory, and package the major again")
-        said: dict[str, Any] = json.loads((place / MANIFEST).read_text())
+    """Raises PackageError where it is damaged."""
+
+    def made(said: Mapping[str, Any]) -> Made:
         system = said["system"]
         return Made(
             place=place,
@@ -94,9 +76,8 @@ def _release(place: Path) -> Made:
             epoch=int(said["source_date_epoch"]),
             files=tuple(sorted(place / each["file"] for each in said["packages"])),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        what = f"{place} is damaged: {error}"
-        raise PackageError(what, hint="remove it, and package the major again") from error
+
+    return read(place, made)
 
 
 def make(dist: Path = DIST, *, unsigned: bool = False) -> Path:
@@ -167,18 +148,10 @@ def _suite(root: Path, suite: str, made: Sequence[Made], key: signing.Key | None
     place = root / "dists" / suite
     architectures = sorted({each.architecture for each in made})
     for architecture in architectures:
-        folder = place / "main" / f"binary-{architecture}"
-        folder.mkdir(parents=True)
-        argv = [
-            "apt-ftparchive", "-o", "APT::FTPArchive::MD5=false",
-            "-o", "APT::FTPArchive::SHA1=false", "--arch", architecture,
-            "packages", f"pool/{suite}",
-        ]  # fmt: skip
-        text = call(argv, cwd=root, capture=True, quiet=True, env={"LC_ALL": "C.UTF-8"}).stdout
-        paragraphs = sorted(part for part in text.strip().split("\n\n") if part)
-        listed = "".join(f"{part}\n\n" for part in paragraphs).encode()
-        (folder / "Packages").write_bytes(listed)
-        (folder / "Packages.xz").write_bytes(lzma.compress(listed, preset=9))
+        index = place / "main" / f"binary-{architecture}" / "Packages"
+        _index(root, index, "--arch", architecture, "packages", f"pool/{suite}")
+    if any(file.suffix == ".dsc" for each in made for file in each.files):
+        _index(root, place / "main" / "source" / "Sources", "sources", f"pool/{suite}")
     fields = {
         "Origin": NAME,
         "Label": NAME,
@@ -203,6 +176,18 @@ def _suite(root: Path, suite: str, made: Sequence[Made], key: signing.Key | None
     if key is not None:
         key.clearsign(release, place / "InRelease")
         key.detach(release, place / "Release.gpg")
+
+
+def _index(root: Path, index: Path, *words: str) -> None:
+    """Write what apt-ftparchive lists, plain and compressed, in an order of its own."""
+    argv = ["apt-ftparchive", "-o", "APT::FTPArchive::MD5=false",
+            "-o", "APT::FTPArchive::SHA1=false", *words]  # fmt: skip
+    text = call(argv, cwd=root, capture=True, quiet=True, env={"LC_ALL": "C.UTF-8"}).stdout
+    paragraphs = sorted(part for part in text.strip().split("\n\n") if part)
+    listed = "".join(f"{part}\n\n" for part in paragraphs).encode()
+    index.parent.mkdir(parents=True)
+    index.write_bytes(listed)
+    index.with_name(f"{index.name}.xz").write_bytes(lzma.compress(listed, preset=9))
 
 
 # ---- yum
@@ -248,7 +233,10 @@ def usage(place: Path, *, unsigned: bool) -> str:
     """How a machine uses the repository, URL standing for where place is served."""
     parts = []
     for suite in sorted(path.name for path in place.glob("apt/dists/*")):
-        fetch = f"curl -fsS URL/{KEY_FILE} -o /etc/apt/keyrings/ptrack.asc, and "
+        fetch = (
+            "install -d -m 755 /etc/apt/keyrings; "
+            f"curl -fsS URL/{KEY_FILE} -o /etc/apt/keyrings/ptrack.asc; and "
+        )
         parts.append(
             f"{suite}: {'' if unsigned else fetch}/etc/apt/sources.list.d/ptrack.sources:\n"
             + textwrap.indent(source(suite, unsigned=unsigned).rstrip(), "    ")

@@ -15,14 +15,11 @@ trying; the source packages are the same and can be rebuilt anywhere.
 from __future__ import annotations
 
 import functools
-import gzip
-import io
 import json
 import os
 import re
 import shutil
 import subprocess
-import tarfile
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -154,14 +151,13 @@ class Facts:
     """What the templates are rendered with: all that a spec depends on.
 
     major: a number; version: PostgreSQL's own; rpm_version: the same as rpm sorts it, with the day
-    of a snapshot; minor: the oldest server that the extension may run on; builder: the system, as
-    it calls itself; epoch: seconds since 1970, of the source.
+    and time of a snapshot: that of the oldest server that the extension may run on; builder: the
+    system, as it calls itself; epoch: seconds since 1970, of the source.
     """
 
     major: int
     version: str
     rpm_version: str
-    minor: str
     release: str
     extension_release: str
     project: str
@@ -214,13 +210,13 @@ def facts(tree: PatchedTree, builder: str) -> Facts:
     epoch = making.epoch(tree)
     plain = making.sortable(origin.version)
     snapshot = making.snapshot(origin, epoch)
+    again = making.revision()
     return Facts(
         major=origin.major.number,
         version=origin.version,
         rpm_version=plain + (f"^git{snapshot}" if snapshot else ""),
-        minor=plain,
-        release=f"1ptrack{__version__}",
-        extension_release=f"1.pg{plain}",
+        release=f"{again}ptrack{__version__}",
+        extension_release=f"{again}.pg{plain}" + (f".git{snapshot}" if snapshot else ""),
         project=__version__,
         abi=making.abi(tree),
         cflags=origin.major.cflags,
@@ -529,7 +525,7 @@ def _server_sources(tree: PatchedTree, known: Facts, place: Path) -> None:
         (packaged / plan.path).parent.mkdir(parents=True, exist_ok=True)
         (packaged / plan.path).write_text(edits.perform(plan, text, where=where), encoding="utf-8")
     sources = place / "SOURCES"
-    _tarball(
+    making.tarball(
         pristine, sources / f"postgresql-{known.version}.tar.gz", f"postgresql-{known.version}",
         known.epoch,
     )  # fmt: skip
@@ -577,24 +573,6 @@ def _diff(work: Path, old: Path, new: Path) -> bytes:
     return done.stdout
 
 
-def _tarball(folder: Path, target: Path, name: str, epoch: int) -> None:
-    """The files of a folder as <name>/...: equal for equal files."""
-    with target.open("wb") as raw:
-        packer = gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=raw, mtime=0)
-        with packer, tarfile.open(fileobj=packer, mode="w", format=tarfile.GNU_FORMAT) as archive:
-            for path in (folder, *sorted(folder.rglob("*"))):
-                below = path.relative_to(folder).as_posix()
-                entry = archive.gettarinfo(path, name if below == "." else f"{name}/{below}")
-                entry.uid = entry.gid = 0
-                entry.uname = entry.gname = "root"
-                entry.mtime = epoch
-                entry.mode = 0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644
-                if entry.isreg():
-                    archive.addfile(entry, io.BytesIO(path.read_bytes()))
-                else:
-                    archive.addfile(entry)
-
-
 def _extension_sources(known: Facts, server: _Job, extension: Path, place: Path) -> None:
     """The extension as a tarball; the server's development packages, unpacked."""
     work = place / "tree"
@@ -603,7 +581,7 @@ def _extension_sources(known: Facts, server: _Job, extension: Path, place: Path)
     for name in DOCS:
         _copy(REPO / name, work / name)
     target = place / "SOURCES" / f"ptrack-{known.project}.tar.gz"
-    _tarball(work, target, f"ptrack-{known.project}", known.epoch)
+    making.tarball(work, target, f"ptrack-{known.project}", known.epoch)
     cache.remove(work)
     root = place / "root"
     root.mkdir()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 FILE: Final = "bom.cdx.json"
 LICENSE: Final = "PostgreSQL"
+SOURCES: Final = ("source", "src")  # architectures of what is not installed
 _NOBODY: Final = uuid.UUID(int=0)
 
 
@@ -45,8 +46,9 @@ def document(release: Release) -> str:
         purl=PackageURL("generic", None, "ptrack", said["ptrack"]),
         licenses=[DisjunctiveLicense(id=LICENSE)],
     )  # fmt: skip
+    linked = {name for package in release.packages for name in _names(package.depends)}
     builders = [
-        _builder(release.system, name, version)
+        _builder(release.system, name, version, linked=name in linked)
         for name, version in sorted(said["built_with"].items())
     ]
     whole = Component(
@@ -93,10 +95,13 @@ def _postgresql(said: dict[str, str]) -> Component:
     )  # fmt: skip
 
 
-def _builder(system: System, name: str, version: str) -> Component:
-    """A package of the distribution: a library that is linked, or a tool."""
+def _builder(system: System, name: str, version: str, *, linked: bool) -> Component:
+    """A package of the distribution: a library, or what it is linked by, or a tool.
+
+    linked: whether a package of the release depends on it.
+    """
     kind = "deb" if system.distribution in {"debian", "ubuntu"} else "rpm"
-    linked = name.endswith(("-dev", "-devel"))
+    linked = linked or name.endswith(("-dev", "-devel"))
     return Component(
         type=ComponentType.LIBRARY if linked else ComponentType.APPLICATION,
         name=name, version=version, bom_ref=f"built-with/{name}",
@@ -119,9 +124,24 @@ def _is_extension(package: Package) -> bool:
 
 
 def _neighbours(package: Package, others: Iterable[Package]) -> list[str]:
-    """The files of the release's other packages that one depends on by name."""
-    wanted = set(re.findall(r"(?:^|[,|])\s*([a-z0-9][\w.+-]*)", package.depends))
-    return sorted(each.file for each in others if each.name in wanted and each != package)
+    """The files of the release's other packages that one depends on, by what they are or provide.
+
+    What is only told apart by where it is installed, such as one of an architecture and its source,
+    has one name: a source provides nothing.
+    """
+    wanted = _names(package.depends)
+    return sorted(
+        each.file
+        for each in others
+        if each != package
+        and each.architecture not in SOURCES
+        and wanted & {each.name, *_names(each.provides)}
+    )
+
+
+def _names(said: str) -> set[str]:
+    """The names in what a package says of others, without versions."""
+    return set(re.findall(r"(?:^|[,|])\s*([A-Za-z0-9][\w.+-]*)", said))
 
 
 def _sha256(digest: str) -> list[HashType]:

@@ -13,12 +13,11 @@ of that major, a cluster goes from that one to ours, back and forth.
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ptrack_build import cache, host, report
 from ptrack_build.container import Reference, box
@@ -26,14 +25,12 @@ from ptrack_build.container import image as images
 from ptrack_build.errors import CommandFailed, HostError, PtrackError, UsageError
 from ptrack_build.package import (
     DIST,
-    MANIFEST,
-    SUMS,
-    PackageError,
     booted,
     deb,
+    folders,
     making,
+    read,
     repo,
-    sha256,
     signing,
 )
 from ptrack_build.progress import say, step
@@ -64,6 +61,9 @@ ORDER: Final = {
 }
 #: Not in the one container that all others are in, in turn.
 APART: Final = ("lint", "repo", "boot", "swap")
+#: The newest major whose clusters a release's postgresql-common can upgrade: before 249 it asks
+#: the old one for its lc_ctype, a setting that went with 16. Elsewhere it upgrades all.
+UPGRADES_FROM: Final = {"bullseye": 15, "bookworm": 15, "focal": 15, "jammy": 15}
 PLAIN: Final = "/var/cache/ptrack-plain"
 #: All files of a container's image into the directory $0; what is mounted is not among them.
 COPY: Final = 'tar -C / --one-file-system -c . | tar -C "$0" --numeric-owner -x'
@@ -91,12 +91,19 @@ class Published:
         """debian-bookworm-amd64 17"""
         return f"{self.system} {self.major}"
 
+    @property
+    def upgrades_from(self) -> int:
+        """The newest major whose clusters the system's own pg_upgradecluster can take."""
+        return UPGRADES_FROM.get(self.image.partition(":")[2], self.number - 1)
+
     def packages(self) -> list[Path]:
         """Those that are installed: neither debugging symbols nor what others compile with."""
         return [
             self.folder / file
             for file in self.files
-            if "-dbgsym_" not in file and not file.startswith("postgresql-server-dev-")
+            if file.endswith(".deb")
+            and "-dbgsym_" not in file
+            and not file.startswith("postgresql-server-dev-")
         ]
 
 
@@ -108,41 +115,32 @@ def published(
     Raises PackageError where a file is damaged, and UsageError where nothing is left to verify.
     """
     found = []
-    for manifest in sorted(dist.glob(f"*/postgresql-*/{MANIFEST}")):
-        said = json.loads(manifest.read_text(encoding="utf-8"))
-        system = manifest.parent.parent.name
+    for folder in folders(dist):
+        system = folder.parent.name
         if systems and not set(systems) & {system, *system.split("-")}:
             continue
-        if majors and said["major"] not in majors:
+        if majors and folder.name.removeprefix("postgresql-") not in majors:
             continue
-        about = said["system"]
-        _intact(manifest.parent)
-        found.append(
-            Published(
-                folder=manifest.parent,
+
+        def of(said: Mapping[str, Any], folder: Path = folder) -> Published:
+            about = said["system"]
+            return Published(
+                folder=folder,
                 kind=said["kind"],
-                system=system,
+                system=folder.parent.name,
                 image=f"{about['distribution']}:{about['codename'] or about['release']}",
                 major=said["major"],
                 number=20 if said["major"] == "devel" else int(said["major"]),
                 version=said["postgresql"]["version"],
                 files=tuple(each["file"] for each in said["packages"]),
             )
-        )
+
+        found.append(read(folder, of))
     if not found:
         asked = " ".join([*systems, *majors])
         what = f"{dist} has no packages" + (f" of {asked}" if asked else "")
         raise UsageError(what, hint="./nox -s deb-17 makes some")
     return sorted(found, key=lambda each: (each.system, each.number))
-
-
-def _intact(folder: Path) -> None:
-    """Raise PackageError unless all files of a published directory have the sums they should."""
-    for line in (folder / SUMS).read_text(encoding="utf-8").splitlines():
-        digest, _, file = line.partition("  ")
-        if not (folder / file).is_file() or sha256(folder / file) != digest:
-            what = f"{folder / file} is not as {SUMS} has it"
-            raise PackageError(what, hint="remove the directory and make the packages again")
 
 
 def verify(
@@ -225,11 +223,15 @@ def _rpms(each: Published) -> report.Outcome:
 
 
 def previous(each: Published, everything: Sequence[Published]) -> Published | None:
-    """The nearest major before this one whose packages for the same system are there."""
+    """The nearest major before this one whose packages for the same system are there.
+
+    None that this system could not upgrade from, with any packages.
+    """
+    newest = min(each.number - 1, each.upgrades_from)
     below = [
         other
         for other in everything
-        if (other.kind, other.system) == (each.kind, each.system) and other.number < each.number
+        if (other.kind, other.system) == (each.kind, each.system) and other.number <= newest
     ]
     return max(below, key=lambda other: other.number, default=None)
 
@@ -317,7 +319,11 @@ def _in_turn(
     names = [name for name in ORDER if name not in APART]
     for at, name in enumerate(names):
         if name == "upgradecluster" and before is None:
-            course.skip(name, f"no earlier major's packages for {course.each.system}")
+            each, newest = course.each, course.each.upgrades_from
+            why = f"no earlier major's packages for {each.system}"
+            if newest < each.number - 1:
+                why += f", whose pg_upgradecluster takes clusters of {newest} at most"
+            course.skip(name, why)
             continue
         argv = ["sh", env["STEPS"], name]
         if not course.take(name, lambda: container.call(argv, env=env, log=course.log)):  # noqa: B023
@@ -395,7 +401,8 @@ def _lint(
 ) -> None:
     """Let the system's lintian look at all packages. Raises CommandFailed for what it finds."""
     image = images.with_packages(client, base, "apt", ["lintian"])
-    files = [str(each.folder / file) for file in each.files]
+    # of the source package it opens what the .dsc names
+    files = [str(each.folder / file) for file in each.files if ".tar." not in file]
     with opened(image) as container:
         argv = ["lintian", "--allow-root", "--fail-on", "error,warning", *files]
         container.call(argv, env={"LC_ALL": "C.UTF-8"}, log=log)

@@ -103,15 +103,18 @@ truncate -s 0 %{buildroot}/usr/share/{{ role }}/date.gz
 
 #: What each kind's templates are called; {} is the role: server or extension.
 TEMPLATES = {
-    "deb": {"rules.j2": RULES, "control.j2": CONTROL, "changelog.j2": CHANGELOG},
+    "deb": {
+        "rules.j2": RULES, "control.j2": CONTROL, "changelog.j2": CHANGELOG,
+        "source/format.j2": "3.0 (quilt)\n",
+    },
     "rpm": {"{}.spec.j2": SPEC},
-}
+}  # fmt: skip
 
 PRISTINE = {
     "configure": "#!/bin/sh\n",
     "hello.h": "hello\n",
     "core.h": "core\n",
-    "COPYRIGHT": "May be used.\n\nNo warranty.\n",
+    "COPYRIGHT": "Portions Copyright (c) 1996-2026, PGDG\n\nMay be used.\n",
     "src/include/catalog/catversion.h": "#define CATALOG_VERSION_NO\t202406281\n",
     "src/include/catalog/pg_control.h": "#define PG_CONTROL_VERSION\t1700\n",
 }

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ptrack_build import matrix
-from ptrack_build.errors import HostError, PatchError
-from ptrack_build.package import PackageError, Release, deb, making, publish
+from ptrack_build.errors import HostError, PatchError, UsageError
+from ptrack_build.package import PackageError, Release, deb, making, publish, rpm
 from ptrack_build.package.place import HERE, Native
 from ptrack_build.patch import edits
 from ptrack_build.run import Completed
@@ -41,7 +41,6 @@ def facts_of(major: matrix.Major, *, llvm: int = 14, without: tuple[str, ...] = 
     return deb.Facts(
         major=major.number,
         upstream=f"{major.number}.3",
-        minor=f"{major.number}.3",
         version=f"{major.number}.3-1+ptrack3.0.0+deb12",
         extension_version=f"3.0.0+pg{major.number}.3-1+deb12",
         project="3.0.0",
@@ -55,8 +54,8 @@ def facts_of(major: matrix.Major, *, llvm: int = 14, without: tuple[str, ...] = 
         vendor="Debian",
         maintainer="A B <a@b.example>",
         epoch=1_700_000_000,
-        postgresql_license=" may be used",
-        ptrack_license=" may be used",
+        postgresql_license=" Copyright (c) 1996-2026 PGDG, may be used",
+        ptrack_license=" Copyright (c) 2026, may be used",
     )
 
 
@@ -567,11 +566,49 @@ def test_facts_are_read_off_the_tree(tree: PatchedTree) -> None:
     known = deb.facts(tree, BOOKWORM, llvm=14)
     assert (known.abi, known.catversion, known.upstream) == (3, "202406281-1700", "17.4")
     assert known.version.endswith("+deb12")
-    assert known.postgresql_license == " May be used.\n .\n No warranty."
+    assert known.postgresql_license == " Portions Copyright (c) 1996-2026, PGDG\n .\n May be used."
+    assert known.context()["postgresql_years"] == "1996-2026"
+    assert known.context()["ptrack_years"] == "2026"
     tip = dataclasses.replace(tree.source, provider="git")
     assert (
-        "+git20231114.ccccccc"
+        "+git20231114.221320.ccccccc"
         in deb.facts(dataclasses.replace(tree, source=tip), BOOKWORM, llvm=0).version
+    )
+
+
+def test_a_license_without_a_year_is_refused(tree: PatchedTree) -> None:
+    (tree.path / "COPYRIGHT").write_text("May be used.\n")
+    with pytest.raises(PackageError, match="says nothing like `Copyright"):
+        deb.render("server", deb.facts(tree, BOOKWORM, llvm=0))
+
+
+@pytest.mark.parametrize(("said", "number"), [("", "1"), ("12", "12")])
+def test_what_is_packaged_again_sorts_above(
+    tree: PatchedTree, monkeypatch: pytest.MonkeyPatch, said: str, number: str
+) -> None:
+    monkeypatch.setenv("PTRACK_REVISION", said)
+    known = deb.facts(tree, BOOKWORM, llvm=0)
+    assert f"-{number}+ptrack" in known.version
+    assert known.extension_version.endswith(f"-{number}+deb12")
+    assert rpm.facts(tree, "Debian").release.startswith(f"{number}ptrack")
+
+
+@pytest.mark.parametrize("said", ["0", "-1", "1.1", "two", "01"])
+def test_a_revision_that_is_none_is_refused(
+    tree: PatchedTree, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    monkeypatch.setenv("PTRACK_REVISION", said)
+    with pytest.raises(UsageError, match="PTRACK_REVISION is"):
+        deb.facts(tree, BOOKWORM, llvm=0)
+
+
+@pytest.mark.parametrize("major", MAJORS, ids=lambda major: major.name)
+def test_the_postgresql_common_is_one_whose_clusters_start(major: matrix.Major) -> None:
+    """Before 241 they name stats_temp_directory, which 15 does not know any more."""
+    text = deb.render("server", facts_of(major))["control"][0]
+    wanted = "241~" if major.number >= 15 else "225~"
+    assert (
+        text.count(f" postgresql-common (>= {wanted})") == text.count(" postgresql-common (") == 2
     )
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import os
 import pwd
+import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,9 @@ from ptrack_build import host
 from ptrack_build.package import PackageError, deb, making, rpm
 from ptrack_build.package.place import HERE, Native
 from ptrack_build.run import Completed
+from ptrack_build.source.mirror import WHEN
 from tests.build import _packages
+from tests.build._packages import write
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -113,6 +117,27 @@ def test_what_compiles_is_told_by_the_packages_that_do_it() -> None:
     assert found["gcc-12"] == "12.2.0-14"
 
 
+# ---- when
+
+
+def test_a_commit_s_time_is_the_source_s(tmp_path: Path) -> None:
+    assert making.epoch(_packages.patched(tmp_path)) == 1_700_000_000
+
+
+def test_the_time_of_an_import_is_that_of_its_release(tmp_path: Path) -> None:
+    tree = _packages.patched(tmp_path)
+    os.utime(tree.path / "configure", (WHEN, WHEN))
+    assert making.epoch(tree) == WHEN
+    notes = "<sect1 id='release-17-4'><formalpara><para>{}</para>\n<para>2024-09-26</para>"
+    for said, day in (
+        ("2026-08-13", "2026-08-13"),
+        ("2026-??-??, AS OF 2026-05-04", "2026-05-04"),
+        ("2026-??-??", "2024-09-26"),
+    ):
+        write(tree.path, {"doc/src/sgml/release-17.sgml": notes.format(said)})
+        assert time.strftime("%Y-%m-%d %T", time.gmtime(making.epoch(tree))) == f"{day} 00:00:00"
+
+
 # ---- a build, of packages that take no time
 
 
@@ -167,6 +192,33 @@ def test_a_build_is_kept_and_edits_make_only_what_they_touch(
     same = {package.file: package.sha256 for package in first.packages}
     changed = {each.name for each in second.packages if each.sha256 != same.get(each.file)}
     assert changed == {"extension"}
+
+
+@_packages.with_dpkg
+def test_the_extension_comes_with_its_source_and_the_tests_in_it(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del own_cache
+    line = _packages.line("deb", tmp_path, monkeypatch)
+    write(tmp_path / "templates/extension", {
+        "tests/control.j2": "Tests: one\nDepends: @\n",
+        "tests/one.j2": "#!/bin/sh\n",
+    })  # fmt: skip
+    made = line.built()
+    sources = {each.file: each for each in made.packages if each.architecture == "source"}
+    assert {each.name for each in sources.values()} == {"extension"}
+    (dsc,) = (file for file in made.files if file.suffix == ".dsc")
+    assert "Testsuite: autopkgtest\n" in dsc.read_text()
+    assert sum(name in dsc.read_text() for name in sources) == 2
+    place = tmp_path / "there"
+    place.mkdir()
+    for file in made.files:
+        if file.name in sources:
+            shutil.copy(file, place)
+    argv = ["dpkg-source", "--extract", dsc.name, "tree"]
+    subprocess.run(argv, cwd=place, check=True, capture_output=True)
+    assert (place / "tree/debian/tests/one").is_file()
+    assert (place / "tree/Makefile").read_text() == "x\n"
 
 
 def test_two_builds_are_the_same_bytes(

@@ -218,6 +218,43 @@ def test_apt_installs_from_it_and_refuses_what_was_altered(tmp_path: Path, key: 
         assert "mismatch" in done.stdout or "unexpected size" in done.stdout
 
 
+def test_sources_are_listed_with_what_they_are_made_of(tmp_path: Path, key: str) -> None:
+    del key
+    dist = tmp_path / "dist"
+    release = debs(tmp_path, dist)
+    assert not (repo.make(dist) / "apt/dists/bookworm/main/source").exists()
+    tree = tmp_path / "tree"
+    (tree / "debian/source").mkdir(parents=True)
+    (tree / "debian/source/format").write_text("3.0 (native)\n")
+    (tree / "debian/changelog").write_text(
+        "greeting (1) unstable; urgency=low\n\n  * A.\n\n"
+        " -- A <a@b.example>  Thu, 01 Jan 2026 00:00:00 +0000\n"
+    )
+    (tree / "debian/control").write_text(
+        "Source: greeting\nMaintainer: A <a@b.example>\n\n"
+        "Package: greeting\nArchitecture: any\nDescription: greets\n"
+    )
+    argv = ["dpkg-source", "-Zgzip", "--build", "tree"]
+    subprocess.run(argv, cwd=tmp_path, check=True, capture_output=True)
+    said = json.loads((release / MANIFEST).read_text())
+    for file in (tmp_path / "greeting_1.dsc", tmp_path / "greeting_1.tar.gz"):
+        shutil.copy(file, release)
+        said["packages"].append({"file": file.name})
+    (release / MANIFEST).write_text(json.dumps(said))
+    sums = [
+        f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n"
+        for file in sorted(release.iterdir())
+        if file.name != SUMS
+    ]
+    (release / SUMS).write_text("".join(sums))
+    place = repo.make(dist) / "apt"
+    listed = (place / "dists/bookworm/main/source/Sources").read_text()
+    assert "Package: greeting\n" in listed
+    assert "greeting_1.tar.gz" in listed
+    assert " main/source/Sources.xz\n" in (place / "dists/bookworm/Release").read_text()
+    assert (place / "pool/bookworm/greeting_1.tar.gz").is_file()
+
+
 def test_what_verify_packages_serves_is_what_apt_takes(tmp_path: Path, own_cache: Path) -> None:
     """A repository of one directory, a key for the trial, a server of a few lines."""
     del own_cache

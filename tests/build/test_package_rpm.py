@@ -49,7 +49,6 @@ def facts_of(major: matrix.Major) -> rpm.Facts:
         major=number,
         version=f"{number}.3",
         rpm_version=f"{number}.3",
-        minor=f"{number}.3",
         release="1ptrack3.0.0",
         extension_release=f"1.pg{number}.3",
         project="3.0.0",
@@ -424,11 +423,11 @@ def line(tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> _p
 def test_facts_are_read_off_the_tree(line: _packages.Line) -> None:
     tree = line.tree
     known = rpm.facts(tree, "Debian")
-    assert (known.abi, known.rpm_version, known.minor) == (3, "17.4", "17.4")
+    assert (known.abi, known.rpm_version, known.extension_release) == (3, "17.4", "1.pg17.4")
     tip = dataclasses.replace(tree.source, provider="git")
     known = rpm.facts(dataclasses.replace(tree, source=tip), "Debian")
-    assert known.rpm_version == "17.4^git20231114.ccccccc"
-    assert known.minor == "17.4"
+    assert known.rpm_version == "17.4^git20231114.221320.ccccccc"
+    assert known.extension_release == "1.pg17.4.git20231114.221320.ccccccc"
     (tree.path / "src/include/storage/changetrack.h").write_text("")
     with pytest.raises(PackageError, match="does not define CHANGETRACK_ABI"):
         rpm.build(tree)

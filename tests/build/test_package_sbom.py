@@ -17,19 +17,23 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def package(name: str, depends: str = "") -> Package:
+def package(name: str, depends: str = "", provides: str = "") -> Package:
     """A package of that name, which depends on others."""
     return Package(
         file=f"{name}_17.2-1+deb12_amd64.deb", name=name, version="17.2-1+ptrack3.0.0+deb12",
         architecture="amd64", size=1, installed_kb=1, sha256="a" * 64, depends=depends,
+        provides=provides,
     )  # fmt: skip
 
 
 MADE = Release(
     kind="deb", system=SYSTEM, major="17", made_of=MADE_OF, files=(),
     packages=(
-        package("postgresql-17-ptrack", "postgresql-17-ptrack-abi-1, postgresql-17pt (>= 17.2)"),
-        package("postgresql-17pt", "postgresql-client-17pt, libc6 (>= 2.34)"),
+        package("postgresql-17-ptrack", "postgresql-17 (>= 17.2~), postgresql-17-ptrack-abi-1"),
+        package(
+            "postgresql-17pt", "postgresql-client-17pt (= 17.2-1), libc6 (>= 2.34)",
+            "postgresql-17 (= 17.2-1), postgresql-17-ptrack-abi-1",
+        ),
         package("postgresql-client-17pt"),
     ),
 )  # fmt: skip
@@ -99,6 +103,27 @@ def test_dependencies_lead_from_the_packages_to_their_sources() -> None:
         "ptrack-core-patch", "built-with/gcc", "built-with/libssl-dev"
     }  # fmt: skip
     assert set(said["debian-bookworm-amd64/postgresql-17"]) == {extension, server, client}
+
+
+def test_what_packages_depend_on_is_a_library_and_what_compiled_them_is_not() -> None:
+    built_with = {"libc6": "2.36", "gcc-12": "12.2.0", "libc6-dev": "2.36"}
+    bill = read(dataclasses.replace(MADE, made_of={**MADE_OF, "built_with": built_with}))
+    found = {
+        each["name"]: (each["type"], each["scope"])
+        for each in bill["components"]
+        if each["bom-ref"].startswith("built-with/")
+    }
+    assert found == {
+        "libc6": ("library", "required"), "libc6-dev": ("library", "required"),
+        "gcc-12": ("application", "excluded"),
+    }  # fmt: skip
+
+
+def test_nothing_depends_on_a_source() -> None:
+    source = dataclasses.replace(MADE.packages[2], file="a.dsc", architecture="source")
+    bill = read(dataclasses.replace(MADE, packages=(*MADE.packages, source)))
+    said = {each["ref"]: each.get("dependsOn", []) for each in bill["dependencies"]}
+    assert "a.dsc" not in said[MADE.packages[1].file]
 
 
 def test_equal_releases_give_equal_bytes_and_others_another_serial_number() -> None:

@@ -92,7 +92,21 @@ def test_nothing_to_verify_is_an_error(
 def test_a_damaged_package_is_not_verified(tmp_path: Path) -> None:
     folder = put(tmp_path, "17")
     (folder / "postgresql-17pt_1_amd64.deb").write_text("something else")
-    with pytest.raises(PackageError, match=r"postgresql-17pt_1_amd64\.deb is not as"):
+    with pytest.raises(PackageError, match=r"is damaged: postgresql-17pt_1_amd64\.deb is not what"):
+        verify.published(tmp_path)
+
+
+@pytest.mark.parametrize("text", [None, "{", "{}", "[]"], ids=["none", "cut", "empty", "list"])
+def test_a_directory_without_a_sound_manifest_is_an_error(tmp_path: Path, text: str | None) -> None:
+    folder = put(tmp_path, "17")
+    if text is None:
+        (folder / MANIFEST).unlink()
+    else:
+        was = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+        (folder / MANIFEST).write_text(text)
+        sums = (folder / SUMS).read_text()
+        (folder / SUMS).write_text(sums.replace(was, hashlib.sha256(text.encode()).hexdigest()))
+    with pytest.raises(PackageError, match="is damaged"):
         verify.published(tmp_path)
 
 
@@ -110,6 +124,18 @@ def test_the_previous_major_is_the_nearest_of_the_same_system(tmp_path: Path) ->
     assert before is not None
     assert before.name == "debian-bookworm-amd64 15"
     assert verify.previous(by_name["debian-sid-amd64 16"], every) is None
+
+
+@pytest.mark.parametrize(("codename", "before"), [("bookworm", "15"), ("trixie", "17")])
+def test_the_previous_major_is_one_that_the_system_can_upgrade_from(
+    codename: str, before: str, tmp_path: Path
+) -> None:
+    for major in ("15", "17", "18"):
+        put(tmp_path, major, codename)
+    every = verify.published(tmp_path)
+    found = verify.previous(every[-1], every)
+    assert found is not None
+    assert found.major == before
 
 
 # ---- what is said
@@ -174,13 +200,13 @@ def steps(fake: FakeEngine) -> list[str]:
 def test_all_steps_are_run_and_a_skip_says_why(
     tmp_path: Path, fake: FakeEngine, own_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    put(tmp_path, "16")
+    put(tmp_path, "15")
     put(tmp_path, "17")
     (own_cache / "build/verify-debian-bookworm-amd64-17-boot/root/usr").mkdir(parents=True)
     first, second = verify.verify(dist=tmp_path)
     assert (first.status, first.tests, first.skipped) == ("passed", len(verify.ORDER), 2)
     assert "skipped upgradecluster: no earlier major's packages" in first.note
-    assert "skipped swap: debian:bookworm has no postgresql-16" in first.note
+    assert "skipped swap: debian:bookworm has no postgresql-15" in first.note
     assert (second.status, second.skipped, second.note) == ("passed", 0, "")
     assert steps(fake) == [
         *(name for name in verify.ORDER if name not in {"upgradecluster", "swap"}),
