@@ -82,3 +82,14 @@ def test_no_record_at_all(tmp_path: Path) -> None:
 )
 def test_program_of_a_file(file: str, directory: str) -> None:
     assert mutants.program_of(file) == directory
+
+
+def test_all_that_is_to_fail_is_a_test() -> None:
+    named = sorted({test for mutant in mutants.load() for test in mutant.tests})
+    collected = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n0", "--collect-only",
+         *sorted({test.partition("::")[0] for test in named})],
+        cwd=REPO, check=True, capture_output=True, text=True,
+    ).stdout.splitlines()  # fmt: skip
+    there = {*collected, *(test.partition("[")[0] for test in collected)}
+    assert [test for test in named if test not in there] == []
