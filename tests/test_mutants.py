@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ptrack_build import cache, mutants
-from tests.harness import system
 from tests.harness.cluster import PTRACK, Cluster
 from tests.harness.install import Install
 
@@ -101,8 +100,9 @@ def test_server_that_the_library_is_not_for(laboratory: Laboratory, line: str, s
             changes=[mutants.Change(file="src/backend/storage/smgr/md.c", old=old, new=line)],
         )
     )  # fmt: skip
-    root = system.make_dir(Path(tempfile.mkdtemp(prefix="pt-", dir="/tmp")))
-    cluster = Cluster(Install.at(place), root, "other")
+    home = Path(tempfile.mkdtemp(prefix="pt-", dir="/tmp"))
+    home.chmod(0o755)
+    cluster = Cluster(Install.at(place), home / "it", "other")
     try:
         cluster.init(checksums=False)
         cluster.adopt()
@@ -112,7 +112,7 @@ def test_server_that_the_library_is_not_for(laboratory: Laboratory, line: str, s
         assert re.search(said, cluster.start_fails())
     finally:
         cluster.destroy()
-        cache.remove(root)
+        cache.remove(home)
         cache.remove(place)
 
 
