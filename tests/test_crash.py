@@ -263,3 +263,24 @@ def test_index_build_and_checkpoint_then_crash(factory: Factory) -> None:
         one.execute("ALTER TABLE t SET LOGGED")
     cluster.restart("immediate")
     oracle.check(snapshot, cluster, changed=100)
+
+
+@pytest.mark.major(until=14)
+@pytest.mark.parametrize("images", [False, True], ids=["full_page_writes off", "on"])
+def test_in_an_exclusive_backup(factory: Factory, *, images: bool) -> None:
+    """What is replayed begins before a backup that was taken meanwhile.
+
+    Pages come again as WAL has them, without hint bits that the backup saw.
+    """
+    cluster = factory.create(checksums=True, full_page_writes=images)
+    pages(cluster, pages=60)
+    pages(cluster, "other", pages=400)
+    cluster.sql("SELECT pg_start_backup('x', true, true)")
+    cluster.sql("DELETE FROM t WHERE i % 8 = 3")
+    cluster.sql("SELECT count(*) FROM t")
+    cluster.sql("UPDATE other SET i = -i")
+    snapshot = oracle.take(cluster)
+    cluster.kill_all()
+    cluster.start()
+    assert cluster.init_lsn() <= snapshot.lsn
+    oracle.look(snapshot, cluster)

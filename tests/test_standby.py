@@ -185,3 +185,36 @@ def test_cascade_after_promotion(factory: Factory) -> None:
     oracle.check(snapshot, pair.standby, changed=20)
     third = client.restored(factory, client.incremental(pair.standby, parent), pair.standby)
     assert 0 < third.init_lsn() <= parent.start, lsn.show(parent.start)
+
+
+@pytest.mark.parametrize("images", [False, True], ids=["full_page_writes off", "on"])
+def test_promoted_killed_and_a_standby_again(factory: Factory, *, images: bool) -> None:
+    """It is consistent at the end of its recovery, and the disk is ahead of that.
+
+    pg_control's minRecoveryPoint is that of the promotion until a checkpoint has ended.
+    """
+    primary = factory.create(checksums=True, full_page_writes=images)
+    pages(primary, pages=60)
+    pages(primary, "other", pages=60)
+    standby = factory.standby(primary)
+    snapshot = oracle.take(standby, primary=primary)
+    primary.sql("UPDATE other SET i = -i")
+    standby.catch_up(primary)
+    primary.stop()
+    redo = standby.redo()
+    standby.promote()  # its checkpoint takes its time
+    standby.sql("UPDATE t SET i = -i WHERE i % 8 = 3")
+    end = standby.flush_wal()
+    oracle.evict(snapshot, standby, changed=7)
+    assert standby.redo() == redo, "the checkpoint was quicker"
+    standby.kill_all()
+    standby.write("standby.signal", "")
+    standby.configure(primary_conninfo="")
+    standby.start()
+    standby.wait_for(lambda: standby.position() >= end, "replay")
+    assert 0 < standby.init_lsn() <= snapshot.lsn
+    oracle.look(snapshot, standby)
+    standby.evict()
+    oracle.look(snapshot, standby)
+    standby.promote()
+    oracle.check(snapshot, standby, changed=7)

@@ -10,6 +10,7 @@ import pytest
 
 from tests.harness import client, files, mapfile, oracle, system, verify
 from tests.harness.cluster import MAP, MAP_TMP
+from tests.harness.grown import pages
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -246,6 +247,41 @@ def test_rewind_from_directory(factory: Factory) -> None:
     primary.run("pg_rewind", "-D", primary.data, f"--source-pgdata={standby.data}", "--no-sync")
     assert not primary.map.exists(), "the source's map is not the target's"
     assert standby.map.read_bytes() == source_map
+
+
+def test_rewind_that_fails(factory: Factory) -> None:
+    """Blocks are rewritten, and pg_control is not: nothing else would keep the map out."""
+    primary = factory.create(checksums=True)
+    pages(primary, pages=60)
+    standby = factory.standby(primary)
+    standby.catch_up(primary)
+    path = primary.path_of("t")
+    standby.promote()
+    standby.sql("UPDATE t SET i = -i WHERE i % 8 = 3")
+    standby.checkpoint()
+    primary.sql("UPDATE t SET i = i + 1000000 WHERE i % 8 = 3")
+    # segments of WAL of its own
+    primary.sql("SELECT pg_logical_emit_message(false, '', repeat('x', 4000000))")
+    snapshot = oracle.take(primary)
+    primary.stop()
+    standby.stop()
+    before = files.read_all(primary.data)
+    argv = ("-D", primary.data, f"--source-pgdata={standby.data}", "--no-sync")
+    primary.run("pg_rewind", *argv, "--dry-run")
+    assert primary.map.exists(), "nothing was to be changed"
+    (standby.data / f"{path}.6").chmod(0)  # servers and programs are never root's
+    done = primary.run("pg_rewind", *argv, check=False)
+    assert done.returncode != 0
+    now = files.read_all(primary.data)
+    assert [name for name in now if name.startswith(path) and now[name] != before.get(name)]
+    assert not primary.map.exists()
+    primary.adopt()
+    primary.write("postgresql.auto.conf", "")
+    primary.start()
+    if (
+        primary.major >= 14
+    ):  # before, pg_control may be the source's already, of an older redo point
+        assert primary.init_lsn() > snapshot.lsn
 
 
 # ---- pg_checksums

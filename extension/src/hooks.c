@@ -137,10 +137,15 @@ change_end(void)
 }
 
 /*
- * Redo comes to a block.  Until the server is consistent, it may be on disk
- * as it was later, before a crash that took its mark away: redo then finds
- * nothing to do, or changes the buffer first and the file some time after.
- * From then on nothing on disk is ahead of redo.
+ * Redo comes to a block.  It may be on disk as it was later, before a crash
+ * that took its mark away: redo then finds nothing to do, or changes the
+ * buffer first and the file some time after.
+ *
+ * That is so on a consistent server, too.  The point of consistency is
+ * pg_control's minRecoveryPoint, and a disk can be ahead of that: a standby
+ * that was promoted and killed before its first checkpoint has ended has that
+ * of the promotion; and the background writer of a primary that crashed and
+ * came back as a standby does not move it.
  */
 static void
 redo_block(RelFileLocator locator, ForkNumber forknum, BlockNumber block)
@@ -150,8 +155,7 @@ redo_block(RelFileLocator locator, ForkNumber forknum, BlockNumber block)
 	if (prev_redo_block_hook)
 		prev_redo_block_hook(locator, forknum, block);
 
-	if (!reachedConsistency)
-		ptrack_mark(&fork, block, 1, ptrack_now());
+	ptrack_mark(&fork, block, 1, ptrack_now());
 }
 
 /*

@@ -163,8 +163,13 @@ ptrack_now(void)
 			lsn += SizeOfXLogLongPHD;
 		else if (lsn % XLOG_BLCKSZ == 0)
 			lsn += SizeOfXLogShortPHD;
-		if (lsn < ptrack_shared->start_redo)
-			lsn = ptrack_shared->start_redo;
+
+		/*
+		 * A backup that this start's past has seen begin may be ahead: replay
+		 * begins behind it where a backup_label says so.
+		 */
+		if (lsn < ptrack_shared->known_redo)
+			lsn = ptrack_shared->known_redo;
 	}
 	else
 		lsn = GetXLogInsertRecPtr();

@@ -95,6 +95,7 @@ typedef struct PtrackShared
 	int			nprocs;			/* entries in the in-flight table */
 	uint64		sysid;
 	XLogRecPtr	start_redo;		/* where this start began to replay */
+	XLogRecPtr	known_redo;		/* no backup of before this start began later */
 
 	/* atomic: read without the lock, written with it */
 	pg_atomic_uint64 init_lsn;	/* 0: not decided yet */

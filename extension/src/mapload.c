@@ -264,6 +264,7 @@ ptrack_file_start(void)
 
 	shared->sysid = control->system_identifier;
 	shared->start_redo = start_of_replay(control, &start_tli, &replays);
+	shared->known_redo = Max(shared->start_redo, control->checkPointCopy.redo);
 	pg_atomic_write_u32(&shared->replayed, replays ? 1 : 0);
 
 	ptrack_unlink(PTRACK_FILE_TMP);
@@ -520,7 +521,7 @@ ptrack_decide_init_lsn(void)
 			 * not since the redo point itself: marks of the time before are
 			 * gone
 			 */
-			pg_atomic_write_u64(&shared->init_lsn, Max(now, shared->start_redo + 8));
+			pg_atomic_write_u64(&shared->init_lsn, Max(now, shared->known_redo + 8));
 		}
 		LWLockRelease(shared->lock);
 	}

@@ -33,7 +33,7 @@ enum Kind
 enum Action
 {
 	COUNT = 0, STOP_BEFORE = 1, STOP_AFTER = 2, STOP_AROUND = 3, STOP_HALFWAY = 4, FAIL = 5,
-	STOP_AND_FAIL = 6
+	STOP_AND_FAIL = 6, FAIL_HALFWAY = 7
 };
 
 struct Control
@@ -150,6 +150,12 @@ judge_fd(enum Kind kind, int fd)
 			stop(); \
 		if (action == FAIL || action == STOP_AND_FAIL) \
 		{ \
+			errno = control->error; \
+			return (failed); \
+		} \
+		if (action == FAIL_HALFWAY) \
+		{ \
+			(void) (halfway); \
 			errno = control->error; \
 			return (failed); \
 		} \

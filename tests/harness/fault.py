@@ -61,6 +61,7 @@ class Action(enum.IntEnum):
     STOP_HALFWAY = 4
     FAIL = 5
     STOP_AND_FAIL = 6  # when it goes on
+    FAIL_HALFWAY = 7
 
 
 class _Control(ctypes.Structure):
