@@ -187,11 +187,11 @@ def test_cascade_after_promotion(factory: Factory) -> None:
     assert 0 < third.init_lsn() <= parent.start, lsn.show(parent.start)
 
 
-@pytest.mark.parametrize("images", [False, True], ids=["full_page_writes off", "on"])
-def test_promoted_killed_and_a_standby_again(factory: Factory, *, images: bool) -> None:
-    """It is consistent at the end of its recovery, and the disk is ahead of that.
+def _promoted_and_killed(factory: Factory, *, images: bool) -> tuple[Cluster, Snapshot, int, int]:
+    """A standby that has been; the parent, the end of its recovery and that of its WAL.
 
-    pg_control's minRecoveryPoint is that of the promotion until a checkpoint has ended.
+    pg_control's minRecoveryPoint is that of the promotion until a checkpoint has ended, and more
+    is on disk.
     """
     primary = factory.create(checksums=True, full_page_writes=images)
     pages(primary, pages=60)
@@ -203,6 +203,7 @@ def test_promoted_killed_and_a_standby_again(factory: Factory, *, images: bool) 
     primary.stop()
     redo = standby.redo()
     standby.promote()  # its checkpoint takes its time
+    promoted = standby.flush_wal()
     standby.sql("UPDATE t SET i = -i WHERE i % 8 = 3")
     end = standby.flush_wal()
     oracle.evict(snapshot, standby, changed=7)
@@ -210,6 +211,13 @@ def test_promoted_killed_and_a_standby_again(factory: Factory, *, images: bool) 
     standby.kill_all()
     standby.write("standby.signal", "")
     standby.configure(primary_conninfo="")
+    return standby, snapshot, promoted, end
+
+
+@pytest.mark.parametrize("images", [False, True], ids=["full_page_writes off", "on"])
+def test_promoted_killed_and_a_standby_again(factory: Factory, *, images: bool) -> None:
+    """Consistent at the end of its first recovery, it is behind its disk."""
+    standby, snapshot, _, end = _promoted_and_killed(factory, images=images)
     standby.start()
     standby.wait_for(lambda: standby.position() >= end, "replay")
     assert 0 < standby.init_lsn() <= snapshot.lsn
@@ -218,3 +226,12 @@ def test_promoted_killed_and_a_standby_again(factory: Factory, *, images: bool) 
     oracle.look(snapshot, standby)
     standby.promote()
     oracle.check(snapshot, standby, changed=7)
+
+
+def test_asked_before_redo_has_come_to_what_is_on_disk(factory: Factory) -> None:
+    standby, snapshot, promoted, end = _promoted_and_killed(factory, images=True)
+    standby.configure(recovery_target_lsn=lsn.show(promoted), recovery_target_action="pause")
+    standby.start()
+    assert standby.position() < end
+    assert 0 < standby.init_lsn() <= snapshot.lsn
+    oracle.look(snapshot, standby)

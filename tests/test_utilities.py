@@ -278,9 +278,7 @@ def test_rewind_that_fails(factory: Factory) -> None:
     primary.adopt()
     primary.write("postgresql.auto.conf", "")
     primary.start()
-    if (
-        primary.major >= 14
-    ):  # before, pg_control may be the source's already, of an older redo point
+    if primary.major >= 14:  # before, pg_control may be the source's by then
         assert primary.init_lsn() > snapshot.lsn
 
 

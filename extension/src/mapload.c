@@ -83,6 +83,14 @@ ptrack_file_delete(void)
 	ptrack_file_remove();
 }
 
+static bool
+archive_recovery(void)
+{
+	struct stat st;
+
+	return stat("standby.signal", &st) == 0 || stat("recovery.signal", &st) == 0;
+}
+
 /*
  * Where this start begins to replay: backup_label says, if there is one, else
  * pg_control.  Sets *replays if WAL will be replayed at all.
@@ -91,13 +99,10 @@ static XLogRecPtr
 start_of_replay(const ControlFileData *control, TimeLineID *tli, bool *replays)
 {
 	XLogRecPtr	redo = control->checkPointCopy.redo;
-	struct stat st;
 	FILE	   *label;
 
 	*tli = control->checkPointCopy.ThisTimeLineID;
-	*replays = control->state != DB_SHUTDOWNED ||
-		stat("standby.signal", &st) == 0 ||
-		stat("recovery.signal", &st) == 0;
+	*replays = control->state != DB_SHUTDOWNED || archive_recovery();
 
 	label = AllocateFile("backup_label", "r");
 	if (label != NULL)
@@ -265,6 +270,15 @@ ptrack_file_start(void)
 	shared->sysid = control->system_identifier;
 	shared->start_redo = start_of_replay(control, &start_tli, &replays);
 	shared->known_redo = Max(shared->start_redo, control->checkPointCopy.redo);
+
+	/*
+	 * minRecoveryPoint is that of the end of an earlier recovery, after which
+	 * the server took writes and was killed before a checkpoint had ended
+	 */
+	shared->early = archive_recovery() && control->minRecoveryPoint != 0 &&
+		control->state != DB_SHUTDOWNED &&
+		control->state != DB_SHUTDOWNED_IN_RECOVERY &&
+		control->state != DB_IN_ARCHIVE_RECOVERY;
 	pg_atomic_write_u32(&shared->replayed, replays ? 1 : 0);
 
 	ptrack_unlink(PTRACK_FILE_TMP);

@@ -302,12 +302,17 @@ scan_database(const char *path, Oid spc, Oid db, void *arg)
 }
 
 /*
- * Scan the cluster for what changed since scan->lsn.
+ * Scan the cluster for what changed since scan->lsn.  All of it has, for a
+ * parent from before this start, where redo may not have come yet to what was
+ * on disk by then.
  */
 static void
 scan_cluster(BlockScan *scan)
 {
 	XLogRecPtr	init_lsn = ptrack_decide_init_lsn();
+
+	/* before the map is read: with its end, redo has come to all there is */
+	bool		behind = ptrack_shared->early && RecoveryInProgress();
 
 	/* in this order: whoever clears "replayed" has set whole_lsn */
 	scan->replayed = pg_atomic_read_u32(&ptrack_shared->replayed) != 0;
@@ -319,7 +324,8 @@ scan_cluster(BlockScan *scan)
 	if (scan->lsn > ptrack_now())
 		return;
 
-	scan->everything = scan->lsn < init_lsn;
+	scan->everything = scan->lsn < init_lsn ||
+		(behind && scan->lsn <= ptrack_shared->known_redo);
 	scan->inflight = palloc(ptrack_shared->nprocs * sizeof(PtrackRange));
 	scan->ninflight = ptrack_published(scan->inflight);
 	scan->bitmap = palloc0(PAGEMAP_BYTES + sizeof(uint64));
