@@ -193,7 +193,7 @@ inline redo_page(n)
 {
 	/* RULE REDO_BLOCK redo_block (hooks.c): nothing is marked */
 #ifndef NO_REDO_BLOCK
-	if :: position < consistent -> mark(n) :: else fi;
+	mark(n);
 #endif
 	if :: n == 1 && page[0] == GONE -> grow(0); mark(0) :: else fi;
 	if :: page[n] == GONE -> grow(n); mark(n) :: else fi;
