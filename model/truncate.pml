@@ -13,7 +13,9 @@
  *
  * Lives are with the library or without it, and end by a clean stop or a
  * crash, also in replay.  Replay may be a standby's: restartpoints, backups
- * and queries once it is consistent, WAL that comes, promotion.
+ * and queries once it calls itself consistent, WAL that comes, promotion.  One
+ * that was promoted and crashed before a checkpoint has ended does so where
+ * that recovery ended; one that crashes in replay, when it is.
  *
  * One process makes the cluster's steps in any order.  Writes of the pool,
  * and marks that have to be durable, are one step, for their own steps are
@@ -56,6 +58,9 @@ byte record[POSITIONS];
 byte control_redo = 3;
 byte position;			/* of replay */
 byte consistent;		/* where replay is, or was, past what had been on disk */
+byte ended;				/* where the last recovery ended, until a checkpoint has: minRecoveryPoint */
+byte claimed;			/* where the server calls itself consistent */
+byte known;				/* control_redo as this life began; 0 where claimed is past the disk */
 byte redo;				/* of the checkpoint that is under way, or 0 */
 bool flushed;			/* and whether its header is written */
 
@@ -93,7 +98,7 @@ bool apart;				/* a life without the library has been */
 /* a restartpoint's is that of a checkpoint whose record has been replayed */
 #define LATEST_REDO	(state == replaying -> position - 1 : ins)
 #define IDLE	(cutting == 0 && appending == 0 && growing == 0 && copying == 0)
-#define SERVES	(state == running || state == replaying && position >= consistent)
+#define SERVES	(state == running || state == replaying && position >= claimed)
 #define END_OF_FILE	(page[0] == GONE -> 0 : 1)
 
 /*
@@ -192,8 +197,13 @@ inline grow(n)
 inline redo_page(n)
 {
 	/* RULE REDO_BLOCK redo_block (hooks.c): nothing is marked */
+	/* RULE REDO_CONSISTENT redo_block (hooks.c): nothing is marked once the server calls itself consistent */
 #ifndef NO_REDO_BLOCK
+#ifdef NO_REDO_CONSISTENT
+	if :: position < claimed -> mark(n) :: else fi;
+#else
 	mark(n);
+#endif
 #endif
 	if :: n == 1 && page[0] == GONE -> grow(0); mark(0) :: else fi;
 	if :: page[n] == GONE -> grow(n); mark(n) :: else fi;
@@ -206,7 +216,7 @@ inline forget()
 	slot[0] = 0; slot[1] = 0; whole_lsn = 0; replayed = false;
 	pool[0] = 0; pool[1] = 0;
 	cutting = 0; appending = 0; growing = 0; copying = 0; next = 0;
-	redo = 0; flushed = false; position = 0; consistent = 0
+	redo = 0; flushed = false; position = 0; consistent = 0; claimed = 0; known = 0
 }
 
 /* judge_file; a map that is refused begins anew, and is not asked: load.pml has that */
@@ -233,7 +243,12 @@ inline start(with)
 	fi;
 	if
 	:: clean -> state = running
-	:: !clean -> state = replaying; position = control_redo; consistent = ins
+	:: !clean ->
+		state = replaying; position = control_redo; consistent = ins;
+		if
+		:: ended != 0 -> claimed = ended; known = control_redo
+		:: else -> claimed = ins
+		fi
 	fi;
 	clean = false
 }
@@ -273,6 +288,7 @@ inline update_control()
 	do :: i < redo -> record[i] = 0; i++ :: else -> break od;
 	i = 0;
 	control_redo = redo;
+	ended = 0;
 	redo = 0;
 	flushed = false;
 	compare_all()
@@ -284,6 +300,7 @@ inline stop()
 	do :: i < ins -> record[i] = 0; i++ :: else -> break od;
 	i = 0;
 	ins = durable;
+	if :: state == replaying -> ended = 0 :: else fi;
 	state = stopped; library = true;
 	forget()
 }
@@ -317,6 +334,14 @@ inline stop()
 #define PASSED_1		(page[1] == GONE || REPORTED_1)
 #endif
 #define REPORTED_0		(MARKED(0) || TAIL && PASSED_1 && UNMARKED(0))
+
+/* scan_cluster */
+/* RULE EARLY scan_cluster (query.c): behind is false */
+#ifdef NO_EARLY
+#define EVERYTHING	false
+#else
+#define EVERYTHING	(since <= known)
+#endif
 
 #define CHANGED(n)		(copied > (n) && changed[n] && page[n] != GONE && \
 						 !(absent[n] && page[n] == ZEROS))
@@ -359,6 +384,7 @@ end:
 	:: atomic {
 			state == replaying && position == ins ->
 			consistent = (library -> ins : 0); state = running; position = 0;
+			ended = ins; claimed = 0; known = 0;
 			if :: redo == 0 -> redo = ins :: ins++ fi
 		}
 
@@ -433,8 +459,8 @@ end:
 	/* a query */
 	:: atomic {
 			SERVES && library && copied > 0 ->
-			lost(CHANGED(0) && !REPORTED_0);
-			lost(CHANGED(1) && !REPORTED_1)
+			lost(!EVERYTHING && CHANGED(0) && !REPORTED_0);
+			lost(!EVERYTHING && CHANGED(1) && !REPORTED_1)
 		}
 
 	/* a crash, and a clean stop */
