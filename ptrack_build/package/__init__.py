@@ -241,9 +241,11 @@ def described(file: Path, fields: dict[str, str]) -> Package:
 
 
 def table(packages: Sequence[Package]) -> str:
-    """The packages as lines: name, version, sizes."""
+    """The packages as lines: name, version, sizes. Without the files of a source package."""
     lines = [f"{'package':<34} {'version':<34} {'size':>9} {'installed':>10}"]
     for each in packages:
+        if each.architecture == "source":
+            continue
         sizes = f"{each.size / 1e6:>6.1f} MB {each.installed_kb / 1024:>7.1f} MB"
         lines.append(f"{each.name:<34} {each.version:<34} {sizes}")
     return "\n".join(lines)

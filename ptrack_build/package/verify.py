@@ -471,7 +471,7 @@ def _with_dependencies(
 
     Raises CommandFailed where apt cannot satisfy one of ours, be it never installed here.
     """
-    ours = [each.folder / file for file in each.files]
+    ours = [each.folder / file for file in each.files if file.endswith("deb")]
     used = [*each.packages(), *(before.packages() if before else [])]
     env: Mapping[str, str] = images.unattended()
     with (

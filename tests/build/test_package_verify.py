@@ -45,6 +45,7 @@ def put(dist: Path, major: str, codename: str = "bookworm", kind: str = "deb") -
     folder.mkdir(parents=True)
     names = [f"postgresql-{number}pt", f"postgresql-server-dev-{number}pt", "x-dbgsym"]
     files = {f"{name}_1_amd64.{kind}": name for name in names}
+    files |= {f"x_1.{end}": "" for end in ("dsc", "orig.tar.gz")} if kind == "deb" else {}
     said = {
         "kind": kind,
         "major": major,
@@ -215,6 +216,10 @@ def test_all_steps_are_run_and_a_skip_says_why(
     assert "skipped upgradecluster" in capsys.readouterr().out
     kept = json.loads((own_cache / "verify-packages.json").read_text())
     assert [row["status"] for row in kept] == ["passed", "passed"]
+    # of a source package lintian alone is told
+    told = [argv for argv in fake.commands if any(word.endswith(".dsc") for word in argv)]
+    assert {argv[0] for argv in told} == {"lintian"}
+    assert not [argv for argv in fake.commands if any(".tar." in word for word in argv)]
     # what the packages depend on is installed, of themselves nothing; no step has a network
     installed = [argv[4:] for argv in fake.commands if argv[:3] == ["apt-get", "install", "-y"]]
     system = list(booted.NEEDS)
