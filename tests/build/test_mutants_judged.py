@@ -93,3 +93,16 @@ def test_all_that_is_to_fail_is_a_test() -> None:
     ).stdout.splitlines()  # fmt: skip
     there = {*collected, *(test.partition("[")[0] for test in collected)}
     assert [test for test in named if test not in there] == []
+
+
+EXTENSION = [mutant for mutant in mutants.load() if mutant.part is mutants.Part.EXTENSION]
+
+
+@pytest.mark.parametrize("mutant", EXTENSION, ids=lambda mutant: mutant.name)
+def test_a_mutant_of_the_extension_changes_it(mutant: mutants.Mutant) -> None:
+    """The core's are tried where its source is."""
+    texts: dict[str, str] = {}
+    for change in mutant.changes:
+        before = texts.get(change.file) or (REPO / "extension" / change.file).read_text()
+        texts[change.file] = mutants.applied(before, change)
+        assert texts[change.file] != before
