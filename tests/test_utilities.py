@@ -455,4 +455,5 @@ def test_backup_chain_over_failover(factory: Factory) -> None:
     primary.catch_up(standby)
     primary.checkpoint()
     backup = client.incremental(primary, backup)
+    assert "standby.signal" in backup.other  # it is of a standby
     client.restored(factory, backup, standby)
