@@ -26,7 +26,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ptrack_build import REPO, cache, host
 from ptrack_build.errors import CommandFailed, CompileError, HostError
@@ -60,15 +60,13 @@ FIRST_MB = 1000  # with the source and the patched tree
 CONFIGURE_LINES = 20
 WARNINGS = "-Wall -Wextra -Werror"
 
-Kind = Literal["", "asan", "coverage"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
     """How a server is compiled.
 
     segsize_blocks: blocks in a segment file, segsize_gb: its size, neither for PostgreSQL's 1 GB;
-    blocksize_kb: a block; kind: instrumentation; cflags: added to the compiler's.
+    blocksize_kb: a block.
     """
 
     name: str
@@ -78,8 +76,6 @@ class Variant:
     blocksize_kb: int = 8
     injection_points: bool = False
     werror: bool = False
-    kind: Kind = ""
-    cflags: tuple[str, ...] = ()
 
 
 RELEASE = Variant(name="release")
@@ -426,9 +422,8 @@ def _configure(plan: _Plan, src: Path, obj: Path, shown: Step, log: Path) -> Non
             rf"(with|enable)[-_]{bare.replace('-', '[-_]')}\b", known
         ):
             flags.remove(flag)
-    cflags = [*plan.tree.source.major.cflags, *_cflags(plan.variant)]
     env = _environment(plan)
-    if cflags:
+    if cflags := plan.tree.source.major.cflags:
         env["CFLAGS"] = " ".join([os.environ.get("CFLAGS", "-O2"), *cflags])
     answers = cache.digest(
         known, repr(flags), plan.compiler_id, repr(sorted(env.items())),
@@ -483,14 +478,6 @@ def _segment_size(header: Path, blocks: int) -> None:
     status = header.stat()
     header.write_text(text)
     os.utime(header, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
-def _cflags(variant: Variant) -> list[str]:
-    flags = list(variant.cflags)
-    if variant.kind == "asan":
-        flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
-        flags += ["-fno-omit-frame-pointer"]
-    return flags
 
 
 def _make(
@@ -570,12 +557,8 @@ def _extension(plan: _Plan, server: Path, extension: Path, final: Path) -> None:
     copt = [shlex.quote(f"-ffile-prefix-map={work}={extension}").replace("$", "$$")]
     if plan.variant.werror:
         copt += WARNINGS.split()
-    if plan.variant.kind == "coverage":
-        copt += ["--coverage", "-fprofile-update=atomic", "-O0"]
     copt += [os.environ.get("COPT", "")]
     make = ["make", "-C", str(work), f"COPT={' '.join(copt).strip()}"]
-    if plan.variant.kind == "coverage":
-        make += ["LDFLAGS_SL=--coverage"]
     env = _environment(plan)
     try:
         with step(f"compiling {title}"), cache.building(final, INFO) as scratch:
@@ -598,8 +581,7 @@ def _extension(plan: _Plan, server: Path, extension: Path, final: Path) -> None:
         what = f"{title} could not be installed: {error}"
         raise CompileError(what, log=log, hint=_hint(str(error))) from error
     finally:
-        if plan.variant.kind != "coverage":  # whose notes are read after the run
-            cache.remove(work)
+        cache.remove(work)
     _prune("prefix", plan, keep=final)
 
 
