@@ -22,6 +22,10 @@ for _major in MAJORS:
         COUNTS.setdefault(_name, {})[_major.number] = len(_plan.inserted)
 
 
+def _lines(major: matrix.Major) -> int:
+    return sum(count.get(major.number, 0) for count in COUNTS.values())
+
+
 def test_an_excerpt_is_in_a_template() -> None:
     excerpts = [block for block in BLOCKS if "\ninsert\n" in block]
     assert excerpts
@@ -47,7 +51,7 @@ def test_the_table_counts_lines_and_files() -> None:
     said = {name: (int(n), int(m)) for names, n, m in rows for name in names.split(", ")}
     counted = {
         major.name: (
-            sum(count.get(major.number, 0) for count in COUNTS.values()),
+            _lines(major),
             sum(major.number in count for count in COUNTS.values()),
         )
         for major in MAJORS
@@ -78,6 +82,14 @@ def test_the_readme_names_every_session_and_document() -> None:
     assert sessions <= set(re.findall(r"`([\w-]+)[^`]*`", "".join(rows)))
     documents = {f"docs/{path.name}" for path in (REPO / "docs").glob("*.md")}
     assert documents == set(re.findall(r"^- \[(docs/.*?)\]\(\1\)", readme, re.MULTILINE))
+
+
+def test_the_readme_counts_the_lines_of_each_core_patch() -> None:
+    text = (REPO / "README.md").read_text()
+    said = dict(re.findall(r"^\| \w+ \| (\w+) \|.*\| (\d+) lines \|", text, re.MULTILINE))
+    added = {major.branch: str(_lines(major)) for major in MAJORS}
+    assert said == added
+    assert f"at most {patch.MOST_LINES} lines" in text
 
 
 def test_what_is_proven_is_what_the_lock_records() -> None:
