@@ -125,7 +125,9 @@ def _explained(path: Path, text: bytes, message: str) -> UsageError:
         keys = [key for key in Major.__struct_fields__ if isinstance(there, dict) and key in there]
         if keys:
             where += f" ({keys[0]} {there[keys[0]]!r})"
-    plain = message.split(" - at ")[0]
+    plain, _, place = message.partition(" - at ")
+    if key := re.search(r"\]\.(\w+)", place):  # which an unknown key or value has in its words
+        plain = f"{key[1]}: {plain}"
     hint = "compare with the head of matrix.toml"
     if found := re.search(r"unknown field `(.*?)`|Invalid enum value '(.*?)'", plain):
         field, value = found[1], found[2]

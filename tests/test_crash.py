@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import lsn, oracle, walpage, workload
+from tests.harness import client, fault, lsn, oracle, walpage, workload
+from tests.harness.fault import Action, Fault, Kind
 from tests.harness.grown import pages
 from tests.harness.oracle import LostBlocks
 
@@ -265,9 +268,58 @@ def test_index_build_and_checkpoint_then_crash(factory: Factory) -> None:
     oracle.check(snapshot, cluster, changed=100)
 
 
+def _killed_in_redo(cluster: Cluster, orders: Fault, path: str) -> None:
+    """Start, and kill it when it has replayed enough to write some pages of a file."""
+    orders.order(path, Kind.WRITE, Action.STOP_BEFORE, number=20)
+    cluster.start(wait=False)
+    orders.wait()
+    cluster.kill_all()
+    orders.clear()
+
+
+@pytest.mark.skipif(fault.compiler() is None, reason="needs a C compiler")
+def test_killed_in_the_replay_of_a_backup(factory: Factory) -> None:
+    """Another backup begins while it is taken; restored, it knows that, and does not forget it.
+
+    It is in pg_control alone, which has the backup_label's redo point as soon as replay begins.
+    """
+    cluster = factory.create(checksums=True)
+    pages(cluster, pages=60)
+    pages(cluster, "other", pages=400)
+    first: list[bytes] = []
+    second: list[oracle.Snapshot] = []
+
+    def early() -> None:
+        first.append(cluster.map.read_bytes())
+        cluster.sql("DELETE FROM t WHERE i % 8 = 3")
+        cluster.sql("SELECT count(*) FROM t")
+        cluster.sql("UPDATE other SET i = -i")
+        second.append(oracle.take(cluster))
+
+    backup = client.full(cluster, early=early)
+    (snapshot,) = second
+    assert backup.start < snapshot.lsn
+    path = cluster.path_of("other")
+    other = {**backup.other, "global/ptrack.map": first[0]}  # read before the other one begins
+    backup = dataclasses.replace(backup, other=other)
+    restored = factory.empty("restored")
+    client.restore(backup, restored)
+    restored.configure(restore_command="false")
+    restored.write("recovery.signal", "")
+    with Fault(restored, factory.shared) as orders:
+        for _ in range(2):
+            _killed_in_redo(restored, orders, path)
+        redo = restored.control()["Latest checkpoint's REDO location"]
+        assert lsn.parse(redo) == backup.start
+        restored.start()
+        assert 0 < restored.init_lsn() <= snapshot.lsn
+        assert oracle.look(snapshot, restored).changed > 5
+
+
 @pytest.mark.major(until=14)
+@pytest.mark.parametrize("killed", [False, True], ids=["once", "in replay, too"])
 @pytest.mark.parametrize("images", [False, True], ids=["full_page_writes off", "on"])
-def test_in_an_exclusive_backup(factory: Factory, *, images: bool) -> None:
+def test_in_an_exclusive_backup(factory: Factory, *, images: bool, killed: bool) -> None:
     """What is replayed begins before a backup that was taken meanwhile.
 
     Pages come again as WAL has them, without hint bits that the backup saw.
@@ -280,7 +332,13 @@ def test_in_an_exclusive_backup(factory: Factory, *, images: bool) -> None:
     cluster.sql("SELECT count(*) FROM t")
     cluster.sql("UPDATE other SET i = -i")
     snapshot = oracle.take(cluster)
+    path = cluster.path_of("other")
     cluster.kill_all()
-    cluster.start()
-    assert cluster.init_lsn() <= snapshot.lsn
-    oracle.look(snapshot, cluster)
+    if killed and fault.compiler() is None:
+        pytest.skip("needs a C compiler")
+    with Fault(cluster, factory.shared) if killed else contextlib.nullcontext() as orders:
+        if orders is not None:
+            _killed_in_redo(cluster, orders, path)
+        cluster.start()
+        assert cluster.init_lsn() <= snapshot.lsn
+        oracle.look(snapshot, cluster)

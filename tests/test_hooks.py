@@ -11,7 +11,8 @@ redo           pages that were on disk before the crash, without full page image
 flush          marks over a clean restart
 =============  =========================================================================
 
-Truncation needs none: :mod:`tests.test_tail`.
+Truncation needs none: what makes up for it has tests in :mod:`tests.test_tail`, and a mutant, "tail
+not looked at".
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ def test_beyond_four_gib_of_a_segment(cluster: Cluster) -> None:
     cluster.checkpoint()
     cluster.checkpoint()
     since = cluster.redo()
+    before = _tail(cluster, path, blocks - 2)
     cluster.sql("INSERT INTO t SELECT generate_series(1, 30000)")
     cluster.checkpoint()
     size = cluster.value("SELECT pg_relation_size('t')")
@@ -39,4 +40,16 @@ def test_beyond_four_gib_of_a_segment(cluster: Cluster) -> None:
     assert row.pagecount == size // block
     assert row.blocks() == list(range(size // block))
     cluster.restart("immediate")
-    assert written <= cluster.reported("t", since)
+    reported = cluster.reported("t", since)
+    assert written <= reported
+    after = _tail(cluster, path, blocks - 2)
+    changed = {number for number, page in after.items() if page != before.get(number)}
+    assert written <= changed <= reported
+
+
+def _tail(cluster: Cluster, path: str, first: int) -> dict[int, bytes]:
+    """Pages of a file by block number, from one on: what comes before is the hole."""
+    with (cluster.data / path).open("rb") as file:
+        file.seek(first * cluster.block_size)
+        pages = iter(lambda: file.read(cluster.block_size), b"")
+        return dict(enumerate(pages, first))

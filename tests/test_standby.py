@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import client, files, lsn, oracle, workload
+from tests.harness import client, fault, files, lsn, oracle, workload
+from tests.harness.fault import Action, Fault, Kind, beside
 from tests.harness.grown import killed, pages
 
 if TYPE_CHECKING:
@@ -216,22 +217,118 @@ def _promoted_and_killed(factory: Factory, *, images: bool) -> tuple[Cluster, Sn
 
 @pytest.mark.parametrize("images", [False, True], ids=["full_page_writes off", "on"])
 def test_promoted_killed_and_a_standby_again(factory: Factory, *, images: bool) -> None:
-    """Consistent at the end of its first recovery, it is behind its disk."""
+    """Consistent at the end of its first recovery, it is behind its disk.
+
+    It is asked when it is a primary: before, the answer would be everything. Nothing of what redo
+    had to do is written by then.
+    """
     standby, snapshot, _, end = _promoted_and_killed(factory, images=images)
     standby.start()
     standby.wait_for(lambda: standby.position() >= end, "replay")
-    assert 0 < standby.init_lsn() <= snapshot.lsn
-    oracle.look(snapshot, standby)
-    standby.evict()
-    oracle.look(snapshot, standby)
     standby.promote()
+    assert 0 < standby.init_lsn() <= snapshot.lsn
+    found = oracle.look(snapshot, standby)
+    assert found.reported < found.blocks / 2
     oracle.check(snapshot, standby, changed=7)
 
 
-def test_asked_before_redo_has_come_to_what_is_on_disk(factory: Factory) -> None:
-    standby, snapshot, promoted, end = _promoted_and_killed(factory, images=True)
+def _not_ended_again(_standby: Cluster) -> None:
+    pass
+
+
+def _killed_again(standby: Cluster) -> None:
+    standby.kill_all()
+    standby.start()
+
+
+def _stopped(standby: Cluster) -> None:
+    standby.restart()
+
+
+def _crashed(standby: Cluster) -> None:
+    standby.kill_child("client backend")
+
+
+@pytest.mark.parametrize("end", [_not_ended_again, _killed_again, _stopped, _crashed])
+def test_asked_before_redo_has_come_to_what_is_on_disk(
+    factory: Factory, end: Callable[[Cluster], None]
+) -> None:
+    """However it ends once more before redo has come there."""
+    standby, snapshot, promoted, written = _promoted_and_killed(factory, images=True)
     standby.configure(recovery_target_lsn=lsn.show(promoted), recovery_target_action="pause")
     standby.start()
-    assert standby.position() < end
+    end(standby)
+    assert standby.position() < written
     assert 0 < standby.init_lsn() <= snapshot.lsn
     oracle.look(snapshot, standby)
+    assert "may be consistent before it has come to what is on disk" in standby.log_text()
+
+
+@pytest.mark.skipif(fault.compiler() is None, reason="needs a C compiler")
+def test_stopped_in_recovery_and_asked_early_as_a_standby(factory: Factory) -> None:
+    """pg_control says that it was stopped in recovery; it had been promoted, and killed."""
+    standby, snapshot, promoted, written = _promoted_and_killed(factory, images=True)
+    (standby.data / "standby.signal").unlink()
+    with Fault(standby, factory.shared) as orders:
+        orders.order("pg_control$", Kind.WRITE, Action.STOP_AFTER)
+        standby.start(wait=False)
+        orders.wait()
+        with beside(lambda: standby.stop("fast")):
+            standby.wait_for(lambda: "fast shutdown request" in standby.log_text(), "the request")
+            orders.clear()
+    checkpointer = standby.major >= 15  # which takes a restartpoint
+    state = "shut down in recovery" if checkpointer else "in crash recovery"
+    assert standby.control()["Database cluster state"] == state
+    standby.write("standby.signal", "")
+    standby.configure(recovery_target_lsn=lsn.show(promoted), recovery_target_action="pause")
+    standby.start()
+    assert standby.position() < written
+    assert 0 < standby.init_lsn() <= snapshot.lsn
+    oracle.look(snapshot, standby)
+
+
+def test_killed_primary_as_a_standby_killed_again(factory: Factory) -> None:
+    """Its background writer, which asked while there was none, never moves minRecoveryPoint.
+
+    A test cannot make it write a certain page: another process does, and pg_control is put back.
+    """
+    pair = make_pair(factory)
+    first, second = pair.primary, pair.standby
+    pages(first, pages=60)
+    snapshot = oracle.take(first)
+    first.sql("SELECT pg_switch_wal()")
+    second.catch_up(first)
+    first.kill_all()
+    second.promote()
+    first.write("standby.signal", "")
+    first.configure(primary_conninfo=second.conninfo(), recovery_target_timeline="latest")
+    first.start()
+    first.catch_up(second)
+    early = first.position()
+    control = (first.data / "global/pg_control").read_bytes()
+    second.sql("UPDATE t SET i = -i WHERE i % 8 = 3")
+    first.catch_up(second)
+    oracle.evict(snapshot, first, changed=7)
+    first.configure(primary_conninfo="")
+    first.configure(recovery_target_lsn=lsn.show(early), recovery_target_action="pause")
+    first.kill_all()
+    (first.data / "global/pg_control").write_bytes(control)
+    first.start()
+    assert first.position() < second.position()
+    oracle.look(snapshot, first)
+
+
+@pytest.mark.parametrize("end", [_clean, _immediate, _kill_all])
+def test_what_a_standby_reports_is_less_than_all(
+    factory: Factory, end: Callable[[Pair], None]
+) -> None:
+    pair = make_pair(factory)
+    pages(pair.primary, pages=300)
+    snapshot = pair.snapshot()
+    pair.primary.sql("UPDATE t SET i = -i WHERE i % 80 = 3")
+    pair.standby.catch_up(pair.primary)
+    oracle.evict(snapshot, pair.standby, changed=3)
+    end(pair)
+    pair.standby.catch_up(pair.primary)
+    found = oracle.look(snapshot, pair.standby)
+    assert found.reported < found.blocks / 2

@@ -35,6 +35,7 @@ def _programs(install: Install, directory: Path) -> Path:
 
 @pytest.mark.filterwarnings("default")
 def test_node(factory: Factory, install: Install) -> None:
+    """A node with the library preloaded answers in every life; what it says is others' matter."""
     home = factory.empty("testgres").root
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

@@ -96,8 +96,10 @@ typedef struct PtrackShared
 	uint64		sysid;
 	XLogRecPtr	start_redo;		/* where this start began to replay */
 	XLogRecPtr	known_redo;		/* no backup of before this start began later */
-	bool		early;			/* consistent before redo has come to all that
-								 * is on disk */
+	bool		ahead;			/* minRecoveryPoint is behind what is on disk,
+								 * or will be when this start ends */
+	bool		early;			/* so that recovery calls itself consistent
+								 * before redo has come to all of that */
 
 	/* atomic: read without the lock, written with it */
 	pg_atomic_uint64 init_lsn;	/* 0: not decided yet */

@@ -217,6 +217,7 @@ make_header(XLogRecPtr redo, TimeLineID tli, uint32 flags)
 	header->segment_blocks = RELSEG_SIZE;
 	header->reset = shared->reset;
 	header->reset_time = shared->reset_time;
+	header->known_redo = shared->known_redo;
 	header->crc = mapheader_crc(&header_page);
 }
 
@@ -442,6 +443,10 @@ ptrack_file_flush(XLogRecPtr redo, bool end_of_recovery)
 
 	if (end_of_recovery)
 		flags |= HEADER_END_OF_RECOVERY;
+
+	/* a checkpoint outside recovery has no more use for minRecoveryPoint */
+	if (in_recovery && shared->ahead)
+		flags |= HEADER_AHEAD;
 	if (in_recovery)
 		(void) GetXLogReplayRecPtr(&tli);
 	else

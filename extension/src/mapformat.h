@@ -18,6 +18,8 @@
 #define HEADER_END_OF_RECOVERY	0x01	/* stamped by an end-of-recovery
 										 * checkpoint, whose timeline may be
 										 * one that the header does not name */
+#define HEADER_AHEAD			0x02	/* what is on disk may be ahead of
+										 * pg_control's minRecoveryPoint */
 
 /*
  * Pages read or written in one call.  File systems keep what was written, or
@@ -46,6 +48,7 @@ typedef struct MapHeader
 	uint32		reset;			/* PtrackReset: why this map began */
 	pg_crc32c	crc;			/* of the page, with this field zero */
 	int64		reset_time;		/* when this map began, a TimestampTz */
+	uint64		known_redo;		/* see map.h */
 } MapHeader;
 
 typedef union HeaderPage

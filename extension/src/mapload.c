@@ -8,6 +8,11 @@
  * redone, and marked again.  A start that begins behind it has a past that
  * the map has not seen, and begins a new map.
  *
+ * A start whose pg_control says what it will not say any more when replay has
+ * begun notes that in the header, durably, before there is a process that
+ * changes anything: a redo point behind the backup_label's, and that
+ * minRecoveryPoint is behind what is on disk, or will be.
+ *
  * Reading is beside the start, not before it: the postmaster looks at the
  * header alone.  Pages are merged later by whoever comes first: the loader
  * process, a query (which needs all of them), or a flush that is about to
@@ -92,19 +97,19 @@ archive_recovery(void)
 }
 
 /*
- * Where this start begins to replay: backup_label says, if there is one, else
- * pg_control.  Sets *replays if WAL will be replayed at all.
+ * Where this start begins to replay: backup_label says, if there is one (and
+ * *labelled is set), else pg_control.
  */
 static XLogRecPtr
-start_of_replay(const ControlFileData *control, TimeLineID *tli, bool *replays)
+start_of_replay(const ControlFileData *control, TimeLineID *tli, bool *labelled)
 {
 	XLogRecPtr	redo = control->checkPointCopy.redo;
 	FILE	   *label;
 
 	*tli = control->checkPointCopy.ThisTimeLineID;
-	*replays = control->state != DB_SHUTDOWNED || archive_recovery();
 
 	label = AllocateFile("backup_label", "r");
+	*labelled = label != NULL;
 	if (label != NULL)
 	{
 		char		line[MAXPGPATH];
@@ -112,7 +117,6 @@ start_of_replay(const ControlFileData *control, TimeLineID *tli, bool *replays)
 		uint32		lo;
 		uint32		n;
 
-		*replays = true;
 		while (fgets(line, sizeof(line), label) != NULL)
 		{
 			if (sscanf(line, "START WAL LOCATION: %X/%X", &hi, &lo) == 2)
@@ -248,6 +252,47 @@ judge_file(const ControlFileData *control, XLogRecPtr start_redo, TimeLineID sta
 }
 
 /*
+ * Does this start find pg_control as a server left it that was killed outside
+ * of archive recovery?  Recovery begins with pg_control alone then, and not
+ * with a backup_label.
+ */
+static bool
+killed_in_production(const ControlFileData *control, bool labelled)
+{
+	return !labelled &&
+		control->state != DB_SHUTDOWNED &&
+		control->state != DB_SHUTDOWNED_IN_RECOVERY &&
+		control->state != DB_IN_ARCHIVE_RECOVERY;
+}
+
+/*
+ * Have the file say what pg_control says now, and will not after this start
+ * has begun to replay; header_page has its header.  False with a WARNING if it
+ * could not be written.
+ */
+static bool
+note_in_file(void)
+{
+	MapHeader  *header = &header_page.header;
+	int			fd;
+	bool		ok;
+
+	header->known_redo = ptrack_shared->known_redo;
+	if (ptrack_shared->ahead)
+		header->flags |= HEADER_AHEAD;
+	header->crc = mapheader_crc(&header_page);
+	fd = BasicOpenFile(PTRACK_FILE, O_RDWR | PG_BINARY);
+	ok = fd >= 0 && ptrack_write(fd, &header_page, sizeof(header_page), 0) && pg_fsync(fd) == 0;
+	if (!ok)
+		ereport(WARNING,
+				(errcode_for_file_access(),
+				 errmsg("ptrack init: could not write map file \"%s\", deleting: %m", ptrack_map_path())));
+	if (fd >= 0)
+		close(fd);
+	return ok;
+}
+
+/*
  * Decide at the start of the server what becomes of the file.  Runs in the
  * postmaster, or in a stand-alone backend, with no other process around.
  */
@@ -259,7 +304,8 @@ ptrack_file_start(void)
 	TimeLineID	start_tli;
 	PtrackReset reset;
 	bool		crc_ok;
-	bool		replays;
+	bool		labelled;
+	bool		killed;
 
 	control = get_controlfile(DataDir, &crc_ok);
 	if (!crc_ok)
@@ -268,23 +314,55 @@ ptrack_file_start(void)
 				 errmsg("ptrack init: incorrect checksum in control file")));
 
 	shared->sysid = control->system_identifier;
-	shared->start_redo = start_of_replay(control, &start_tli, &replays);
+	shared->start_redo = start_of_replay(control, &start_tli, &labelled);
 	shared->known_redo = Max(shared->start_redo, control->checkPointCopy.redo);
+	pg_atomic_write_u32(&shared->replayed,
+						control->state != DB_SHUTDOWNED || archive_recovery() || labelled ? 1 : 0);
 
 	/*
 	 * minRecoveryPoint is that of the end of an earlier recovery, after which
 	 * the server took writes and was killed before a checkpoint had ended
 	 */
-	shared->early = archive_recovery() && control->minRecoveryPoint != 0 &&
-		control->state != DB_SHUTDOWNED &&
-		control->state != DB_SHUTDOWNED_IN_RECOVERY &&
-		control->state != DB_IN_ARCHIVE_RECOVERY;
-	pg_atomic_write_u32(&shared->replayed, replays ? 1 : 0);
+	killed = killed_in_production(control, labelled);
+	shared->ahead = killed && control->minRecoveryPoint != 0;
 
 	ptrack_unlink(PTRACK_FILE_TMP);
 	ptrack_unlink(PTRACK_FILE_MMAP);
 
 	reset = judge_file(control, shared->start_redo, start_tli);
+	if (reset == PTRACK_RESET_NONE)
+	{
+		const MapHeader *header = &header_page.header;
+
+		shared->known_redo = Max(shared->known_redo, Max(header->redo, header->known_redo));
+		if ((header->flags & HEADER_AHEAD) != 0)
+			shared->ahead = true;
+	}
+
+	/* without one, all of the server's own WAL comes before */
+	shared->early = archive_recovery() && shared->ahead && control->minRecoveryPoint != 0;
+
+	/*
+	 * That sets one, which the background writer and the checkpointer, who
+	 * have asked before, do not move in all of this start.
+	 */
+	if (archive_recovery() && killed)
+		shared->ahead = true;
+
+	if (reset == PTRACK_RESET_NONE)
+	{
+		const MapHeader *header = &header_page.header;
+
+		if ((shared->known_redo > Max(header->redo, header->known_redo) ||
+			 (shared->ahead && (header->flags & HEADER_AHEAD) == 0)) &&
+			!note_in_file())
+			reset = PTRACK_RESET_DAMAGED;
+	}
+	if (shared->early)
+		ereport(LOG,
+				(errmsg("ptrack init: recovery may be consistent before it has come to what is on disk"),
+				 errdetail("Until it ends, a backup over a parent from before this start reads all blocks.")));
+
 	if (reset == PTRACK_RESET_NONE)
 	{
 		const MapHeader *header = &header_page.header;

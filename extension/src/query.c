@@ -311,7 +311,10 @@ scan_cluster(BlockScan *scan)
 {
 	XLogRecPtr	init_lsn = ptrack_decide_init_lsn();
 
-	/* before the map is read: with its end, redo has come to all there is */
+	/*
+	 * Before the map is read: with its end, redo has come to all there is, but
+	 * for a recovery target
+	 */
 	bool		behind = ptrack_shared->early && RecoveryInProgress();
 
 	/* in this order: whoever clears "replayed" has set whole_lsn */

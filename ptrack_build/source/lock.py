@@ -81,8 +81,7 @@ def write_lock(
         rows = read_lock(path)
         day = proven or dt.datetime.now(dt.UTC).date()
         for tree in trees:
-            old = rows.get(tree.major.name)
-            new = Row(
+            rows[tree.major.name] = Row(
                 name=tree.major.name,
                 version=tree.version,
                 provider=tree.provider,
@@ -92,8 +91,6 @@ def write_lock(
                 proven=day,
                 sha256=tree.sha256,
             )
-            if old is None or (old.tree, old.provider) != (new.tree, new.provider) or proven:
-                rows[tree.major.name] = new
         order = sorted(rows, key=lambda n: int(n) if n.isdigit() else 10_000)
         text = HEAD
         for name in order:

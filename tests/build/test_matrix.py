@@ -48,7 +48,7 @@ def test_an_unknown_major_is_told_the_known_ones() -> None:
         ('"stable"', '"stabel"', "stabel", "did you mean 'stable'"),
         ('["icu"]', '["icv"]', "icv", "did you mean 'icu'"),
         ('name = "17"\n', "", "name", ""),
-        ("number = 17", 'number = "17"', "number|int", ""),
+        ("number = 17", 'number = "17"', "number: Expected `int`", ""),
         ("number = 17", "number = 16", "number 16", ""),
         ("[[major]]", "[[mayor]]", "mayor", "did you mean 'major'"),
         ("= 17", "17", "matrix.toml", ""),

@@ -325,6 +325,8 @@ def test_locked_is_what_was_proven(server: Server, tmp_path: Path) -> None:
     row = source.read_lock()["17"]
     assert (row.version, row.tree, row.sha256) == ("17.3", proven.digest, proven.sha256)
     assert row.proven == dt.date(2026, 1, 2)
+    source.write_lock([proven])
+    assert source.read_lock()["17"].proven > dt.date(2026, 1, 2), "proven once more"
     server.release("17.4", tarball(tree("17.4")))
     assert source.fetch(major(), refresh=True).version == "17.4"
     assert source.fetch(major(), locked=True).commit == proven.commit
