@@ -25,212 +25,48 @@ session itself takes; test-NN hands the rest to pytest.
 
 from __future__ import annotations
 
-import argparse
-import errno
-import functools
-import itertools
 import json
-import logging
-import os
-import re
-import select
-import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import nox
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # nox as a program has its own place there
 
 from ptrack_build import REPO, matrix
-from ptrack_build.errors import PtrackError, UsageError
-from ptrack_build.run import terminate_politely
+from ptrack_build.errors import UsageError
+from ptrack_build.sessions import (
+    REGISTERED,
+    Options,
+    check_majors,
+    filter_log,
+    leave_quietly,
+    minutes,
+    packages_options,
+    packages_wanted,
+    session,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable
 
     from ptrack_build.matrix import Major
-    from ptrack_build.package.making import Wanted
 
 nox.needs_version = ">=2026.8.10"
 nox.options.default_venv_backend = "none"
 nox.options.error_on_external_run = True
 nox.options.stop_on_first_error = False
 
-
-def _worth_telling(record: logging.LogRecord) -> bool:
-    """Drop what does not matter here, and give a mistyped session's name a next step."""
-    if record.name.partition(".")[0] != "nox":  # which shows whatever any library logs
-        return record.levelno >= logging.WARNING
-    if str(record.msg).startswith("Sessions not found"):
-        record.msg = f"{record.msg}\nnext: ./nox -l lists the sessions"
-    # No session has an environment of nox's, so that there is no uv is nothing to tell.
-    return "uv binary" not in str(record.msg)
-
-
-for _handler in logging.getLogger().handlers:
-    _handler.addFilter(_worth_telling)
-
-try:
-    MATRIX = matrix.load()
-except UsageError as _error:
-    sys.exit(f"nox: {_error}")
-
 FAMILIES = ("build", "test", "demo", "mutants", "bench", "deb", "rpm", "reproduce")
 
-# nox names no neighbours of a session that does not exist; what stands after -- is the session's
-for _word in itertools.takewhile(lambda word: word != "--", sys.argv[1:]):
-    _asked = re.fullmatch(rf"({'|'.join(FAMILIES)})-([\w.]+)", _word)
-    if _asked and _asked[2] not in MATRIX.names and _word != "bench-build":
-        try:
-            MATRIX.major(_asked[2])
-        except UsageError as _error:
-            sys.exit(f"nox: {_error}")
-
-
-class Options(argparse.ArgumentParser):
-    """What stands after `--`; a mistake there is an error like any other."""
-
-    def __init__(self, session: nox.Session) -> None:
-        super().__init__(prog=f"./nox -s {session.name} --", add_help=True, allow_abbrev=False)
-        self.add_argument("--debug", action="store_true", help="show tracebacks")
-        self.session = session
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        """Raise what is reported without a traceback."""
-        raise UsageError(message, hint=f"./nox -s {self.session.name} -- --help")
-
-    def read(self) -> argparse.Namespace:
-        """All words must be known."""
-        return self.parse_args(self.session.posargs)
-
-    def read_some(self) -> tuple[argparse.Namespace, list[str]]:
-        """Unknown words are somebody else's."""
-        return self.parse_known_args(self.session.posargs)
-
-
-def minutes(text: str) -> float:
-    """A length of time as the options take it."""
-    number = float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else 0.0
-    if number <= 0:
-        what = f"{text!r} is no number of minutes above 0"
-        raise argparse.ArgumentTypeError(what)
-    return number
-
-
-#: Settings that may be a path; one that is relative is so to where nox was called from.
-PLACES = (
-    "PTRACK_CACHE", "PTRACK_SOURCE", "PTRACK_PG_GIT", "PTRACK_SIGNING_KEY", "PTRACK_TEST_DIR",
-    "PTRACK_VENV",
-)  # fmt: skip
-
-
-def from_where_nox_was_called(session: nox.Session) -> None:
-    """Make relative paths in settings absolute: a session runs in the checkout."""
-
-    def placed(name: str, word: str) -> str:
-        path = Path(session.invoked_from) / word
-        # the others may be the name of a provider, an address, or a fingerprint
-        sure = name in {"PTRACK_CACHE", "PTRACK_TEST_DIR", "PTRACK_VENV"}
-        return str(path) if not word.startswith(("/", "~")) and (sure or path.exists()) else word
-
-    for name in PLACES:
-        if value := os.environ.get(name):
-            # repositories to be asked in turn
-            words = value.split() if name == "PTRACK_PG_GIT" else [value]
-            os.environ[name] = " ".join(placed(name, word) for word in words)
-
-
-def stopped(session: nox.Session, message: str) -> NoReturn:
-    """End a session with a message, whose last line is the next step and may be pasted.
-
-    It is not nox's reason for the end: behind that nox writes a full stop, and how long it took.
-    """
-    logging.getLogger("nox").error("%s", message)
-    session.error()
-
-
-def nobody_reads() -> bool:
-    """Whether who read our output has gone, as `head` has when it has enough."""
-    output = select.poll()
-    output.register(1, 0)
-    return any(events & select.POLLERR for _, events in output.poll(0))
-
-
-def reported(function: Callable[[nox.Session], None]) -> Callable[[nox.Session], None]:
-    """Turn what went wrong into one message; --debug and PTRACK_DEBUG=1 show where."""
-
-    @functools.wraps(function)
-    def wrapper(session: nox.Session) -> None:
-        terminate_politely()
-        from_where_nox_was_called(session)
-        debug = "--debug" in session.posargs or os.environ.get("PTRACK_DEBUG", "") not in {"", "0"}
-        try:
-            function(session)
-        except PtrackError as error:
-            if debug:
-                raise
-            stopped(session, str(error))
-        except OSError as error:
-            if isinstance(error, BrokenPipeError) and nobody_reads():
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be flushed
-                sys.exit(128 + signal.SIGPIPE)
-            if debug:
-                raise
-            hint = "-- --debug shows where"
-            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-                hint = "free some space, or set PTRACK_CACHE to where there is more"
-            stopped(session, f"{error}\nnext: {hint}")
-
-    return wrapper
-
-
-#: All sessions with their tags, in the order in which nox lists them.
-REGISTERED: dict[str, tuple[str, ...]] = {}
-
-
-def session(
-    name: str, *tags: str
-) -> Callable[[Callable[[nox.Session], None]], Callable[[nox.Session], None]]:
-    """Register a session that runs in nox's own Python and may run beside others."""
-
-    def register(function: Callable[[nox.Session], None]) -> Callable[[nox.Session], None]:
-        guarded = reported(function)
-        registered = nox.session(
-            name=name, python=False, tags=list(tags), default=False, allow_parallel=True
-        )
-        registered(guarded)
-        REGISTERED[name] = tags
-        return guarded
-
-    return register
-
-
-def packages_options(session: nox.Session, features: Collection[str]) -> Options:
-    """What all sessions take that make packages. features: what they can do without."""
-    from ptrack_build.package.making import JIT
-
-    options = Options(session)
-    options.add_argument("--locked", action="store_true", help="what matrix.lock records")
-    what = "leave it out of the server"
-    options.add_argument(
-        "--without", action="append", default=[], choices=sorted(features), help=what
-    )
-    what = f"the same as --without {JIT}"
-    options.add_argument("--no-jit", dest="without", action="append_const", const=JIT, help=what)
-    return options
-
-
-def packages_wanted(session: nox.Session, features: Collection[str]) -> Wanted:
-    """What is asked of a session whose packages are published, here or in a container."""
-    from ptrack_build.package.making import Wanted
-
-    options = packages_options(session, features)
-    what = "in a container of it: debian:trixie, fedora:43"
-    options.add_argument("--image", default="", help=what)
-    given = options.read()
-    return Wanted(locked=given.locked, without=tuple(sorted(set(given.without))), image=given.image)
+filter_log()
+leave_quietly()
+try:
+    MATRIX = matrix.load()
+    check_majors(sys.argv[1:], FAMILIES, MATRIX)
+except UsageError as _error:
+    sys.exit(f"nox: {_error}")
 
 
 def major_sessions(major: Major) -> None:

@@ -260,10 +260,21 @@ def test_an_unknown_session_is_told_what_to_do_next() -> None:
     assert "Sessions not found: bild-17\nnext: ./nox -l" in asked.stderr
 
 
+def test_an_unknown_tag_is_told_the_known_ones() -> None:
+    asked = nox("-t", "pg99")
+    assert asked.returncode == 3
+    last, after = asked.stderr.splitlines()[-1], "next: take one of "
+    assert last.startswith(after)
+    tags = last.removeprefix(after).split(", ")
+    assert tags[-len(NAMES) :] == [f"pg{name}" for name in NAMES]
+    assert {"all", "bench", "check", "package", "demo", "reproduce"} <= set(tags)
+
+
 def test_what_libraries_log_is_not_shown_unless_it_matters(checkout: Path) -> None:
     with (checkout / "noxfile.py").open("a") as noxfile:
         noxfile.write(
             '\n\n@session("talk")\ndef talk(session: nox.Session) -> None:\n    """Talk."""\n'
+            "    import logging\n"
             '    logging.getLogger("some.library").info("noise")\n'
             '    logging.getLogger("some.library").warning("trouble")\n'
         )
@@ -279,6 +290,7 @@ def test_relative_settings_are_so_to_where_nox_is_called(checkout: Path, tmp_pat
     with (checkout / "noxfile.py").open("a") as noxfile:
         noxfile.write(
             '\n\n@session("tell")\ndef tell(session: nox.Session) -> None:\n    """Tell."""\n'
+            "    import os\n    from ptrack_build.sessions import PLACES\n"
             "    print(*[os.environ.get(name) for name in PLACES], sep=chr(10))\n"
         )
     here = tmp_path / "elsewhere"
@@ -339,7 +351,7 @@ def test_the_next_step_ends_where_its_line_does(checkout: Path) -> None:
     """It is to be pasted into a shell: nothing of nox's, a full stop or a time, is behind it."""
     with (checkout / "noxfile.py").open("a") as noxfile:
         noxfile.write(
-            "\n\nimport time\n"
+            "\n\nimport errno\nimport time\n"
             "from ptrack_build.errors import HostError\n"
             '@session("lack")\ndef lack(session: nox.Session) -> None:\n    """Lack."""\n'
             "    time.sleep(1.1)\n"
@@ -361,26 +373,45 @@ def test_the_next_step_ends_where_its_line_does(checkout: Path) -> None:
     ]
 
 
-def test_a_reader_that_has_enough_ends_a_session_quietly() -> None:
-    """As `./nox -s matrix | head` does."""
+def unread(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run nox where nobody reads what it prints."""
     reader, writer = os.pipe()
     os.close(reader)
     try:
-        asked = subprocess.run(
-            [sys.executable, "-m", "nox", "-s", "matrix"], cwd=REPO, stdin=subprocess.DEVNULL,
+        return subprocess.run(
+            [sys.executable, "-m", "nox", *words], cwd=REPO, stdin=subprocess.DEVNULL,
             stdout=writer, stderr=subprocess.PIPE, text=True, check=False, timeout=120,
-            env={**os.environ, "NOX_SCRIPT_MODE": "none"},
+            env={**os.environ, "NOX_SCRIPT_MODE": "none", "PYTHONUNBUFFERED": ""},
         )  # fmt: skip
     finally:
         os.close(writer)
+
+
+def test_a_reader_that_has_enough_ends_a_session_quietly() -> None:
+    """As `./nox -s matrix | head` does."""
+    asked = unread("-s", "matrix")
     assert asked.stderr == "nox > Running session matrix\n"
     assert asked.returncode == 128 + signal.SIGPIPE
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["-l"], 128 + signal.SIGPIPE),
+        (["-l", "--json", "-s", "matrix"], 0),  # short: it is noticed at the very end
+    ],
+)
+def test_a_reader_that_has_enough_ends_the_listing_quietly(words: list[str], status: int) -> None:
+    asked = unread(*words)
+    assert asked.stderr == ""
+    assert asked.returncode == status
 
 
 def test_a_pipe_of_another_kind_that_breaks_is_an_error(checkout: Path) -> None:
     with (checkout / "noxfile.py").open("a") as noxfile:
         noxfile.write(
-            '\n\n@session("ask")\ndef ask(session: nox.Session) -> None:\n    """Ask."""\n'
+            "\n\nimport errno\n"
+            '@session("ask")\ndef ask(session: nox.Session) -> None:\n    """Ask."""\n'
             '    raise BrokenPipeError(errno.EPIPE, "the engine is gone")\n'
         )
     asked = nox("-s", "ask", cwd=checkout)
