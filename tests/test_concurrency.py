@@ -51,7 +51,8 @@ def test_checkpoint_storm(factory: Factory) -> None:
     cluster = factory.create(checksums=True, max_connections=30)
     cluster.run("pgbench", "-i", "-s", "1", "--quiet")
     snapshots = [oracle.take(cluster)]
-    with factory.pgbench(cluster, seconds=4, clients=6), repeated(cluster.checkpoint):
+    load = factory.pgbench(cluster, seconds=60, clients=6, at_most=True)
+    with load, repeated(cluster.checkpoint):
         for _ in range(4):
             time.sleep(0.6)
             # not at rest: newer than its LSN in places, which asks less of the map, not more
@@ -169,7 +170,8 @@ def test_backup_during_flushes(factory: Factory, *, fsync: bool) -> None:
     parent = client.full(cluster)
     # nothing reads it before it is restored: its marks are those that came with the map
     cluster.sql("UPDATE t SET i = -i WHERE i % 150 = 0")
-    with factory.pgbench(cluster, seconds=4), repeated(cluster.checkpoint):
+    load = factory.pgbench(cluster, seconds=60, at_most=True)
+    with load, repeated(cluster.checkpoint):
         backup = client.incremental(cluster, parent)
         base = factory.base_backup(cluster, "base", "-X", "stream")
     target = factory.empty("restored")
