@@ -15,7 +15,9 @@
  * crash, also in replay.  Replay may be a standby's: restartpoints, backups
  * and queries once it calls itself consistent, WAL that comes, promotion.  One
  * that was promoted and crashed before a checkpoint has ended does so where
- * that recovery ended; one that crashes in replay, when it is.
+ * that recovery ended, and one that crashed in production where its own WAL
+ * ended then, however often they crash in replay after that; any other one,
+ * when it is consistent.
  *
  * One process makes the cluster's steps in any order.  Writes of the pool,
  * and marks that have to be durable, are one step, for their own steps are
@@ -58,9 +60,11 @@ byte record[POSITIONS];
 byte control_redo = 3;
 byte position;			/* of replay */
 byte consistent;		/* where replay is, or was, past what had been on disk */
-byte ended;				/* where the last recovery ended, until a checkpoint has: minRecoveryPoint */
+byte ended;				/* minRecoveryPoint, where it is behind the disk, or may come to be */
+bool production;		/* pg_control does not say that it was in recovery */
 byte claimed;			/* where the server calls itself consistent */
 byte known;				/* control_redo as this life began; 0 where claimed is past the disk */
+bool ahead;				/* the map's, of this life */
 byte redo;				/* of the checkpoint that is under way, or 0 */
 bool flushed;			/* and whether its header is written */
 
@@ -82,6 +86,7 @@ bool replayed;
 byte file_slot[2];
 byte file_redo = 3;
 byte file_whole;
+bool file_ahead;
 
 /* a backup, and whether what is on disk differs from its copies */
 byte since;
@@ -216,7 +221,7 @@ inline forget()
 	slot[0] = 0; slot[1] = 0; whole_lsn = 0; replayed = false;
 	pool[0] = 0; pool[1] = 0;
 	cutting = 0; appending = 0; growing = 0; copying = 0; next = 0;
-	redo = 0; flushed = false; position = 0; consistent = 0; claimed = 0; known = 0
+	redo = 0; flushed = false; position = 0; consistent = 0; claimed = 0; known = 0; ahead = false
 }
 
 /* judge_file; a map that is refused begins anew, and is not asked: load.pml has that */
@@ -245,11 +250,27 @@ inline start(with)
 	:: clean -> state = running
 	:: !clean ->
 		state = replaying; position = control_redo; consistent = ins;
+		claimed = (ended != 0 -> ended : ins);
 		if
-		:: ended != 0 -> claimed = ended; known = control_redo
-		:: else -> claimed = ins
+		:: library ->
+			ahead = file_ahead;
+			if :: production && ended != 0 -> ahead = true :: else fi;
+			if :: ahead && ended != 0 -> known = control_redo :: else fi;
+			/* RULE AHEAD_LATER ptrack_file_start (mapload.c): ahead is not set where there is no minRecoveryPoint */
+#ifndef NO_AHEAD_LATER
+			if :: production -> ahead = true :: else fi;
+#endif
+			/* RULE AHEAD note_in_file (mapload.c): the flag is not set */
+#ifndef NO_AHEAD
+			file_ahead = ahead;
+#endif
+			/* the background writer does not move what it has not found */
+			if :: production && ended == 0 -> ended = ins :: else fi
+		/* what it leaves of that is a limit (docs/model.md) */
+		:: !library -> ended = 0
 		fi
 	fi;
+	production = false;
 	clean = false
 }
 
@@ -272,6 +293,7 @@ inline flush()
 		fi;
 		RAISE(durable, redo);
 		file_redo = redo; file_whole = whole_lsn;
+		file_ahead = (state == running -> false : ahead);
 		file_slot[0] = slot[0]; file_slot[1] = slot[1]
 	:: else
 	fi;
@@ -288,7 +310,11 @@ inline update_control()
 	do :: i < redo -> record[i] = 0; i++ :: else -> break od;
 	i = 0;
 	control_redo = redo;
-	ended = 0;
+	if
+	:: state == running -> ended = 0
+	:: state != running && ended != 0 -> RAISE(ended, redo)
+	:: else
+	fi;
 	redo = 0;
 	flushed = false;
 	compare_all()
@@ -300,7 +326,7 @@ inline stop()
 	do :: i < ins -> record[i] = 0; i++ :: else -> break od;
 	i = 0;
 	ins = durable;
-	if :: state == replaying -> ended = 0 :: else fi;
+	production = state == running;
 	state = stopped; library = true;
 	forget()
 }

@@ -201,7 +201,7 @@ def _promoted_and_killed(factory: Factory, *, images: bool) -> tuple[Cluster, Sn
     snapshot = oracle.take(standby, primary=primary)
     primary.sql("UPDATE other SET i = -i")
     standby.catch_up(primary)
-    primary.stop()
+    primary.stop()  # a checkpoint, of which the standby makes no restartpoint yet
     redo = standby.redo()
     standby.promote()  # its checkpoint takes its time
     promoted = standby.flush_wal()
@@ -264,21 +264,37 @@ def test_asked_before_redo_has_come_to_what_is_on_disk(
     assert "may be consistent before it has come to what is on disk" in standby.log_text()
 
 
+def test_asked_early_after_a_restartpoint(factory: Factory) -> None:
+    standby, snapshot, promoted, written = _promoted_and_killed(factory, images=True)
+    standby.configure(recovery_target_lsn=lsn.show(promoted), recovery_target_action="pause")
+    standby.start()
+    redo = standby.redo()
+    standby.checkpoint()
+    assert standby.redo() > redo, "no restartpoint"
+    _killed_again(standby)
+    assert standby.position() < written
+    assert 0 < standby.init_lsn() <= snapshot.lsn
+    oracle.look(snapshot, standby)
+
+
+def _stopped_in_crash_recovery(factory: Factory, cluster: Cluster) -> None:
+    """Start after a kill, and stop when it has begun to recover: pg_control says that it has."""
+    with Fault(cluster, factory.shared) as orders:
+        orders.order("pg_control$", Kind.WRITE, Action.STOP_AFTER)
+        cluster.start(wait=False)
+        orders.wait()
+        with beside(lambda: cluster.stop("fast")):
+            cluster.wait_for(lambda: "fast shutdown request" in cluster.log_text(), "the request")
+            orders.clear()
+    assert cluster.control()["Database cluster state"] == "shut down in recovery"
+
+
 @pytest.mark.skipif(fault.compiler() is None, reason="needs a C compiler")
 def test_stopped_in_recovery_and_asked_early_as_a_standby(factory: Factory) -> None:
-    """pg_control says that it was stopped in recovery; it had been promoted, and killed."""
+    """It had been promoted, and killed."""
     standby, snapshot, promoted, written = _promoted_and_killed(factory, images=True)
     (standby.data / "standby.signal").unlink()
-    with Fault(standby, factory.shared) as orders:
-        orders.order("pg_control$", Kind.WRITE, Action.STOP_AFTER)
-        standby.start(wait=False)
-        orders.wait()
-        with beside(lambda: standby.stop("fast")):
-            standby.wait_for(lambda: "fast shutdown request" in standby.log_text(), "the request")
-            orders.clear()
-    checkpointer = standby.major >= 15  # which takes a restartpoint
-    state = "shut down in recovery" if checkpointer else "in crash recovery"
-    assert standby.control()["Database cluster state"] == state
+    _stopped_in_crash_recovery(factory, standby)
     standby.write("standby.signal", "")
     standby.configure(recovery_target_lsn=lsn.show(promoted), recovery_target_action="pause")
     standby.start()
@@ -287,7 +303,8 @@ def test_stopped_in_recovery_and_asked_early_as_a_standby(factory: Factory) -> N
     oracle.look(snapshot, standby)
 
 
-def test_killed_primary_as_a_standby_killed_again(factory: Factory) -> None:
+@pytest.mark.parametrize("stopped", [False, True], ids=["at once", "after a stop in recovery"])
+def test_killed_primary_as_a_standby_killed_again(factory: Factory, *, stopped: bool) -> None:
     """Its background writer, which asked while there was none, never moves minRecoveryPoint.
 
     A test cannot make it write a certain page: another process does, and pg_control is put back.
@@ -299,6 +316,10 @@ def test_killed_primary_as_a_standby_killed_again(factory: Factory) -> None:
     first.sql("SELECT pg_switch_wal()")
     second.catch_up(first)
     first.kill_all()
+    if stopped:
+        if fault.compiler() is None:
+            pytest.skip("needs a C compiler")
+        _stopped_in_crash_recovery(factory, first)
     second.promote()
     first.write("standby.signal", "")
     first.configure(primary_conninfo=second.conninfo(), recovery_target_timeline="latest")

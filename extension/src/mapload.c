@@ -282,6 +282,10 @@ note_in_file(void)
 		header->flags |= HEADER_AHEAD;
 	header->crc = mapheader_crc(&header_page);
 	fd = BasicOpenFile(PTRACK_FILE, O_RDWR | PG_BINARY);
+	if (fd < 0 && (errno == EMFILE || errno == ENFILE))
+		ereport(FATAL,			/* as in judge_file */
+				(errcode_for_file_access(),
+				 errmsg("ptrack init: could not open map file \"%s\": %m", ptrack_map_path())));
 	ok = fd >= 0 && ptrack_write(fd, &header_page, sizeof(header_page), 0) && pg_fsync(fd) == 0;
 	if (!ok)
 		ereport(WARNING,
@@ -305,7 +309,6 @@ ptrack_file_start(void)
 	PtrackReset reset;
 	bool		crc_ok;
 	bool		labelled;
-	bool		killed;
 
 	control = get_controlfile(DataDir, &crc_ok);
 	if (!crc_ok)
@@ -323,8 +326,7 @@ ptrack_file_start(void)
 	 * minRecoveryPoint is that of the end of an earlier recovery, after which
 	 * the server took writes and was killed before a checkpoint had ended
 	 */
-	killed = killed_in_production(control, labelled);
-	shared->ahead = killed && control->minRecoveryPoint != 0;
+	shared->ahead = control->minRecoveryPoint != 0 && killed_in_production(control, labelled);
 
 	ptrack_unlink(PTRACK_FILE_TMP);
 	ptrack_unlink(PTRACK_FILE_MMAP);
@@ -339,14 +341,15 @@ ptrack_file_start(void)
 			shared->ahead = true;
 	}
 
-	/* without one, all of the server's own WAL comes before */
 	shared->early = archive_recovery() && shared->ahead && control->minRecoveryPoint != 0;
 
 	/*
-	 * That sets one, which the background writer and the checkpointer, who
-	 * have asked before, do not move in all of this start.
+	 * Without one, archive recovery begins with all of the server's own WAL,
+	 * and sets it then.  The background writer and the checkpointer, who have
+	 * asked before, do not move it in all of this start.
 	 */
-	if (archive_recovery() && killed)
+	if (archive_recovery() && !labelled && control->minRecoveryPoint == 0 &&
+		control->state != DB_SHUTDOWNED)
 		shared->ahead = true;
 
 	if (reset == PTRACK_RESET_NONE)
