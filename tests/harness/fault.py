@@ -126,16 +126,21 @@ class Fault:
     ) -> None:
         """Act on the number-th call of these kinds on a file whose path has the text in it.
 
+        Who is stopped goes on when the order stands: whoever waits for that one comes upon it.
+
         text: or one of several, with ``|`` between them; with ``$``, at the path's end.
         onwards: on all that follow as well. Counts from nothing.
         """
         control = self._control
         control.armed = 0
+        waiting = control.stopped
         control.kinds, control.action, control.number = int(kinds), int(action), number
         control.error, control.onwards = error, int(onwards)
-        control.count = control.stopped = 0
+        control.count = 0
         control.text = text.encode()
         control.armed = 1
+        if waiting and control.stopped == waiting:
+            control.stopped = 0
 
     @property
     def count(self) -> int:
