@@ -333,6 +333,8 @@ FAILS = (1, 2, 3, 5)
 
 #: A backup may wait for a lock of the writer that is held.
 _HOLD_SECONDS = 1.0
+#: A standby that has replayed nothing for so long has nothing more to replay.
+_SETTLED_SECONDS = 0.3
 _POLL_SECONDS = 0.002
 
 _LOG_TAIL = 6000
@@ -816,6 +818,12 @@ _NOT_OURS = re.compile(
     r"|removing future two-phase state file [^\n]*\n[^\n]*TRAP: [^\n]*\(xid, XidFromFullTransaction"
     # from 16 on the init fork of an unlogged bloom index is not logged, and is zeros after a crash
     r"|TRAP: [^\n]*pd_special[^\n]*\n[^\n]*\n[^\n]*/bloom\.so"
+    # a standby that is killed before a restartpoint replays a database's move once more, when what
+    # it was moved from is gone: it empties the new place, and copies nothing
+    r'|FATAL:  "(base|pg_tblspc)/[^"]+" is not a valid data directory'
+    # full_page_writes off: a standby that calls itself consistent before it has come to what is on
+    # disk finds a page missing that a later record has cut off
+    r"|PANIC:  WAL contains references to invalid pages"
 )
 
 
@@ -1406,6 +1414,46 @@ class Machine(RuleBasedStateMachine):
         self._drop(self.lead)
         self._lead, self.standby = node, None
         TALLY.counts["promotions"] += 1
+
+    @rule(
+        how=st.sampled_from(CRASHES),
+        evict=st.booleans(),
+        killed=_killed,
+        again=st.sampled_from((None, *ENDS)),
+    )
+    @_step
+    def demote(self, how: str, *, evict: bool, killed: list[int], again: str | None) -> None:
+        """The primary crashes, and is a standby of nobody until it is promoted."""
+        self._drop_standby()
+        lead = self.lead
+        if evict:
+            lead.cluster.evict()
+        lead.end(how)
+        self._leave()
+        lead.cluster.write("standby.signal", "")
+        lead.start(killed)
+        self._all_replayed()
+        if again is not None:
+            lead.look("a standby again")
+            lead.cluster.evict()
+            lead.end(again)
+            lead.forget_hints()
+            lead.cluster.start()
+            self._all_replayed()
+        lead.look("a standby again, and replayed")
+        lead.cluster.promote()
+        TALLY.counts["demotions"] += 1
+
+    def _all_replayed(self) -> None:
+        """Wait until the lead, a standby of nobody, has gone through the WAL that it has."""
+        cluster = self.lead.cluster
+
+        def settled() -> bool:
+            before = cluster.position()
+            time.sleep(_SETTLED_SECONDS)
+            return cluster.position() == before
+
+        cluster.wait_for(settled, "the end of replay")
 
     @property
     def _standby(self) -> Node:
