@@ -219,16 +219,19 @@ def _promoted_and_killed(factory: Factory, *, images: bool) -> tuple[Cluster, Sn
 def test_promoted_killed_and_a_standby_again(factory: Factory, *, images: bool) -> None:
     """Consistent at the end of its first recovery, it is behind its disk.
 
-    It is asked when it is a primary: before, the answer would be everything. Nothing of what redo
-    had to do is written by then.
+    While it is a standby the answer is everything; so it is asked as a primary, too, before and
+    after what redo had to do is written.
     """
     standby, snapshot, _, end = _promoted_and_killed(factory, images=images)
     standby.start()
     standby.wait_for(lambda: standby.position() >= end, "replay")
-    standby.promote()
     assert 0 < standby.init_lsn() <= snapshot.lsn
+    oracle.look(snapshot, standby)
+    standby.promote()
     found = oracle.look(snapshot, standby)
     assert found.reported < found.blocks / 2
+    standby.evict()
+    oracle.look(snapshot, standby)
     oracle.check(snapshot, standby, changed=7)
 
 

@@ -821,10 +821,10 @@ _NOT_OURS = re.compile(
     # a standby that is killed before a restartpoint replays a database's move once more, when what
     # it was moved from is gone: it empties the new place, and copies nothing
     r'|FATAL:  "(base|pg_tblspc)/[^"]+" is not a valid data directory'
-    # full_page_writes off: a standby that calls itself consistent before it has come to what is on
-    # disk finds a page missing that a later record has cut off
-    r"|PANIC:  WAL contains references to invalid pages"
 )
+#: And where full_page_writes has been off: a standby that calls itself consistent before it has
+#: come to what is on disk finds a page missing that a later record has cut off.
+_NOT_OURS_WITHOUT_IMAGES = re.compile(r"PANIC:  WAL contains references to invalid pages")
 
 
 def _step(method: Callable[_Given, None]) -> Callable[_Given, None]:
@@ -870,6 +870,7 @@ class Machine(RuleBasedStateMachine):
         self.sessions: dict[str, psycopg.Connection[Row]] = {}
         self.journal: list[str] = []
         self.failed = False
+        self.images = True  # full_page_writes has always been on
         self._lead: Node | None = None
         self._made = len(self.factory.made)
         TALLY.counts["examples"] += 1
@@ -878,8 +879,9 @@ class Machine(RuleBasedStateMachine):
 
     def _not_ours(self) -> bool:
         """Whether a server went down by a fault of PostgreSQL's; nothing else ends one so."""
-        logs = (node.cluster.log_text() for node in self.nodes())
-        return any(_NOT_OURS.search(log) for log in logs)
+        known = [_NOT_OURS] if self.images else [_NOT_OURS, _NOT_OURS_WITHOUT_IMAGES]
+        logs = [node.cluster.log_text() for node in self.nodes()]
+        return any(words.search(log) for words in known for log in logs)
 
     def _failed(self, error: BaseException) -> None:
         """Keep what led to it, for a failure that does not come again has no smaller example."""
@@ -996,6 +998,7 @@ class Machine(RuleBasedStateMachine):
     ) -> None:
         """Choose the cluster."""
         self.checksums = checksums
+        self.images = full_page_writes
         self.settings = {
             "wal_log_hints": wal_log_hints,
             "full_page_writes": full_page_writes,
@@ -1102,6 +1105,7 @@ class Machine(RuleBasedStateMachine):
     @_step
     def full_page_writes(self, *, on: bool) -> None:
         """On or off by a reload."""
+        self.images = self.images and on
         self.lead.cluster.reload(full_page_writes=on)
 
     # ---- backups of the primary
