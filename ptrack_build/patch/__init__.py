@@ -208,7 +208,7 @@ def _fit(objects: Objects, source: SourceTree, templates: Path, patches: Path) -
         if error is None:
             outcome = f"rendered anew from templates/core; commit what `./{HINT}` writes"
         else:
-            outcome = "templates/core do not fit that source either"
+            outcome = "templates/core do not fit that source"
         return _Fit(
             how="rendered",
             old=old,
@@ -235,21 +235,19 @@ def _fit(objects: Objects, source: SourceTree, templates: Path, patches: Path) -
             f"{shown} ({diff.against}) does not apply to PostgreSQL {source.version}: {reasons}"
         )
         return again(reason, diff.against, changed)
-    notes: tuple[str, ...] = ()
     if error is not None:
-        notes = (f"the templates do not fit PostgreSQL {source.version} any more: {error.what}",)
-        new, error = applied.files, None
-    elif applied.files != {**old, **rendered}:
+        # git may find its place for a hunk where the code around it has become another
+        reason = f"{shown} ({diff.against}) still applies to PostgreSQL {source.version}"
+        return again(reason, diff.against, changed)
+    if applied.files != {**old, **rendered}:
         reason = f"{shown} ({diff.against}) puts lines elsewhere in PostgreSQL {source.version}"
         return again(reason, diff.against, changed)
-    else:
-        new = rendered
     return _Fit(
         how="offset" if changed else "applied",
         old=old,
-        new=new,
+        new=rendered,
         changed=changed,
-        notes=notes,
+        notes=(),
         against=diff.against,
     )
 
@@ -264,8 +262,8 @@ def apply(
     """The source with the core patch, exported below the cache.
 
     What the committed diff is of no use for is rendered anew, and said. Raises PatchError where the
-    templates do not fit either, with template, edit and the closest places, and where there is no
-    committed diff at all.
+    templates do not fit, with template, edit and the closest places, whether the diff applies or
+    not, and where there is no committed diff at all.
     """
     memo = _memo(source, templates, patches)
     with _keeping():

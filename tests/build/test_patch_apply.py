@@ -47,13 +47,21 @@ end
 HEADER_TEMPLATE = "new\ninsert\n#ifndef HOOKS_H\nextern void (*hook) (int);\n#endif\nend\n"
 
 
-def body(*, above: int = 0, step: str = "step50(x);", near: str = "step48(x);") -> str:
+def body(
+    *,
+    above: int = 0,
+    step: str = "step50(x);",
+    near: str = "step48(x);",
+    far: str = "step90(x);",
+    name: str = "work",
+) -> str:
     """A file of one function of a hundred lines, `above` lines further down."""
     steps = [f"\tstep{number}(x);" for number in range(100)]
+    steps[90] = f"\t{far}"
     steps[50] = f"\t{step}"
     steps[48] = f"\t{near}"
     head = ['#include "body.h"', *(f"static int a{number};" for number in range(5))]
-    lines = [*head, *["/* above */"] * above, "void", "work(int x)", "{"]
+    lines = [*head, *["/* above */"] * above, "void", f"{name}(int x)", "{"]
     return "\n".join([*lines, *steps, "}", ""])
 
 
@@ -378,12 +386,12 @@ def test_what_could_not_be_rendered_anew_is_not_said_to_be(
         world.apply(source)
     (said,) = [line for line in capsys.readouterr().out.splitlines() if "DRIFT" in line]
     assert "does not apply to PostgreSQL 17.3" in said
-    assert said.endswith("; templates/core do not fit that source either")
+    assert said.endswith("; templates/core do not fit that source")
     assert "rendered anew" not in said
     assert "commit" not in said
     row = world.drift(source)
     assert row.status == "conflict"
-    assert row.notes[0].endswith("; templates/core do not fit that source either")
+    assert row.notes[0].endswith("; templates/core do not fit that source")
     assert row.notes[1].startswith(
         "templates/core/src/backend/body.c.j2:6: this edit matches nowhere"
     )
@@ -473,6 +481,26 @@ def test_a_source_that_no_edit_fits(world: World) -> None:
     assert "core/src/backend/body.c.j2:6: this edit matches nowhere" in caught.value.what
     assert "src/backend/body.c:60: step50(x) ;" in caught.value.what
     assert list((cache.root() / "tree").glob("*")) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"name": "work_of_mine"}, r"body.c.j2:6: src/backend/body.c .* has no function work\n"),
+        ({"far": "step50(x);"}, r"body.c.j2:6: this edit matches twice"),
+    ],
+)
+def test_a_diff_that_applies_where_the_templates_do_not_fit_is_refused(
+    world: World, capsys: pytest.CaptureFixture[str], changed: dict[str, str], why: str
+) -> None:
+    world.render(world.source())
+    source = world.source("17.3", **changed)  # type: ignore[arg-type]
+    with pytest.raises(PatchError, match=why):
+        world.apply(source)
+    said = capsys.readouterr().out
+    assert "17.2) still applies to PostgreSQL 17.3; templates/core do not fit that source\n" in said
+    assert list((cache.root() / "tree").glob("*")) == []
+    assert world.drift(source).status == "conflict"
 
 
 def test_the_mirror_stays_as_it_is(world: World) -> None:
