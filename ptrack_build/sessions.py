@@ -190,6 +190,8 @@ def reported(function: Callable[[nox.Session], None]) -> Callable[[nox.Session],
             hint = "-- --debug shows where"
             if error.errno in {errno.ENOSPC, errno.EDQUOT}:
                 hint = "free some space, or set PTRACK_CACHE to where there is more"
+            if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+                hint = "see whose it is, or set PTRACK_CACHE to a directory of your own"
             stopped(session, f"{error}\nnext: {hint}")
 
     return wrapper

@@ -402,7 +402,7 @@ def test_header_that_claims_more(cluster: Cluster) -> None:
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 def test_flipped_byte_is_an_incorrect_checksum(cluster: Cluster, mode: str) -> None:
-    """The text that pg_probackup's own tests look for."""
+    """The text that pg_probackup's own tests look for, and 2.4's other line."""
     snapshot = before(cluster)
     cluster.sql(CHANGE)
     cluster.checkpoint()
@@ -413,8 +413,13 @@ def test_flipped_byte_is_an_incorrect_checksum(cluster: Cluster, mode: str) -> N
     mark = cluster.log_size()
     cluster.start()
     refused(snapshot, cluster)
-    expected = f'WARNING:  ptrack read map: incorrect checksum of file "{cluster.map}"'
-    cluster.wait_for(lambda: expected in cluster.log_text(mark), "the WARNING", 10)
+    expected = [
+        f'WARNING:  ptrack read map: incorrect checksum of file "{cluster.map}"',
+        f'WARNING:  ptrack init: broken map file "{cluster.map}", deleting',
+    ]
+    cluster.wait_for(
+        lambda: all(each in cluster.log_text(mark) for each in expected), "the WARNINGs", 10
+    )
 
 
 @pytest.mark.parametrize("seed", range(12))

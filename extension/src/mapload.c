@@ -147,6 +147,17 @@ same_history(const MapHeader *header, XLogRecPtr start_redo, TimeLineID start_tl
 }
 
 /*
+ * What follows a WARNING that says what is wrong; the line that 2.4 has for it.
+ */
+static void
+warn_broken(void)
+{
+	ereport(WARNING,
+			(errcode(ERRCODE_DATA_CORRUPTED),
+			 errmsg("ptrack init: broken map file \"%s\", deleting", ptrack_map_path())));
+}
+
+/*
  * Why the file must not be taken over, or PTRACK_RESET_NONE with its header
  * in header_page.  Says so in the log.
  */
@@ -197,8 +208,8 @@ judge_file(const ControlFileData *control, XLogRecPtr start_redo, TimeLineID sta
 	{
 		ereport(WARNING,
 				(errmsg("ptrack read map: map format version %u in the file \"%s\" is incompatible with format %u of this library",
-						header->format, ptrack_map_path(), PTRACK_FORMAT),
-				 errdetail("The file is deleted, and a new map begun.")));
+						header->format, ptrack_map_path(), PTRACK_FORMAT)));
+		warn_broken();
 		return PTRACK_RESET_FOREIGN;
 	}
 	if (memcmp(header->magic, PTRACK_MAGIC, sizeof(header->magic)) != 0 ||
@@ -207,8 +218,8 @@ judge_file(const ControlFileData *control, XLogRecPtr start_redo, TimeLineID sta
 	{
 		ereport(WARNING,
 				(errcode(ERRCODE_DATA_CORRUPTED),
-				 errmsg("ptrack read map: incorrect checksum of file \"%s\"", ptrack_map_path()),
-				 errdetail("The file is deleted, and a new map begun.")));
+				 errmsg("ptrack read map: incorrect checksum of file \"%s\"", ptrack_map_path())));
+		warn_broken();
 		return PTRACK_RESET_DAMAGED;
 	}
 	if (header->sysid != control->system_identifier ||
@@ -415,6 +426,7 @@ begin_anew(void)
 {
 	PtrackShared *shared = ptrack_shared;
 
+	warn_broken();
 	shared->exists = !ptrack_file_remove();
 	shared->in_place = false;
 	shared->fresh = true;
@@ -474,8 +486,7 @@ ptrack_read_pages(int fd, uint32 number, uint32 n)
 	{
 		ereport(WARNING,
 				(errcode_for_file_access(),
-				 errmsg("ptrack read map: could not read map file \"%s\": %m", ptrack_map_path()),
-				 errdetail("The file is deleted, and a new map begun.")));
+				 errmsg("ptrack read map: could not read map file \"%s\": %m", ptrack_map_path())));
 		begin_anew();
 		return;
 	}
@@ -487,8 +498,7 @@ ptrack_read_pages(int fd, uint32 number, uint32 n)
 		{
 			ereport(WARNING,
 					(errcode(ERRCODE_DATA_CORRUPTED),
-					 errmsg("ptrack read map: incorrect checksum of file \"%s\"", ptrack_map_path()),
-					 errdetail("The file is deleted, and a new map begun.")));
+					 errmsg("ptrack read map: incorrect checksum of file \"%s\"", ptrack_map_path())));
 			begin_anew();
 			return;
 		}
@@ -498,7 +508,7 @@ ptrack_read_pages(int fd, uint32 number, uint32 n)
 			ereport(WARNING,
 					(errcode(ERRCODE_DATA_CORRUPTED),
 					 errmsg("ptrack read map: incorrect checksum of file \"%s\"", ptrack_map_path()),
-					 errdetail("%u of %u pages are missing.  The file is deleted, and a new map begun.",
+					 errdetail("%u of %u pages are missing.",
 							   shared->file_used - shared->found_used, shared->file_used)));
 			begin_anew();
 			return;

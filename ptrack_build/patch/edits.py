@@ -195,7 +195,12 @@ def _rendered(name: str, file: Path, major: int) -> list[tuple[int, str]]:
     """The template's lines for a major, each with its number in the template."""
     import jinja2
 
-    source = file.read_text(encoding="utf-8").splitlines()
+    try:
+        source = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        at = file.read_bytes()[: error.start].count(b"\n") + 1
+        what = f"{name}:{at}: this is not UTF-8"
+        raise PatchError(what, hint="save it as UTF-8") from error
     marked = "\n".join(f"{line}{_MARK}{number}" for number, line in enumerate(source, 1))
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
     try:
@@ -203,9 +208,9 @@ def _rendered(name: str, file: Path, major: int) -> list[tuple[int, str]]:
     except jinja2.TemplateSyntaxError as error:
         what = f"{name}:{error.lineno}: {(error.message or '').replace(_MARK, 'end of line ')}"
         raise PatchError(what, hint="a tag must not go over the end of a line") from error
-    except jinja2.TemplateError as error:
-        what = f"{name}:{_line_of(error)}: {error.message}"
-        raise PatchError(what, hint="`major` is all there is") from error
+    except Exception as error:  # an expression in a tag may raise anything
+        what = f"{name}:{_line_of(error)}: {error}"
+        raise PatchError(what, hint="`major`, a number, is all there is") from error
     lines = []
     for line in out.split("\n"):
         text, _, number = line.rpartition(_MARK)

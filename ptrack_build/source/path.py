@@ -102,7 +102,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _from_worktree(want: Want, path: Path) -> str:
-    out = git(
+    asked = git(
         "-C",
         str(path),
         "status",
@@ -110,7 +110,14 @@ def _from_worktree(want: Want, path: Path) -> str:
         "-z",
         "--untracked-files=normal",
         "--no-renames",
-    ).stdout.decode(errors="replace")
+        check=False,
+    )
+    if asked.returncode:
+        said = asked.stderr.decode(errors="replace").strip().splitlines()
+        what = f"git cannot read {path}: {said[-1] if said else f'status {asked.returncode}'}"
+        hint = f"see `git -C {shlex.quote(str(path))} status`; clone it anew, or give a tarball"
+        raise BadSource(what, hint=hint)
+    out = asked.stdout.decode(errors="replace")
     states = [(line[:2], line[3:]) for line in out.split("\0") if line]
     unmerged = [n for s, n in states if "U" in s or s in {"AA", "DD"}]
     if unmerged:

@@ -358,10 +358,12 @@ def test_the_next_step_ends_where_its_line_does(checkout: Path) -> None:
             '    raise HostError("it lacks 100% of perl", hint="apt-get install -y perl")\n'
             '@session("full")\ndef full(session: nox.Session) -> None:\n    """Full."""\n'
             '    raise OSError(errno.ENOSPC, "full")\n'
+            '@session("lock")\ndef lock(session: nox.Session) -> None:\n    """Lock."""\n'
+            '    raise PermissionError(errno.EACCES, "Permission denied", "/c/lock")\n'
         )
-    asked = nox("-s", "lack", "full", cwd=checkout)
+    asked = nox("-s", "lack", "full", "lock", cwd=checkout)
     assert asked.returncode == 1
-    assert asked.stderr.splitlines()[:8] == [
+    assert asked.stderr.splitlines()[:12] == [
         "nox > Running session lack",
         "nox > it lacks 100% of perl",
         "next: apt-get install -y perl",
@@ -370,6 +372,10 @@ def test_the_next_step_ends_where_its_line_does(checkout: Path) -> None:
         "nox > [Errno 28] full",
         "next: free some space, or set PTRACK_CACHE to where there is more",
         "nox > Session full aborted.",
+        "nox > Running session lock",
+        "nox > [Errno 13] Permission denied: '/c/lock'",
+        "next: see whose it is, or set PTRACK_CACHE to a directory of your own",
+        "nox > Session lock aborted.",
     ]
 
 

@@ -63,7 +63,7 @@ def plan(tmp_path: Path, text: str, number: int = 17) -> edits.Plan:
     """The plan of the one template of a tree, src/a.c.j2."""
     template = tmp_path / "templates/core/src/a.c.j2"
     template.parent.mkdir(parents=True, exist_ok=True)
-    template.write_text(textwrap.dedent(text))
+    template.write_text(textwrap.dedent(text), encoding="utf-8", errors="surrogateescape")
     (found,) = edits.load(tmp_path / "templates/core", major(number))
     return found
 
@@ -308,6 +308,9 @@ def test_edits_out_of_order(tmp_path: Path) -> None:
         ("after a\ninsert\n{{ number }}\nend\n", r"a\.c\.j2:3: 'number' is undefined"),
         ("after a\n{% if %}\n", r"a\.c\.j2:2: "),
         ("after a\n{% if major\n>= 3 %}\n", r"a\.c\.j2:2: "),
+        ('after a\n{% if major >= "16" %}\n{% endif %}\n', r"a\.c\.j2:2: '>=' not supported"),
+        ("after a\n{{ 1 // 0 }}\n", r"a\.c\.j2:2: "),
+        ("after a\ninsert\n\udce4\nend\n", r"a\.c\.j2:3: this is not UTF-8"),
     ],
 )
 def test_errors_name_template_and_line(tmp_path: Path, text: str, message: str) -> None:

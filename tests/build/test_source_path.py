@@ -76,6 +76,13 @@ def test_a_conflicting_worktree(worktree: Path) -> None:
         fetch(worktree)
 
 
+def test_a_worktree_that_git_cannot_read(worktree: Path) -> None:
+    (worktree / ".git/index").write_bytes(b"no index")
+    with pytest.raises(BadSource, match=r"git cannot read .*: fatal: ") as caught:
+        fetch(worktree)
+    assert "clone it anew" in (caught.value.hint or "")
+
+
 def test_untracked_files_are_left_out(worktree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_tree(worktree, {"notes.txt": b"", "src/backend/x.c": b"ignored by .gitignore\n"})
     found = fetch(worktree)

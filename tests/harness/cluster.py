@@ -73,6 +73,10 @@ class StartFailed(AssertionError):
         self.log = log
 
 
+class NotInTime(AssertionError):
+    """What was waited for did not come."""
+
+
 def setting(value: Value) -> str:
     """A value as it is written in postgresql.conf."""
     if isinstance(value, bool):
@@ -284,7 +288,7 @@ class Cluster:
         except subprocess.TimeoutExpired:
             self.kill_all()
             what = f"{self.name} did not stop"
-            raise AssertionError(what) from None
+            raise NotInTime(what) from None
 
     def restart(self, mode: str = "fast", **settings: Value) -> None:
         """Stop, change settings, start."""
@@ -490,7 +494,7 @@ class Cluster:
         """Poll a condition; a connection that is refused meanwhile counts as not yet.
 
         Raises:
-            AssertionError: not in time.
+            NotInTime: it did not come to hold.
         """
         deadline = time.monotonic() + seconds
         while True:
@@ -499,7 +503,7 @@ class Cluster:
                     return
             if time.monotonic() > deadline:
                 text = f"{self.name}: waited {seconds:.0f} s for {what}"
-                raise AssertionError(text)
+                raise NotInTime(text)
             time.sleep(_POLL_SECONDS * 2)
 
     # ---- positions

@@ -58,7 +58,7 @@ from hypothesis.stateful import (
 )
 
 from tests.harness import client, files, lsn, mapfile, oracle, system, verify
-from tests.harness.cluster import PTRACK
+from tests.harness.cluster import PTRACK, NotInTime, StartFailed
 from tests.harness.fault import Action, Fault, Kind
 
 if TYPE_CHECKING:
@@ -591,7 +591,8 @@ class Node:
         def over() -> bool:
             log = cluster.log_text(before)
             # with workers of its own for I/O a postmaster outlives a recovery that fails, for ever
-            assert "TRAP: " not in log, log
+            if "TRAP: " in log:
+                raise StartFailed(cluster.name, log)
             _, crashed, after = log.partition("all server processes term")
             return not cluster.running or ("ready to accept" in after if crashed else False)
 
@@ -812,6 +813,9 @@ def _some(*parts: SearchStrategy[Any]) -> SearchStrategy[list[tuple[Any, ...]]]:
     return st.lists(st.tuples(*parts), min_size=1, max_size=4)
 
 
+#: How it is met that a server has gone down.
+_DOWN = (StartFailed, NotInTime, system.ProgramFailed, psycopg.OperationalError)
+
 #: What a server says that goes down by a fault of its own, with any PostgreSQL.
 _NOT_OURS = re.compile(
     # a crash at some points of an unlogged table's rewrite leaves files that are in the way of the
@@ -844,14 +848,14 @@ def _step(method: Callable[_Given, None]) -> Callable[_Given, None]:
         shown = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
         self.journal.append(f"{name}({shown})")
         began = time.monotonic()
+        logged = {node.cluster.root: node.cluster.log_size() for node in self.nodes()}
         try:
             method(*args, **kwargs)
             TALLY.steps[name] += 1
             TALLY.seconds[name] += time.monotonic() - began
             self.nothing_is_lost(f"after {name}({shown})")
         except BaseException as error:
-            ours = isinstance(error, oracle.LostBlocks)
-            if isinstance(error, (AssertionError, psycopg.Error)) and not ours and self._not_ours():
+            if isinstance(error, _DOWN) and self._not_ours(logged):
                 TALLY.counts["crashes PostgreSQL does not recover from"] += 1
                 hypothesis.reject()
             self._failed(error)
@@ -880,10 +884,14 @@ class Machine(RuleBasedStateMachine):
 
     # ---- plumbing
 
-    def _not_ours(self) -> bool:
-        """Whether a server went down by a fault of PostgreSQL's; nothing else ends one so."""
+    def _not_ours(self, logged: Mapping[Path, int]) -> bool:
+        """Whether a server went down by a fault of PostgreSQL's; nothing else ends one so.
+
+        Args:
+            logged: how much the servers had logged before this step, by their directories.
+        """
         known = [_NOT_OURS] if self.images else [_NOT_OURS, _NOT_OURS_WITHOUT_IMAGES]
-        logs = [node.cluster.log_text() for node in self.nodes()]
+        logs = [node.cluster.log_text(logged.get(node.cluster.root, 0)) for node in self.nodes()]
         return any(words.search(log) for words in known for log in logs)
 
     def _failed(self, error: BaseException) -> None:
