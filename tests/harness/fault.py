@@ -11,7 +11,7 @@ import ctypes
 import enum
 import errno
 import mmap
-import shutil
+import os
 import subprocess
 import threading
 import time
@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Self
 
 import psycopg
 
+from ptrack_build import host
+from ptrack_build.errors import HostError
 from tests.harness import system
 
 if TYPE_CHECKING:
@@ -73,9 +75,17 @@ class _Control(ctypes.Structure):
     )  # fmt: skip
 
 
-def compiler() -> str | None:
-    """What can compile the library."""
-    return next(filter(None, map(shutil.which, ("gcc", "cc", "clang"))), None)
+def compiler() -> list[str] | None:
+    """What compiles the library, as words: the build's own, or None on a machine that has none.
+
+    Raises HostError where CC names one that is not there.
+    """
+    try:
+        return host.compiler()
+    except HostError:
+        if os.environ.get("CC"):
+            raise
+        return None
 
 
 def library(shared: Path) -> Path:
@@ -83,7 +93,8 @@ def library(shared: Path) -> Path:
     path = shared / "fault.so"
     if not path.exists():
         made = shared / f"fault.{time.monotonic_ns()}.so"
-        argv = [compiler() or "cc", "-shared", "-fPIC", "-O1", "-o", str(made), str(SOURCE)]
+        options = ["-shared", "-fPIC", "-O1", "-o", str(made), str(SOURCE)]
+        argv = [*(compiler() or ["cc"]), *options]
         subprocess.run(argv, check=True, capture_output=True, text=True)
         made.chmod(0o755)
         made.rename(path)
