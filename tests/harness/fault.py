@@ -182,15 +182,37 @@ class Fault:
 
 
 @contextlib.contextmanager
-def beside(function: Callable[[], object]) -> Iterator[threading.Thread]:
-    """Something that may be held up, or end with its server."""
+def beside(
+    function: Callable[[], object],
+    *,
+    killed: bool = False,
+    fails: tuple[type[Exception], ...] = (),
+) -> Iterator[threading.Thread]:
+    """Something that may be held up; what it fails with is raised when the body has ended.
+
+    killed: it may lose its connection, as the body kills the server. fails: what else it may fail
+    with.
+    """
+    failures: list[BaseException] = []
 
     def run() -> None:
-        with contextlib.suppress(psycopg.Error, AssertionError):
+        try:
             function()
+        except fails:
+            pass
+        except BaseException as failure:  # noqa: BLE001
+            if not (killed and _lost(failure)):
+                failures.append(failure)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     yield thread
     thread.join(60)
     assert not thread.is_alive(), "it did not come to an end"
+    if failures:
+        raise failures[0]
+
+
+def _lost(failure: BaseException) -> bool:
+    """Whether it is the end of a connection, and no error that the server has sent."""
+    return isinstance(failure, psycopg.OperationalError) and failure.sqlstate is None
