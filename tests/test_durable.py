@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
 
 from tests.harness import files, oracle
@@ -76,7 +77,11 @@ def test_stop_after_a_switch_of_wal(factory: Factory, *, archive: bool) -> None:
     init = cluster.init_lsn()
     cluster.sql("DELETE FROM t WHERE i % 2 = 0")
     cluster.sql("SELECT pg_switch_wal()")
-    cluster.checkpoint()
+    try:
+        cluster.checkpoint()
+    except psycopg.errors.InternalError_ as error:  # up to 16 no record stands at its redo point
+        what = f"the checkpoint after a switch: {error}"
+        raise AssertionError(what) from error
     cluster.sql("SELECT pg_switch_wal()")
     cluster.stop("fast")
     assert cluster.control()["Database cluster state"] == "shut down"

@@ -12,6 +12,7 @@ import pytest
 
 from ptrack_build import host, matrix, suite
 from ptrack_build.errors import HostError, UsageError
+from tests.harness import fault
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,6 +64,30 @@ def test_a_compiler_that_is_named_but_absent(bare: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("CC", "gcc-99 -m64")
     with pytest.raises(HostError, match="gcc-99"):
         host.missing(["cc"])
+
+
+def test_the_tests_compile_with_what_the_build_does(
+    bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fault.compiler() is None
+    (bare / "gcc-12").symlink_to(bare / "true")
+    monkeypatch.setenv("CC", "gcc-12 -m64")
+    assert fault.compiler() == ["gcc-12", "-m64"]
+    monkeypatch.setenv("CC", "gcc-99")
+    with pytest.raises(HostError, match="gcc-99"):
+        fault.compiler()
+
+
+def test_what_is_recorded_has_skipped_no_test_for_want_of_a_compiler(
+    bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without one the session ends before any test, even where the server is there already."""
+    del bare
+    monkeypatch.setenv("PTRACK_NO_INSTALL", "1")
+    monkeypatch.setattr(host, "server_user", lambda: None)
+    monkeypatch.setattr(suite, "pytest", lambda *_args, **_options: pytest.fail("tests ran"))
+    with pytest.raises(HostError, match=r"lacks cc\b"):
+        suite.one(matrix.load().major("17"), [], record=True)
 
 
 def test_an_ordinary_user_gets_one_line_to_paste(

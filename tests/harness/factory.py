@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 EXTENSIONS = ("pg_prewarm", "pageinspect", "amcheck", "bloom", "pg_buffercache", "pg_visibility")
 #: More than twice the buffer pool of a cluster.
 FILLER_BYTES = 300 * 8192
+#: Pgbench's status where its clients have lost their server, or got errors.
+_ABORTED = 2
 
 
 class Factory:
@@ -148,10 +150,12 @@ class Factory:
         seconds: int,
         clients: int = 2,
         at_most: bool = False,
+        killed: bool = False,
     ) -> Iterator[None]:
         """Run pgbench beside the body; waits for its end, which must be a good one.
 
-        at_most: it ends with the body, if that is sooner.
+        at_most: it ends with the body, if that is sooner. killed: the body kills the server, and
+        its end must be that of a run that was aborted.
         """
         argv: list[str | Path] = [
             cluster.program("pgbench"), "-n", "-T", str(seconds), "-c", str(clients), *args,
@@ -165,7 +169,7 @@ class Factory:
             if at_most and process.poll() is None:
                 return
             code = process.wait(seconds + 60)
-            assert code == 0, path.read_text()
+            assert code == (_ABORTED if killed else 0), path.read_text()
         finally:
             process.kill()
             process.wait()

@@ -11,7 +11,7 @@ import ctypes
 import enum
 import errno
 import mmap
-import shutil
+import os
 import subprocess
 import threading
 import time
@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Self
 
 import psycopg
 
+from ptrack_build import host
+from ptrack_build.errors import HostError
 from tests.harness import system
 
 if TYPE_CHECKING:
@@ -73,9 +75,17 @@ class _Control(ctypes.Structure):
     )  # fmt: skip
 
 
-def compiler() -> str | None:
-    """What can compile the library."""
-    return next(filter(None, map(shutil.which, ("gcc", "cc", "clang"))), None)
+def compiler() -> list[str] | None:
+    """What compiles the library, as words: the build's own, or None on a machine that has none.
+
+    Raises HostError where CC names one that is not there.
+    """
+    try:
+        return host.compiler()
+    except HostError:
+        if os.environ.get("CC"):
+            raise
+        return None
 
 
 def library(shared: Path) -> Path:
@@ -83,7 +93,8 @@ def library(shared: Path) -> Path:
     path = shared / "fault.so"
     if not path.exists():
         made = shared / f"fault.{time.monotonic_ns()}.so"
-        argv = [compiler() or "cc", "-shared", "-fPIC", "-O1", "-o", str(made), str(SOURCE)]
+        options = ["-shared", "-fPIC", "-O1", "-o", str(made), str(SOURCE)]
+        argv = [*(compiler() or ["cc"]), *options]
         subprocess.run(argv, check=True, capture_output=True, text=True)
         made.chmod(0o755)
         made.rename(path)
@@ -171,15 +182,37 @@ class Fault:
 
 
 @contextlib.contextmanager
-def beside(function: Callable[[], object]) -> Iterator[threading.Thread]:
-    """Something that may be held up, or end with its server."""
+def beside(
+    function: Callable[[], object],
+    *,
+    killed: bool = False,
+    fails: tuple[type[Exception], ...] = (),
+) -> Iterator[threading.Thread]:
+    """Something that may be held up; what it fails with is raised when the body has ended.
+
+    killed: it may lose its connection, as the body kills the server. fails: what else it may fail
+    with.
+    """
+    failures: list[BaseException] = []
 
     def run() -> None:
-        with contextlib.suppress(psycopg.Error, AssertionError):
+        try:
             function()
+        except fails:
+            pass
+        except BaseException as failure:  # noqa: BLE001
+            if not (killed and _lost(failure)):
+                failures.append(failure)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     yield thread
     thread.join(60)
     assert not thread.is_alive(), "it did not come to an end"
+    if failures:
+        raise failures[0]
+
+
+def _lost(failure: BaseException) -> bool:
+    """Whether it is the end of a connection, and no error that the server has sent."""
+    return isinstance(failure, psycopg.OperationalError) and failure.sqlstate is None

@@ -33,8 +33,9 @@ def copied(cluster: Cluster, name: str) -> None:
 def refused(snapshot: Snapshot, cluster: Cluster) -> None:
     """The map must not claim to serve the parent; from now on it works again."""
     init = cluster.init_lsn()
-    if init == 0:  # a standby's map before its first restartpoint
-        return
+    if init == 0:
+        assert cluster.in_recovery, "a primary has no map"
+        return  # a standby's, before its first restartpoint
     assert init > snapshot.lsn, f"init LSN {lsn.show(init)}, parent {lsn.show(snapshot.lsn)}"
     again = oracle.take(cluster)
     cluster.sql("UPDATE t SET i = -i WHERE i % 77 = 0")
