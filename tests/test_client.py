@@ -105,10 +105,13 @@ def test_under_load(factory: Factory) -> None:
     """Backups while rows change; what is restored has to be consistent."""
     cluster = factory.create(checksums=True, shared_buffers="2MB")
     cluster.run("pgbench", "-i", "-s", "1", "--quiet")
+    committed = "SELECT count(*) FROM pgbench_history"
     backup = client.full(cluster)
     for _ in range(3):
-        with factory.pgbench(cluster, seconds=2):
+        with factory.pgbench(cluster, seconds=1):
+            before = cluster.value(committed)
             backup = client.incremental(cluster, backup)
+            assert cluster.value(committed) > before, "nothing changed during the backup"
     target = factory.empty("restored")
     client.restore(backup, target)
     target.start()
@@ -120,6 +123,8 @@ def test_under_load(factory: Factory) -> None:
         "(SELECT sum(tbalance) FROM pgbench_tellers)"
     )
     assert target.value(balances)
+    # at rest, an increment over what was copied in motion has every byte
+    client.same(client.incremental(cluster, backup), cluster)
 
 
 def test_parent_older_than_the_map_is_refused(factory: Factory) -> None:
