@@ -67,6 +67,9 @@ def _kill_and_promote(pair: Pair) -> None:
     pair.standby.promote()
 
 
+_CRASHES = (_immediate, _kill_all, _kill_and_promote)
+
+
 @pytest.mark.parametrize(
     ("end", "checksums", "settings"),
     [
@@ -88,7 +91,9 @@ def test_everything(
 ) -> None:
     pair = make_pair(factory, checksums=checksums, **settings)
     scenarios = workload.available(pair.primary)
-    if not pair.primary.install.replays_dropped_databases:
+    left_out: list[str] = []
+    if end in _CRASHES and not pair.primary.install.replays_dropped_databases:
+        left_out = [scenario.name for scenario in scenarios if scenario.databases]
         scenarios = [scenario for scenario in scenarios if not scenario.databases]
     workload.set_up(pair.primary, scenarios)
     snapshot = pair.snapshot()
@@ -108,6 +113,12 @@ def test_everything(
         again = oracle.take(pair.standby)
         pair.standby.sql("UPDATE heap.t SET id = id + 1 WHERE id % 50 = 0")
         oracle.check(again, pair.standby)
+    if left_out:
+        version = pair.primary.install.version
+        pytest.skip(
+            f"all else holds, without {', '.join(left_out)}: PostgreSQL {version} does not recover "
+            "a standby that crashed after it replayed them"
+        )
 
 
 def test_restarts_without_restartpoint(factory: Factory) -> None:
