@@ -105,13 +105,22 @@ def test_under_load(factory: Factory) -> None:
     """Backups while rows change; what is restored has to be consistent."""
     cluster = factory.create(checksums=True, shared_buffers="2MB")
     cluster.run("pgbench", "-i", "-s", "1", "--quiet")
-    committed = "SELECT count(*) FROM pgbench_history"
+    clients = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
+
+    def committed() -> int:
+        return int(cluster.value("SELECT count(*) FROM pgbench_history"))
+
+    def loaded(since: int) -> None:
+        cluster.wait_for(lambda: committed() > since + 100, "load")
+
     backup = client.full(cluster)
     for _ in range(3):
-        with factory.pgbench(cluster, seconds=1):
-            before = cluster.value(committed)
+        since = committed()
+        with factory.pgbench(cluster, seconds=60, at_most=True):
+            loaded(since)
+            since = committed()
             backup = client.incremental(cluster, backup)
-            assert cluster.value(committed) > before, "nothing changed during the backup"
+            assert committed() > since, "nothing changed during the backup"
     target = factory.empty("restored")
     client.restore(backup, target)
     target.start()
@@ -123,6 +132,7 @@ def test_under_load(factory: Factory) -> None:
         "(SELECT sum(tbalance) FROM pgbench_tellers)"
     )
     assert target.value(balances)
+    cluster.wait_for(lambda: cluster.value(clients) == 1, "the end of pgbench's backends")
     # at rest, an increment over what was copied in motion has every byte
     client.same(client.incremental(cluster, backup), cluster)
 
