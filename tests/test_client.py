@@ -105,10 +105,22 @@ def test_under_load(factory: Factory) -> None:
     """Backups while rows change; what is restored has to be consistent."""
     cluster = factory.create(checksums=True, shared_buffers="2MB")
     cluster.run("pgbench", "-i", "-s", "1", "--quiet")
+    clients = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
+
+    def committed() -> int:
+        return int(cluster.value("SELECT count(*) FROM pgbench_history"))
+
+    def loaded(since: int) -> None:
+        cluster.wait_for(lambda: committed() > since + 100, "load")
+
     backup = client.full(cluster)
     for _ in range(3):
-        with factory.pgbench(cluster, seconds=2):
+        since = committed()
+        with factory.pgbench(cluster, seconds=60, at_most=True):
+            loaded(since)
+            since = committed()
             backup = client.incremental(cluster, backup)
+            assert committed() > since, "nothing changed during the backup"
     target = factory.empty("restored")
     client.restore(backup, target)
     target.start()
@@ -120,6 +132,9 @@ def test_under_load(factory: Factory) -> None:
         "(SELECT sum(tbalance) FROM pgbench_tellers)"
     )
     assert target.value(balances)
+    cluster.wait_for(lambda: cluster.value(clients) == 1, "the end of pgbench's backends")
+    # at rest, an increment over what was copied in motion has every byte
+    client.same(client.incremental(cluster, backup), cluster)
 
 
 def test_parent_older_than_the_map_is_refused(factory: Factory) -> None:

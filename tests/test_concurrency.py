@@ -189,6 +189,4 @@ def test_backup_during_flushes(factory: Factory, *, fsync: bool) -> None:
         oracle.check(snapshot, restored)
         if 0 < restored.init_lsn() <= parent.start:
             oracle.check(before, restored, changed=20)
-            last = client.incremental(restored, parent)
-            client.same(last, restored)
-            client.restored(factory, last, restored).stop()
+            client.restored(factory, client.incremental(restored, parent), restored).stop()

@@ -67,6 +67,9 @@ def _kill_and_promote(pair: Pair) -> None:
     pair.standby.promote()
 
 
+_CRASHES = (_immediate, _kill_all, _kill_and_promote)
+
+
 @pytest.mark.parametrize(
     ("end", "checksums", "settings"),
     [
@@ -75,7 +78,9 @@ def _kill_and_promote(pair: Pair) -> None:
         pytest.param(_clean, True, {"full_page_writes": False}, id="clean restart, no fpw"),
         pytest.param(_immediate, True, {"full_page_writes": False}, id="immediate, no fpw"),
         pytest.param(_kill_all, True, {}, id="kill all"),
+        pytest.param(_kill_all, False, {}, id="kill all, no checksums"),
         pytest.param(_promote, True, {}, id="promotion"),
+        pytest.param(_promote, False, {}, id="promotion, no checksums"),
         pytest.param(_kill_and_promote, True, {"full_page_writes": False}, id="kill, promotion"),
     ],
 )
@@ -88,7 +93,9 @@ def test_everything(
 ) -> None:
     pair = make_pair(factory, checksums=checksums, **settings)
     scenarios = workload.available(pair.primary)
-    if not pair.primary.install.replays_dropped_databases:
+    left_out: list[str] = []
+    if end in _CRASHES and not pair.primary.install.replays_dropped_databases:
+        left_out = [scenario.name for scenario in scenarios if scenario.databases]
         scenarios = [scenario for scenario in scenarios if not scenario.databases]
     workload.set_up(pair.primary, scenarios)
     snapshot = pair.snapshot()
@@ -100,7 +107,7 @@ def test_everything(
     if end not in (_promote, _kill_and_promote):
         pair.standby.catch_up(pair.primary)
     # a standby that stops without a new restartpoint forgets what it set hint bits on
-    mask = not checksums and end is not _running
+    mask = not checksums and end not in (_running, _promote)
     oracle.look(snapshot, pair.standby, mask_hints=mask)
     pair.primary.checkpoint()
     oracle.check(snapshot, pair.standby, mask_hints=mask, changed=300)
@@ -108,6 +115,12 @@ def test_everything(
         again = oracle.take(pair.standby)
         pair.standby.sql("UPDATE heap.t SET id = id + 1 WHERE id % 50 = 0")
         oracle.check(again, pair.standby)
+    if left_out:
+        version = pair.primary.install.version
+        pytest.skip(
+            f"all else holds, without {', '.join(left_out)}: PostgreSQL {version} does not recover "
+            "a standby that crashed after it replayed them"
+        )
 
 
 def test_restarts_without_restartpoint(factory: Factory) -> None:

@@ -77,7 +77,8 @@ def test_running(plain: Shared, scenario: Scenario) -> None:
         workload.set_up(cluster, [scenario])
         snapshot = oracle.take(cluster)
         workload.change(cluster, [scenario])
-        oracle.check(snapshot, cluster)
+        found = oracle.check(snapshot, cluster)
+        assert not workload.unwritten(cluster, [scenario], found.relations)
         workload.tear_down(cluster, [scenario])
     except BaseException:
         plain.broken = True
@@ -95,7 +96,7 @@ def test_crash(bare: Shared, scenario: Scenario) -> None:
         workload.change(cluster, [scenario])
         cluster.evict()
         on_disk = oracle.compare(snapshot, files.read_all(cluster.data), [])
-        assert on_disk.changed > 0, "nothing was evicted"
+        assert not workload.unwritten(cluster, [scenario], on_disk.relations), "not evicted"
         cluster.stop("immediate")
         cluster.start()
         oracle.check(snapshot, cluster)

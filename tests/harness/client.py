@@ -251,14 +251,18 @@ def restore(backup: Backup, cluster: Cluster) -> None:
     cluster.adopt()
 
 
-def restored(factory: Factory, backup: Backup, source: Cluster) -> Cluster:
+def restored(factory: Factory, backup: Backup, source: Cluster, *, exact: bool = True) -> Cluster:
     """Restore a backup, start it as a primary, and hold it against its source.
 
-    source: at rest since the backup.
+    Args:
+        source: at rest since the backup.
+        exact: the whole chain is of this source. Another cluster has hint bits of its own.
 
     Raises:
-        AssertionError: it is broken, or has other rows.
+        AssertionError: it has other bytes or rows, or is broken.
     """
+    if exact:  # before rows are read, which sets hint bits
+        same(backup, source)
     target = factory.empty("restored")
     restore(backup, target)
     (target.data / "standby.signal").unlink(missing_ok=True)

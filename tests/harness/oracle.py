@@ -128,6 +128,7 @@ class Comparison:
         changed: blocks that differ from the snapshot or are new and not zero.
         reported: blocks reported, within the present files.
         hints: blocks that differ in nothing but hint bits and were not reported.
+        relations: those with a block that differs, in any fork: the paths of first segments.
     """
 
     since: int
@@ -137,6 +138,7 @@ class Comparison:
     changed: int
     reported: int
     hints: int
+    relations: frozenset[str] = field(repr=False)
 
     @property
     def extra(self) -> int:
@@ -223,6 +225,7 @@ def compare(
 
     block_size = snapshot.block_size
     lost: list[Lost] = []
+    relations: set[str] = set()
     blocks = changed = hit = masked = 0
     for path, now in current.items():
         total = -(-len(now) // block_size)
@@ -240,6 +243,7 @@ def compare(
             if have == after:
                 continue
             changed += 1
+            relations.add(_base(path))
             if block in marks:
                 continue
             if mask_hints and _only_hints(path, before, after, block_size):
@@ -255,6 +259,7 @@ def compare(
         changed=changed,
         reported=hit,
         hints=masked,
+        relations=frozenset(relations),
     )
 
 

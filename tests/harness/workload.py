@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from tests.harness.cluster import Cluster
 
@@ -42,6 +42,9 @@ class Scenario:
         name: also the schema's.
         setup: statements before the snapshot.
         change: statements after it.
+        written: relations of which the change writes blocks; its table ``t`` if not said. They
+            are in its schema unless they name another; ``database: relation`` is in another
+            database. Each has to differ on the disk, for catalogs do so whatever happens.
         since: first major that has it.
         in_place: it needs tablespaces in place.
         checkpoints: the change makes checkpoints of its own (whole databases do).
@@ -51,6 +54,7 @@ class Scenario:
     name: str
     setup: Sequence[str] = ()
     change: Sequence[str] = ()
+    written: Sequence[str] = ("t",)
     since: int = 12
     in_place: bool = False
     checkpoints: bool = False
@@ -78,6 +82,7 @@ def _index(method: str, column: str, value: str, *, rows: int = 2000) -> Scenari
             "VACUUM t",
             insert.format(value=value, first=rows * 2 + 1, last=rows * 2 + 200),
         ),
+        written=("t", "t_v"),
     )
 
 
@@ -132,6 +137,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         name="hash_growth",
         setup=("CREATE TABLE t (i int)", "CREATE INDEX t_i ON t USING hash (i)"),
         change=("INSERT INTO t SELECT generate_series(1, 12000)",),
+        written=("t", "t_i"),
     ),
     Scenario(
         name="gin_pending",
@@ -144,6 +150,7 @@ SCENARIOS: tuple[Scenario, ...] = (
             "INSERT INTO t SELECT ARRAY[i, i + 1] FROM generate_series(1, 500) i",
             "SELECT gin_clean_pending_list('t_v')",
         ),
+        written=("t", "t_v"),
     ),
     Scenario(
         name="brin_summaries",
@@ -156,6 +163,7 @@ SCENARIOS: tuple[Scenario, ...] = (
             "SELECT brin_desummarize_range('t_i', 3)",
             "SELECT brin_summarize_new_values('t_i')",
         ),
+        written=("t", "t_i"),
     ),
     Scenario(
         name="sequences",
@@ -168,6 +176,7 @@ SCENARIOS: tuple[Scenario, ...] = (
             "SELECT nextval('c')",
             "ALTER SEQUENCE a RESTART",
         ),
+        written=("a", "b", "c"),
     ),
     Scenario(
         name="toast",
@@ -182,6 +191,7 @@ SCENARIOS: tuple[Scenario, ...] = (
             "DELETE FROM t WHERE id % 11 = 0",
             "VACUUM t",
         ),
+        written=("t", "toast of t"),
     ),
     Scenario(
         name="large_objects",
@@ -192,6 +202,7 @@ SCENARIOS: tuple[Scenario, ...] = (
             "SELECT lo_unlink(770)",
             "SELECT lo_unlink(771)",
         ),
+        written=("pg_catalog.pg_largeobject",),
     ),
     Scenario(
         name="index_builds",
@@ -209,6 +220,16 @@ SCENARIOS: tuple[Scenario, ...] = (
             "CREATE INDEX ON t USING bloom (i)",
             "CREATE INDEX CONCURRENTLY ON t (i)",
         ),
+        written=(
+            "t_s_idx",
+            "t_s_idx1",
+            "t_p_idx",
+            "t_s_idx2",
+            "t_a_idx",
+            "t_i_idx",
+            "t_i_idx1",
+            "t_i_idx2",
+        ),
     ),
     Scenario(
         name="empty_indexes",
@@ -222,6 +243,7 @@ SCENARIOS: tuple[Scenario, ...] = (
             "CREATE INDEX ON t USING brin (i)",
             "CREATE INDEX ON t USING bloom (i)",
         ),
+        written=("t_s_idx", "t_s_idx1", "t_p_idx", "t_s_idx2", "t_a_idx", "t_i_idx", "t_i_idx1"),
     ),
     Scenario(
         name="reindex",
@@ -231,16 +253,19 @@ SCENARIOS: tuple[Scenario, ...] = (
             "CREATE INDEX t_h ON t USING hash (s)",
         ),
         change=("REINDEX TABLE t", "REINDEX INDEX CONCURRENTLY t_s"),
+        written=("t_s", "t_h"),
     ),
     Scenario(
         name="cluster",
         setup=(_table(), "CREATE INDEX t_f ON t (filler)"),
         change=("CLUSTER t USING t_f",),
+        written=("t", "t_f"),
     ),
     Scenario(
         name="vacuum_full",
         setup=(_table(), "CREATE INDEX ON t (id)", "DELETE FROM t WHERE id % 3 = 0"),
         change=("VACUUM FULL t", "VACUUM FULL pg_catalog.pg_attrdef"),
+        written=("t", "t_id_idx"),
     ),
     Scenario(
         name="alter_rewrite",
@@ -249,6 +274,7 @@ SCENARIOS: tuple[Scenario, ...] = (
             "ALTER TABLE t ALTER id TYPE bigint",
             "ALTER TABLE t ADD COLUMN r float DEFAULT random()",
         ),
+        written=("t", "t_id_idx"),
     ),
     Scenario(
         name="truncate",
@@ -259,6 +285,7 @@ SCENARIOS: tuple[Scenario, ...] = (
             "BEGIN; TRUNCATE u; INSERT INTO u VALUES (1, 'one'); COMMIT",
             "BEGIN; CREATE TABLE v (i int); TRUNCATE v; INSERT INTO v VALUES (1); COMMIT",
         ),
+        written=("t", "t_id_idx", "u", "v"),
     ),
     Scenario(
         name="vacuum_truncate",
@@ -270,6 +297,7 @@ SCENARIOS: tuple[Scenario, ...] = (
             "VACUUM u",
             _insert("u", rows=90),
         ),
+        written=("t", "u"),
     ),
     Scenario(
         name="truncate_and_grow",
@@ -301,6 +329,7 @@ SCENARIOS: tuple[Scenario, ...] = (
             "ALTER TABLE u SET TABLESPACE ts",
             "ALTER TABLE u SET TABLESPACE pg_default",
         ),
+        written=("t", "t_id", "u"),
     ),
     Scenario(
         name="in_place_tablespace",
@@ -316,6 +345,7 @@ SCENARIOS: tuple[Scenario, ...] = (
             "ALTER TABLE u SET TABLESPACE in_place",
             _table("v", extra="TABLESPACE in_place"),
         ),
+        written=("t", "t_id", "u", "v"),
     ),
     Scenario(
         name="unlogged",
@@ -329,7 +359,10 @@ SCENARIOS: tuple[Scenario, ...] = (
             _insert(),
             _table("u").replace("CREATE TABLE", "CREATE UNLOGGED TABLE"),
             "CREATE INDEX u_id ON u USING hash (id)",
+            # no checkpoint writes them: other pages take their buffers
+            "SELECT sum(pg_prewarm('filler')) FROM generate_series(1, 6)",
         ),
+        written=("t", "t_id", "t_f", "u", "u_id"),
     ),
     Scenario(
         name="set_logged",
@@ -345,6 +378,7 @@ SCENARIOS: tuple[Scenario, ...] = (
             _insert("t"),
             _insert("u"),
         ),
+        written=("u", "u_id_idx"),
     ),
     Scenario(
         name="matview",
@@ -358,6 +392,7 @@ SCENARIOS: tuple[Scenario, ...] = (
             "REFRESH MATERIALIZED VIEW CONCURRENTLY m",
             "REFRESH MATERIALIZED VIEW m",
         ),
+        written=("t", "m", "m_id_idx"),
     ),
     Scenario(
         name="catalog",
@@ -371,6 +406,7 @@ SCENARIOS: tuple[Scenario, ...] = (
             "ANALYZE pg_catalog.pg_class",
             "VACUUM pg_catalog.pg_attribute",
         ),
+        written=("pg_catalog.pg_class", "pg_catalog.pg_attribute", "t40_pkey"),
     ),
     Scenario(
         name="create_database",
@@ -382,6 +418,7 @@ SCENARIOS: tuple[Scenario, ...] = (
             "\\c",
         ),
         change=("CREATE DATABASE copy_a TEMPLATE tmpl_a",),
+        written=("copy_a: t", "copy_a: t_id_idx"),
         checkpoints=True,
         databases=("copy_a", "tmpl_a"),
     ),
@@ -392,6 +429,7 @@ SCENARIOS: tuple[Scenario, ...] = (
             "CREATE DATABASE copy_b TEMPLATE tmpl_b STRATEGY file_copy",
             "CREATE DATABASE copy_b2 TEMPLATE tmpl_b STRATEGY file_copy TABLESPACE ts",
         ),
+        written=("copy_b: t", "copy_b2: t"),
         since=15,
         checkpoints=True,
         databases=("copy_b2", "copy_b", "tmpl_b"),
@@ -400,6 +438,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         name="create_database_wal_log",
         setup=("CREATE DATABASE tmpl_c", "\\c tmpl_c", _table(), "\\c"),
         change=("CREATE DATABASE copy_c TEMPLATE tmpl_c STRATEGY wal_log",),
+        written=("copy_c: t",),
         since=15,
         databases=("copy_c", "tmpl_c"),
     ),
@@ -419,6 +458,7 @@ SCENARIOS: tuple[Scenario, ...] = (
             "DROP DATABASE reused",
             "CREATE DATABASE reused OID 70007 TEMPLATE tmpl_d STRATEGY file_copy",
         ),
+        written=("reused: t",),
         since=15,
         checkpoints=True,
         databases=("reused", "tmpl_d"),
@@ -440,6 +480,7 @@ SCENARIOS: tuple[Scenario, ...] = (
             "\\c",
             "ALTER DATABASE moved SET TABLESPACE pg_default",
         ),
+        written=("moved: t", "moved: t_id_idx"),
         checkpoints=True,
         databases=("moved",),
     ),
@@ -447,6 +488,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         name="database_moved",
         setup=("CREATE DATABASE gone", "\\c gone", _table(), "\\c"),
         change=("ALTER DATABASE gone SET TABLESPACE ts",),
+        written=("gone: t",),
         checkpoints=True,
         databases=("gone",),
     ),
@@ -454,6 +496,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         name="drop_database",
         setup=("CREATE DATABASE dropped", "\\c dropped", _table(), "\\c"),
         change=("DROP DATABASE dropped", "CREATE TABLE after_it AS SELECT 1"),
+        written=("after_it",),
         checkpoints=True,
         databases=("dropped",),
     ),
@@ -466,6 +509,7 @@ SCENARIOS: tuple[Scenario, ...] = (
             "CREATE INDEX ON mine (generate_series)",
             _insert("u"),
         ),
+        written=("u",),
     ),
 )
 
@@ -492,6 +536,31 @@ def change(cluster: Cluster, scenarios: Iterable[Scenario]) -> None:
     """Run what comes after it."""
     for scenario in scenarios:
         _run(cluster, scenario, scenario.change)
+
+
+def unwritten(
+    cluster: Cluster, scenarios: Iterable[Scenario], relations: Collection[str]
+) -> list[str]:
+    """What the changes should have written and is not among the paths of what differs.
+
+    To be asked after the change: a relation that was rewritten has the path of its new file.
+    """
+    query = (
+        "SELECT pg_relation_filepath(CASE WHEN %s THEN reltoastrelid ELSE oid END) "
+        "FROM pg_class WHERE oid = %s::regclass"
+    )
+    found = []
+    for scenario in scenarios:
+        for name in scenario.written:
+            database, _, relation = name.rpartition(": ")
+            table = relation.removeprefix("toast of ")
+            toast = table != relation
+            if not database and "." not in table:
+                table = f"{scenario.name}.{table}"
+            path = cluster.value(query, toast, table, database=database or "postgres")
+            if path not in relations:
+                found.append(f"{scenario.name}: {name}")
+    return found
 
 
 def tear_down(cluster: Cluster, scenarios: Iterable[Scenario]) -> None:
