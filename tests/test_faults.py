@@ -70,7 +70,7 @@ def _killed_at_each_step(
         for number in numbers:
             change(number)
             orders.order(MAP, kinds, action, number=number)
-            with beside(flush, killed=True) as thread:
+            with beside(flush, killed=cluster) as thread:
                 while thread.is_alive() and not orders.stopped:
                     thread.join(0.002)
                 reached = orders.stopped
@@ -153,7 +153,7 @@ def test_killed_in_the_flush_after_a_promotion(
     primary.sql(CHANGE)
     standby.catch_up(primary)
     orders.order(f"{MAP}$", Kind.SYNC, Action.STOP_AFTER, number=2)  # pages, header
-    with beside(standby.promote, killed=True):
+    with beside(standby.promote, killed=standby):
         orders.wait()
         standby.kill_all()
     orders.clear()
@@ -188,7 +188,7 @@ def test_killed_in_a_copy(faulty: tuple[Cluster, Fault]) -> None:
     cluster, orders = faulty
     snapshot = before(cluster)
     orders.order("base/", Kind.WRITE, Action.STOP_BEFORE, number=100)
-    with beside(lambda: copied(cluster, "e"), killed=True):
+    with beside(lambda: copied(cluster, "e"), killed=cluster):
         orders.wait()
         cluster.kill_all()
     orders.clear()
@@ -283,7 +283,7 @@ def test_killed_with_wal_in_memory(factory: Factory) -> None:
             for statement in (message, "CHECKPOINT", CHANGE, message):  # again: no hint bits
                 connection.execute(statement)
             orders.order(MAP, Kind.SYNC, Action.STOP_AFTER, number=2)  # pages, header
-            with beside(lambda: connection.execute("CHECKPOINT"), killed=True):
+            with beside(lambda: connection.execute("CHECKPOINT"), killed=cluster):
                 orders.wait()
                 cluster.kill_all()
             connection.close()
@@ -301,7 +301,7 @@ def test_resetwal_behind_the_map(faulty: tuple[Cluster, Fault]) -> None:
     snapshot = before(cluster)
     cluster.sql("SELECT pg_logical_emit_message(false, '', repeat('x', 4000000))")
     orders.order(f"{MAP}$", Kind.SYNC, Action.STOP_AFTER, number=2)  # pages, header
-    with beside(cluster.checkpoint, killed=True):
+    with beside(cluster.checkpoint, killed=cluster):
         orders.wait()
         cluster.sql(CHANGE)
         cluster.evict()
@@ -330,7 +330,7 @@ def test_durable_mark_that_fails(faulty: tuple[Cluster, Fault]) -> None:
         return any(len(list(path.iterdir())) > 5 for path in set(base.iterdir()) - before_it)
 
     orders.order(MAP, Kind.WRITE, Action.STOP_BEFORE)
-    with beside(lambda: copied(cluster, "d"), killed=True):
+    with beside(lambda: copied(cluster, "d"), killed=cluster):
         while orders.wait() == checkpointer:  # a checkpoint comes first, and one after it
             orders.order(MAP, Kind.WRITE, Action.STOP_BEFORE)
         with cluster.paused("checkpointer"):
@@ -459,7 +459,9 @@ def test_map_that_cannot_be_read(faulty: tuple[Cluster, Fault]) -> None:
         cluster.start()
         cluster.init_lsn()
         orders.clear()
-        assert "could not read map file" in cluster.log_text(mark)
+        log = cluster.log_text(mark)
+        assert "could not read map file" in log
+        assert "broken map file" in log
         refused(snapshot, cluster)
         snapshot = oracle.take(cluster)
         cluster.sql(CHANGE)
@@ -506,7 +508,7 @@ def test_written_and_killed_before_the_mark(faulty: tuple[Cluster, Fault]) -> No
     snapshot = before(cluster)
     cluster.sql(CHANGE)
     orders.order(cluster.path_of("t"), Kind.WRITE, Action.STOP_AFTER)
-    with beside(cluster.evict, killed=True):
+    with beside(cluster.evict, killed=cluster):
         orders.wait()
         cluster.kill_all()
     orders.clear()
@@ -576,7 +578,7 @@ def test_backup_starts_while_a_build_is_held_up(
     written = 0
     for number in (1, 2, 5, 20):
         orders.order("/ts/PG_", Kind.WRITE, Action.STOP_AROUND, number=number)
-        with beside(lambda: cluster.sql("REINDEX INDEX t_s"), killed=crash):
+        with beside(lambda: cluster.sql("REINDEX INDEX t_s"), killed=cluster if crash else None):
             pid = orders.wait()
             snapshot = oracle.take(cluster)
             orders.go_on()
@@ -606,7 +608,10 @@ def test_backup_starts_with_a_page_on_its_way(
     cluster.sql(f"CREATE {kind} TABLE t AS SELECT i, md5(i::text) AS s FROM {rows}")
     oracle.take(cluster)
     orders.order("/ts/PG_", Kind.WRITE, Action.STOP_AFTER, number=2)
-    with beside(lambda: cluster.sql("CREATE INDEX t_s ON t (s) TABLESPACE ts"), killed=crash):
+    with beside(
+        lambda: cluster.sql("CREATE INDEX t_s ON t (s) TABLESPACE ts"),
+        killed=cluster if crash else None,
+    ):
         pid = orders.wait()
         orders.order("/ts/PG_", Kind.WRITE, Action.STOP_AFTER)
         snapshot = oracle.take(cluster)
@@ -630,7 +635,7 @@ def test_flush_with_a_page_on_its_way(faulty: tuple[Cluster, Fault]) -> None:
     cluster.sql("CREATE TABLE t AS SELECT i, md5(i::text) AS s FROM generate_series(1, 500) i")
     oracle.take(cluster)
     orders.order("/ts/PG_", Kind.WRITE, Action.STOP_AFTER, number=2)
-    with beside(lambda: cluster.sql("CREATE INDEX t_s ON t (s) TABLESPACE ts"), killed=True):
+    with beside(lambda: cluster.sql("CREATE INDEX t_s ON t (s) TABLESPACE ts"), killed=cluster):
         pid = orders.wait()
         cluster.flush_wal()  # the batch's own does not end at the redo point
         with beside(cluster.checkpoint) as flush:
@@ -660,7 +665,7 @@ def test_backup_starts_amid_a_batch(faulty: tuple[Cluster, Fault]) -> None:
     cluster.sql("CREATE INDEX t_s ON t (s) TABLESPACE ts")
     oracle.take(cluster)
     orders.order("/ts/PG_", Kind.WRITE, Action.STOP_BEFORE, number=20)
-    with beside(lambda: cluster.sql("REINDEX INDEX t_s"), killed=True):
+    with beside(lambda: cluster.sql("REINDEX INDEX t_s"), killed=cluster):
         orders.wait()
         snapshot = oracle.take(cluster)
         orders.order("/ts/PG_", Kind.WRITE, Action.STOP_AFTER, number=6)
@@ -689,7 +694,7 @@ def test_overwritten_past_the_pool(factory: Factory) -> None:
         cluster.sql("REINDEX INDEX t_s")
         writes = orders.count
         orders.order("/ts/PG_", Kind.WRITE, Action.STOP_BEFORE, number=writes // 2)
-        with beside(lambda: cluster.sql("REINDEX INDEX t_s"), killed=True):
+        with beside(lambda: cluster.sql("REINDEX INDEX t_s"), killed=cluster):
             orders.wait()
             snapshot = oracle.take(cluster)
             with cluster.paused("walwriter", "background writer", "checkpointer"):
@@ -839,7 +844,7 @@ def test_page_zeroed_that_a_flush_left_before_its_header(factory: Factory) -> No
         for i in range(20):
             cluster.sql(f"CREATE TABLE more{i} AS SELECT 1 AS a")
         orders.order(MAP, Kind.SYNC, Action.STOP_BEFORE)
-        with beside(cluster.checkpoint, killed=True):
+        with beside(cluster.checkpoint, killed=cluster):
             orders.wait()
             cluster.kill_all()
         orders.clear()
@@ -863,7 +868,7 @@ def test_pages_zeroed_that_were_written_since_the_header(factory: Factory) -> No
         cluster.checkpoint()
         flushed = _pages_in_use(cluster)[1]
         orders.order("base/", Kind.WRITE, Action.STOP_BEFORE, number=5)
-        with beside(lambda: copied(cluster, "d"), killed=True):
+        with beside(lambda: copied(cluster, "d"), killed=cluster):
             orders.wait()
             cluster.kill_all()
         orders.clear()

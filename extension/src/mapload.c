@@ -193,7 +193,10 @@ judge_file(const ControlFileData *control, XLogRecPtr start_redo, TimeLineID sta
 	if (fd >= 0)
 		close(fd);
 	if (!ok)
+	{
+		warn_broken();
 		return PTRACK_RESET_DAMAGED;
+	}
 
 	if (st.st_size < PTRACK_PAGE_SIZE)
 	{
@@ -548,7 +551,12 @@ ptrack_read_next(int rounds)
 
 		/* no pages left, and some not merged, would be a bug here */
 		if (n == 0)
+		{
+			ereport(WARNING,
+					(errcode(ERRCODE_DATA_CORRUPTED),
+					 errmsg("ptrack read map: map file \"%s\" ends too early", ptrack_map_path())));
 			begin_anew();
+		}
 		else
 			ptrack_read_pages(fd, shared->next_unread, n);
 		shared->next_unread += n;

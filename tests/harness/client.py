@@ -256,7 +256,8 @@ def restored(factory: Factory, backup: Backup, source: Cluster, *, exact: bool =
 
     Args:
         source: at rest since the backup.
-        exact: the whole chain is of this source. Another cluster has hint bits of its own.
+        exact: the chain is of this source, or of what it was restored from. A standby has hint bits
+            of its own.
 
     Raises:
         AssertionError: it has other bytes or rows, or is broken.

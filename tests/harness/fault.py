@@ -23,6 +23,7 @@ import psycopg
 from ptrack_build import host
 from ptrack_build.errors import HostError
 from tests.harness import system
+from tests.harness.cluster import NotInTime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -164,10 +165,12 @@ class Fault:
         return int(self._control.stopped)
 
     def wait(self) -> int:
-        """Wait until a process has come to the call; its id."""
+        """Wait until a process has come to the call; its id. Raises NotInTime."""
         deadline = time.monotonic() + SECONDS
         while not self.stopped:
-            assert time.monotonic() < deadline, f"nobody came to the call; {self.count} before it"
+            if time.monotonic() > deadline:
+                what = f"nobody came to the call; {self.count} before it"
+                raise NotInTime(what)
             time.sleep(POLL_SECONDS)
         return self.stopped
 
@@ -185,13 +188,13 @@ class Fault:
 def beside(
     function: Callable[[], object],
     *,
-    killed: bool = False,
+    killed: Cluster | None = None,
     fails: tuple[type[Exception], ...] = (),
 ) -> Iterator[threading.Thread]:
     """Something that may be held up; what it fails with is raised when the body has ended.
 
-    killed: it may lose its connection, as the body kills the server. fails: what else it may fail
-    with.
+    killed: what the body kills, and leaves down: it may lose its connection to that. fails: what
+    else it may fail with.
     """
     failures: list[BaseException] = []
 
@@ -201,18 +204,25 @@ def beside(
         except fails:
             pass
         except BaseException as failure:  # noqa: BLE001
-            if not (killed and _lost(failure)):
-                failures.append(failure)
+            failures.append(failure)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    yield thread
+    try:
+        yield thread
+    except BaseException as error:
+        for failure in failures:  # it may be why the body has waited in vain
+            error.add_note(f"beside it: {failure!r}")
+        raise
     thread.join(60)
-    assert not thread.is_alive(), "it did not come to an end"
-    if failures:
+    if thread.is_alive():
+        what = "it did not come to an end"
+        raise NotInTime(what)
+    # a server that crashes by itself comes back by itself
+    if failures and (killed is None or killed.running or not _lost(failures[0])):
         raise failures[0]
 
 
 def _lost(failure: BaseException) -> bool:
-    """Whether it is the end of a connection, and no error that the server has sent."""
+    """Whether it is the end of a connection, or none was to be had."""
     return isinstance(failure, psycopg.OperationalError) and failure.sqlstate is None

@@ -592,7 +592,8 @@ class Node:
             log = cluster.log_text(before)
             # with workers of its own for I/O a postmaster outlives a recovery that fails, for ever
             if "TRAP: " in log:
-                raise StartFailed(cluster.name, log)
+                time.sleep(0.2)  # until the lines that say where are there as well
+                raise StartFailed(cluster.name, cluster.log_text(before))
             _, crashed, after = log.partition("all server processes term")
             return not cluster.running or ("ready to accept" in after if crashed else False)
 
@@ -813,7 +814,7 @@ def _some(*parts: SearchStrategy[Any]) -> SearchStrategy[list[tuple[Any, ...]]]:
     return st.lists(st.tuples(*parts), min_size=1, max_size=4)
 
 
-#: How it is met that a server has gone down.
+#: How it may be met that a server has gone down; its log says whether it has.
 _DOWN = (StartFailed, NotInTime, system.ProgramFailed, psycopg.OperationalError)
 
 #: What a server says that goes down by a fault of its own, with any PostgreSQL.

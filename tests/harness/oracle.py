@@ -128,7 +128,7 @@ class Comparison:
         changed: blocks that differ from the snapshot or are new and not zero.
         reported: blocks reported, within the present files.
         hints: blocks that differ in nothing but hint bits and were not reported.
-        relations: those with a block that differs, in any fork: the paths of first segments.
+        relations: those with a block of the main fork that differs: the paths of first segments.
     """
 
     since: int
@@ -235,6 +235,8 @@ def compare(
         old = snapshot.content.get(path, b"")
         if old == now:
             continue
+        parsed = files.FileName.parse(path.rpartition("/")[2])
+        fork = parsed.fork if parsed else ""
         for block in range(total):
             start = block * block_size
             after = now[start : start + block_size]
@@ -243,7 +245,8 @@ def compare(
             if have == after:
                 continue
             changed += 1
-            relations.add(_base(path))
+            if fork == "main":
+                relations.add(_base(path))
             if block in marks:
                 continue
             if mask_hints and _only_hints(path, before, after, block_size):
