@@ -565,6 +565,8 @@ def hint(text: str, llvm: str = "") -> str:
 
 #: The feature that is LLVM's just-in-time compilation.
 JIT: Final = "llvmjit"
+#: What of host.NEEDS keeps the next build from compiling again what this one has.
+FASTER: Final = ("ccache",)
 
 
 def slot(kind: str, major: Major) -> str:
@@ -598,9 +600,11 @@ def one(kind: str, build: Builder, major: Major, wanted: Wanted) -> Path:
     from ptrack_build import container, patch, source
 
     host.jobs()  # before anything is fetched, which takes long
-    host.ensure(["git"])
+    host.ensure(["git"], besides=FASTER)
     tree = patch.apply(source.fetch(major, locked=wanted.locked))
     with container.place(wanted.image, slot(kind, major), kept=kind) as where:
+        if where is HERE:  # a container has its own
+            host.ensure(FASTER, optional=True)
         made = build(tree, without=wanted.without, where=where)
     with cache.lock(f"dist {made.system.name} {made.major}", f"publishes {made.major}"):
         place = publish(made)

@@ -108,6 +108,7 @@ def check(tree: PatchedTree, *, kind: str = "deb", without: tuple[str, ...] = ()
     slot = f"reproduce-{making.slot(kind, tree.source.major)}"
     with cache.lock(slot):
         host.ensure(["faketime"], optional=True)
+        host.ensure(making.FASTER, optional=True)
         here = KINDS[kind].build(tree, without=without)
         place = cache.directory("build") / slot
         cache.remove(place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pwd
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ptrack_build import host
-from ptrack_build.package import PackageError, deb, making, rpm
+from ptrack_build import container, host, patch, source
+from ptrack_build.package import PackageError, Release, deb, making, rpm
 from ptrack_build.package.place import HERE, Native
 from ptrack_build.run import Completed
 from ptrack_build.source.mirror import WHEN
@@ -23,10 +24,12 @@ from tests.build import _packages
 from tests.build._packages import write
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Iterator, Sequence
     from typing import Unpack
 
     from ptrack_build.package import Package
+    from ptrack_build.package.place import Place
+    from ptrack_build.patch import PatchedTree
     from ptrack_build.run import How
     from tests.build._packages import Line
 
@@ -136,6 +139,91 @@ def test_the_time_of_an_import_is_that_of_its_release(tmp_path: Path) -> None:
     ):
         write(tree.path, {"doc/src/sgml/release-17.sgml": notes.format(said)})
         assert time.strftime("%Y-%m-%d %T", time.gmtime(making.epoch(tree))) == f"{day} 00:00:00"
+
+
+# ---- the compiler cache
+
+APT = """#!/bin/sh
+echo "$@" >> {log}
+case "$*" in *install*ccache*) [ -n "$REFUSES" ] || cp /bin/true {bin}/ccache ;; esac
+"""
+
+
+@pytest.fixture
+def bare(tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine of root's with git and nothing else; what its apt-get was asked."""
+    del own_cache
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    for name in ("sh", "cp", "git"):
+        (bin_ / name).symlink_to(shutil.which(name) or name)
+    log = tmp_path / "apt.log"
+    log.touch()
+    (bin_ / "apt-get").write_text(APT.format(log=log, bin=bin_))
+    (bin_ / "apt-get").chmod(0o755)
+    monkeypatch.setenv("PATH", str(bin_))
+    monkeypatch.setenv("REFUSES", "")
+    monkeypatch.delenv("PTRACK_NO_INSTALL", raising=False)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(host, "_lists_stale", lambda: True)
+    host._advise.cache_clear()
+    return log
+
+
+class Elsewhere(Native):
+    """A place that is not this machine."""
+
+
+def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: Native) -> list[str | None]:
+    """Have a major packaged somewhere, by nothing; the compiler cache that the build has met."""
+    tree = _packages.patched(tmp_path)
+    met: list[str | None] = []
+
+    def build(tree: PatchedTree, *, without: Collection[str], where: Place) -> Release:
+        del without, where
+        met.append(shutil.which("ccache"))
+        return Release(
+            kind="deb", system=_packages.system("amd64"), major=tree.source.major.name,
+            made_of={}, packages=(), files=(),
+        )  # fmt: skip
+
+    @contextlib.contextmanager
+    def place(*_: object, **_more: object) -> Iterator[Native]:
+        yield where
+
+    monkeypatch.setattr(source, "fetch", lambda *_a, **_k: tree.source)
+    monkeypatch.setattr(patch, "apply", lambda _source: tree)
+    monkeypatch.setattr(container, "place", place)
+    monkeypatch.setattr(making, "publish", lambda _made: tmp_path)
+    making.one("deb", build, tree.source.major, making.Wanted())
+    return met
+
+
+def test_packaging_sees_to_a_compiler_cache(
+    bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (met,) = packaged(tmp_path, monkeypatch, HERE)
+    assert met is not None
+    assert "ccache" in bare.read_text()
+
+
+def test_without_a_compiler_cache_packaging_goes_on_and_says_so(
+    bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REFUSES", "1")
+    assert packaged(tmp_path, monkeypatch, HERE) == [None]
+    assert "install -y ccache" in capsys.readouterr().out
+    monkeypatch.setenv("PTRACK_NO_INSTALL", "1")
+    asked = bare.read_text()
+    assert packaged(tmp_path, monkeypatch, HERE) == [None]
+    assert bare.read_text() == asked
+
+
+def test_a_compiler_cache_of_this_machine_is_not_for_a_container(
+    bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert packaged(tmp_path, monkeypatch, Elsewhere()) == [None]
+    assert not bare.read_text()
 
 
 # ---- a build, of packages that take no time

@@ -111,7 +111,8 @@ def test_the_whole_with_a_stand_in(
     for name, module in reproduce.KINDS.items():
         other = pytest.fail if name != kind else lambda *_a, **_k: made
         monkeypatch.setattr(module, "build", other)
-    monkeypatch.setattr(host, "ensure", lambda *_a, **_k: None)
+    seen_to: list[str] = []
+    monkeypatch.setattr(host, "ensure", lambda needs, **_k: seen_to.extend(needs))
     told: dict[str, object] = {}
     text = "1"
 
@@ -124,6 +125,7 @@ def test_the_whole_with_a_stand_in(
     monkeypatch.setattr(reproduce, "call", child)
     place = cache.directory("build") / f"reproduce-{kind}-17"
     assert reproduce.check(fake.tree, kind=kind) == ["a.deb"]
+    assert seen_to == ["faketime", "ccache"]
     assert isinstance(told["env"], dict)
     assert told["env"]["PTRACK_CACHE"].startswith(str(place))
     assert not place.exists()
