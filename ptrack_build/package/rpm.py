@@ -250,8 +250,8 @@ def render(folder: str, known: Facts, templates: Path | None = None) -> dict[str
 class _Machine:
     """Where packages are built.
 
-    without: features that it lacks what is needed for; builders: versions of what is built with, by
-    the names of packages.
+    without: features that are left out; builders: versions of what is built with, by the names of
+    packages.
     """
 
     system: System
@@ -290,7 +290,8 @@ def _evaluated(text: str, where: Place) -> list[str]:
 def _machine(major: Major, *, without: Collection[str], where: Place = HERE) -> _Machine:
     """Look at, and where that may be done, complete what the packages are built with.
 
-    A missing optional package costs its feature, which is said; HostError names the required ones.
+    without: features that are left out. Nothing else is: HostError names all that is missing, and
+    how the features that want it are left out.
     """
     system = this_system(where)
     native = where.manager() == "apt"
@@ -300,19 +301,20 @@ def _machine(major: Major, *, without: Collection[str], where: Place = HERE) -> 
     required = REQUIRED_APT if native else REQUIRED_RPM
     needs = {each.name: each.apt if native else each.rpm for each in wanted}
     have = _completed(required, needs, native=native, where=where)
-    lacking = [name for name in required if name not in have]
-    if lacking:
-        what = f"{where.name} lacks {', '.join(lacking)}, which the packages are built with"
-        raise HostError(what, hint=host.paste_packages(lacking))
     absent = {
         feature: lacks
         for feature, packages in needs.items()
         if (lacks := [name for name in packages if name not in have])
     }
-    if absent:
-        line = host.paste_packages([package for lacks in absent.values() for package in lacks])
-        say(f"going on without {', '.join(absent)}; to have them: {line}")
-    left_out = [each.name for each in known if each.name in {*absent, *without}]
+    lacking = [name for name in required if name not in have]
+    lacking = [*dict.fromkeys(lacking + [name for lacks in absent.values() for name in lacks])]
+    if lacking:
+        what = f"{where.name} lacks {', '.join(lacking)}, which the packages are built with"
+        if absent:
+            words = " ".join(f"--without {feature}" for feature in absent)
+            what += f"\n(what cannot be had can be left out: -- {words})"
+        raise HostError(what, hint=host.paste_packages(lacking))
+    left_out = [each.name for each in known if each.name in without]
     tools = _installed(TOOLS_APT if native else TOOLS_RPM, native=native, where=where)
     builders = dict(sorted({*have.values(), *tools.values()}))
     if native:
@@ -334,7 +336,8 @@ def _completed(
 ) -> dict[str, tuple[str, str]]:
     """What of these is installed, after what lacked was, where that may be done: see _installed.
 
-    required comes first, and what cannot be had of one feature's needs costs no other.
+    required comes first, and what cannot be had of one feature's needs keeps no other's away: what
+    is missing in the end is what cannot be had.
     """
     optional = [name for each in needs.values() for name in each]
     asked = [*required, *optional]

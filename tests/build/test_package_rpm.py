@@ -480,34 +480,57 @@ def looked_through(names: Iterable[str], _where: object) -> dict[str, str]:
     return {**dict.fromkeys(names, "1"), "gcc-12": "1"}
 
 
-def test_what_is_missing_costs_its_feature_or_is_named(
-    own_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def debian(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of apt's, about which nothing is asked but what of packages is installed."""
     del own_cache
-    monkeypatch.setenv("PTRACK_NO_INSTALL", "1")
     monkeypatch.setattr(rpm, "this_system", lambda _where: BOOKWORM)
     monkeypatch.setattr(rpm, "_evaluated", lambda *_: [""])
+    monkeypatch.setattr(making, "builder_debs", looked_through)
     monkeypatch.setattr(host, "manager", lambda: "apt")
     monkeypatch.setattr(host, "ensure", lambda _names: None)
-    absent = {"tcl-dev", "libldap-dev"}
+
+
+@pytest.mark.usefixtures("debian")
+@pytest.mark.parametrize(
+    ("absent", "left_out"),
+    [
+        ({"tcl-dev", "libldap-dev"}, "ldap pltcl"),
+        ({"libssl-dev", "libicu-dev"}, "icu openssl"),
+        ({"bison"}, ""),
+        ({"bison", "libssl-dev"}, "openssl"),
+    ],
+)
+def test_what_is_missing_is_named_and_nothing_is_left_out_unasked(
+    absent: set[str], left_out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PTRACK_NO_INSTALL", "1")
     monkeypatch.setattr(
         rpm, "_installed", lambda names, **_: {n: (n, "1") for n in names if n not in absent}
     )
-    monkeypatch.setattr(making, "builder_debs", looked_through)
-    found = rpm._machine(matrix.load().major("17"), without=["llvmjit"])
-    assert found.without == ("ldap", "llvmjit", "pltcl")
-    assert "apt-get install -y libldap-dev tcl-dev" in capsys.readouterr().out
-    assert "--without=pltcl" in rpm._options(found)
-    absent.add("bison")
-    with pytest.raises(HostError, match="lacks bison,") as caught:
-        rpm._machine(matrix.load().major("17"), without=[])
-    assert (caught.value.hint or "").endswith("apt-get install -y bison")
+    major = matrix.load().major("17")
+    with pytest.raises(HostError, match="which the packages are built with") as caught:
+        rpm._machine(major, without=["llvmjit"])
+    named = (caught.value.hint or "").partition("apt-get install -y ")[2].split()
+    assert {*named} == absent
+    words = re.findall(r"--without (\w+)", caught.value.what)
+    assert words == left_out.split()
+    if "bison" not in absent:  # what is left out when it is asked for
+        found = rpm._machine(major, without=["llvmjit", *words])
+        assert found.without == tuple(sorted(["llvmjit", *words]))
+        assert {f"--without={word}" for word in words} <= {*rpm._options(found)}
 
 
-def test_what_cannot_be_had_costs_no_other_feature(
-    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("debian")
+def test_a_feature_that_the_major_does_not_know_is_not_left_out(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    del own_cache
+    monkeypatch.setattr(rpm, "_installed", lambda names, **_: {n: (n, "1") for n in names})
+    assert rpm._machine(matrix.load().major("12"), without=["liburing"]).without == ()
+
+
+@pytest.mark.usefixtures("debian")
+def test_what_cannot_be_had_keeps_nothing_else_away(monkeypatch: pytest.MonkeyPatch) -> None:
     there: set[str] = set()
     asked: list[set[str]] = []
 
@@ -520,17 +543,14 @@ def test_what_cannot_be_had_costs_no_other_feature(
     def installed(names: Iterable[str], **_: object) -> dict[str, tuple[str, str]]:
         return {name: (name, "1") for name in names if name in there}
 
-    monkeypatch.setattr(rpm, "this_system", lambda _where: BOOKWORM)
-    monkeypatch.setattr(rpm, "_evaluated", lambda *_: [""])
     monkeypatch.setattr(rpm, "_installed", installed)
-    monkeypatch.setattr(making, "builder_debs", looked_through)
-    monkeypatch.setattr(host, "manager", lambda: "apt")
-    monkeypatch.setattr(host, "ensure", lambda _names: None)
     monkeypatch.setattr(Native, "may_install", lambda _self: True)
     monkeypatch.setattr(Native, "install", install)
-    found = rpm._machine(matrix.load().major("17"), without=[])
-    assert found.without == ("pltcl",)
-    assert asked[0] == {*rpm.REQUIRED_APT}  # which no feature can cost
+    said = r"lacks tcl-dev, which .*\n.*can be left out: -- --without pltcl\)"
+    with pytest.raises(HostError, match=said) as caught:
+        rpm._machine(matrix.load().major("17"), without=[])
+    assert (caught.value.hint or "").endswith("apt-get install -y tcl-dev")
+    assert asked[0] == {*rpm.REQUIRED_APT}  # which no feature can keep away
     assert {"tcl-dev", "libldap-dev"} <= asked[1]
     assert {"libldap-dev"} in asked[2:]
 
