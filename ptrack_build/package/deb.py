@@ -35,6 +35,7 @@ from ptrack_build.package import (
 )
 from ptrack_build.package.place import HERE
 from ptrack_build.patch import edits
+from ptrack_build.progress import say
 from ptrack_build.run import call
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ EXTENSION: Final = REPO / "extension"
 DEVELOPMENT: Final = ("client", "dev")  # whose packages the extension is compiled with
 DOCS: Final = ("docs/operating.md", "docs/contract.md")
 LIBC_UNCHECKED: Final = 14  # the Debian whose lintian asks no more for links to the C library
+COMMON: Final = "postgresql-common"  # of what it does with clusters, much is of its version
 FLAVOUR: Final = "pt"  # two characters: what postgresql-common expects of a flavour
 FORMAT: Final = "deb 1"  # of what is kept below the cache; part of the keys
 
@@ -344,6 +346,30 @@ def _unmet(control: str, slot: str, where: Place) -> list[str]:
     return sorted({"debhelper" if name == "debhelper-compat" else name for name in names})
 
 
+def _check_installable(control: str, where: Place) -> None:
+    """Raise HostError where the release's postgresql-common is older than the packages ask for.
+
+    They could be made, and nowhere be installed. Where apt knows no postgresql-common nothing can
+    be told, which is said.
+    """
+    found = re.search(rf"^ {COMMON} \(>= (\S+)\),$", control, re.MULTILINE)
+    if found is None:
+        return
+    argv = ["apt-cache", "policy", COMMON]
+    said = where.call(argv, capture=True, quiet=True, check=False, env={"LC_ALL": "C"}).stdout
+    candidate = re.search(r"^ *Candidate: (\d\S*)$", said, re.MULTILINE)
+    if candidate is None:
+        say(f"apt of {where.name} knows no {COMMON}; the packages need {found[1]} or later of it")
+        return
+    argv = ["dpkg", "--compare-versions", candidate[1], "ge", found[1]]
+    if where.call(argv, quiet=True, check=False).returncode != 0:
+        what = f"the packages need {COMMON} {found[1]} or later, and {where.name} can have"
+        what += f" {candidate[1]}: they could not be installed"
+        hint = "PGDG's apt repository has a newer one: add it to apt's sources there, as wherever"
+        hint += " the packages are to be installed"
+        raise HostError(what, hint=hint)
+
+
 def _llvm(where: Place) -> int:
     """The major of the distribution's LLVM."""
     said = where.call(["llvm-config", "--version"], capture=True, quiet=True).stdout
@@ -402,6 +428,7 @@ def build(
     controls = render("server", draft)["control"][0]
     slot = making.slot("deb", tree.source.major)
     _ensure(controls, slot, where)
+    _check_installable(controls, where)
     known = facts(tree, system, llvm=_llvm(where) if jit else 0, without=left_out)
     builders = making.builder_debs(
         [*needed(controls), "gcc", "g++", "binutils", "libc6-dev", "dpkg-dev", "make", "debhelper"],

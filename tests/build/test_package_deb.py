@@ -637,6 +637,60 @@ def test_a_control_file_that_cannot_be_read_is_not_taken_for_satisfied(own_cache
         deb._unmet("Source: a\nSource: b\n", "deb-17", HERE)
 
 
+class Old(Native):
+    """A release whose apt says that of postgresql-common."""
+
+    def __init__(self, said: str) -> None:
+        self.said = said
+
+    def call(self, argv: Sequence[str], **how: Unpack[How]) -> Completed:
+        """Answers apt-cache."""
+        if argv[0] != "apt-cache":
+            return super().call(argv, **how)
+        assert [*argv[1:]] == ["policy", "postgresql-common"]
+        return Completed(argv=tuple(argv), returncode=0, stdout=self.said)
+
+
+@_packages.with_dpkg
+@pytest.mark.parametrize("major", MAJORS, ids=lambda major: major.name)
+@pytest.mark.parametrize("candidate", ["225+deb11u1", "238", "241", "248+deb12u1", "299.pgdg11+1"])
+def test_packages_that_the_release_cannot_install_are_not_made(
+    candidate: str, major: matrix.Major
+) -> None:
+    """225 and 238 are those of Debian 11 and of Ubuntu 22.04, without PGDG's."""
+    control = deb.render("server", facts_of(major))["control"][0]
+    release = Old(
+        f"postgresql-common:\n  Installed: (none)\n  Candidate: {candidate}\n  Version table:\n"
+    )
+    if major.number < 15 or candidate not in {"225+deb11u1", "238"}:
+        deb._check_installable(control, release)
+        return
+    with pytest.raises(
+        HostError, match=r"postgresql-common 241~ or later, .* can have 2"
+    ) as caught:
+        deb._check_installable(control, release)
+    assert "PGDG's apt repository" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("said", ["", "postgresql-common:\n  Candidate: (none)\n"])
+def test_what_apt_cannot_tell_is_said(said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    control = deb.render("server", facts_of(MAJORS[5]))["control"][0]
+    deb._check_installable(control, Old(said))
+    assert "knows no postgresql-common; the packages need 241~ or later" in capsys.readouterr().out
+
+
+def test_that_is_told_before_anything_is_compiled(
+    tree: PatchedTree, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del own_cache
+    monkeypatch.setattr(deb, "this_system", lambda _where: BOOKWORM)
+    monkeypatch.setattr(deb, "_ensure", lambda *_: None)
+    monkeypatch.setattr(making, "finished", lambda *_: pytest.fail("something is made"))
+    release = Old("postgresql-common:\n  Candidate: 225\n")
+    with pytest.raises(HostError, match="could not be installed"):
+        deb.build(tree, without=[making.JIT], where=release)
+
+
 def test_publishing_tells_what_it_was_made_of(tree: PatchedTree, tmp_path: Path) -> None:
     """The manifest of a release is JSON that names the source."""
     known = deb.facts(tree, BOOKWORM, llvm=0)
