@@ -52,6 +52,7 @@ ORDER: Final = {
     "install": "an earlier version, with a first cluster",
     "track": "a cluster with the extension; each changed block is reported",
     "upgrade": "to the version in dist/; clusters run on, and their map stays valid",
+    "stay": "a newer plain server takes the place of ours in no upgrade",
     "upgradecluster": "from the previous major, by dump and by pg_upgrade",
     "remove": "clusters are stopped and kept",
     "purge": "nothing is left",

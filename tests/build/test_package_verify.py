@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import time
@@ -32,7 +33,7 @@ from ptrack_build.package import (
 from tests.build._engine import FakeEngine, FakeImage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 # ---- what is there
@@ -250,7 +251,7 @@ def test_a_step_that_fails_fails_the_session_and_ends_its_row(
     assert "upgrade failed: the map did not survive" in said
     assert "skipped purge: upgrade failed" in said
     (row,) = json.loads((own_cache / "verify-packages.json").read_text())
-    assert (row["status"], row["failures"], row["skipped"]) == ("failed", 1, 3)
+    assert (row["status"], row["failures"], row["skipped"]) == ("failed", 1, 4)
     assert not fake.there
 
 
@@ -617,6 +618,80 @@ def test_a_swap_ends_with_a_cluster_that_purging_has_spared(
     said = complaint(taken(tmp_path, "swap", SPOILT=spoilt))
     assert said.endswith(why)
     assert bool(said) is bool(why)
+
+
+#: A system of apt's with our packages alone, whatever the machine has.
+APT_CONFIG = """Dir "{root}/apt";
+Dir::Etc::main "none";
+Dir::Etc::parts "none";
+Dir::State::status "{root}/status";
+APT::Architecture "amd64";
+APT::Architectures {{ "amd64"; }};
+APT::Sandbox::User "";
+Debug::NoLocking "1";
+"""
+
+
+def stays(root: Path, control: str, packages: Iterable[str]) -> subprocess.CompletedProcess[str]:
+    """The step `stay` with the machine's own apt, where packages of a control file are installed.
+
+    They depend on nothing but each other. packages: what those in dist/ are called.
+    """
+    from tests.build.test_package_deb import stanzas
+
+    (root / "bin").mkdir()
+    installed = []
+    for name, fields in stanzas(control.replace("${binary:Version}", "17.3-1")).items():
+        if name == "source" or "-server-dev-" in name:
+            continue
+        depends = [each for each in fields["Depends"].split(", ") if "17pt (" in each]
+        rows = [f"Package: {name}", "Status: install ok installed", "Version: 17.3-1",
+                "Architecture: amd64", "Maintainer: A", "Description: a"]  # fmt: skip
+        rows += [f"{key}: {fields[key]}" for key in ("Provides", "Conflicts", "Replaces")
+                 if fields.get(key)]  # fmt: skip
+        rows += [f"Depends: {', '.join(depends)}"] if depends else []
+        installed.append("\n".join(rows))
+    (root / "status").write_text("\n\n".join(installed) + "\n")
+    (root / "bin/dpkg-deb").write_text('#!/bin/sh\nbasename "$2" .deb\n')
+    (root / "bin/dpkg-deb").chmod(0o755)
+    for name in ("etc/apt", "var/lib/apt/lists/partial", "var/cache/apt/archives/partial"):
+        (root / "apt" / name).mkdir(parents=True)
+    (root / "apt.conf").write_text(APT_CONFIG.format(root=root))
+    (root / "steps").write_text(
+        below(root, verify.STEPS.read_text()).replace("cd /\n", f"cd {root}\n")
+    )
+    env = {"PATH": f"{root}/bin:{os.environ['PATH']}", "MAJOR": "17", "HOME": str(root),
+           "PACKAGES": " ".join(f"/dist/{name}.deb" for name in packages),
+           "APT_CONFIG": str(root / "apt.conf")}  # fmt: skip
+    return subprocess.run(
+        ["sh", str(root / "steps"), "stay"], env=env, text=True, capture_output=True, check=False
+    )
+
+
+@pytest.mark.skipif(not shutil.which("apt-get"), reason="needs apt")
+@pytest.mark.parametrize(
+    ("was", "now", "why"),
+    [
+        ("", "", ""),
+        # a package of the plain one's name, as others patch servers
+        ("17pt", "17", "apt-get upgrade swaps servers: Inst postgresql-17"),
+        # nothing stands in for the plain server
+        (
+            "Provides:",
+            "X-Provides:",
+            "apt-get install wants-postgresql-17 cannot be done",
+        ),
+    ],
+)
+def test_apt_s_upgrades_bring_no_plain_server(was: str, now: str, why: str, tmp_path: Path) -> None:
+    from tests.build.test_package_deb import facts_of
+
+    control = deb.render("server", facts_of(matrix.load().major("17")))["control"][0]
+    packages = ["postgresql-17pt", "postgresql-client-17pt", "postgresql-plperl-17pt"]
+    done = stays(tmp_path, control.replace(was, now) if was else control, packages)
+    said = complaint(done)
+    assert why in said
+    assert bool(said) is bool(why), said
 
 
 def refused(port: int) -> bool:

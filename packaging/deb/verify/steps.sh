@@ -154,6 +154,34 @@ upgrade)
 	unit ptrackcheck active
 	"$TRACKING" track
 	;;
+stay)
+	# What apt would do with a plain server at hand that is newer than ours, whatever the release itself has: when all
+	# is upgraded, and for a package that wants one. Nothing is changed, nor downloaded.
+	later=$state/later
+	rm -rf "$later"
+	mkdir -p "$later/sources"
+	plain=$(names $PACKAGES | sed -n "s/${MAJOR}pt\$/$MAJOR/p")
+	for name in $plain "wants-postgresql-$MAJOR"; do
+		wanted=
+		[ "$name" != "wants-postgresql-$MAJOR" ] || wanted="Depends: postgresql-$MAJOR (>= $MAJOR)"
+		printf '%s\n' "Package: $name" 'Version: 999' 'Architecture: all' 'Maintainer: nobody' ${wanted:+"$wanted"} \
+			"Filename: ./$name.deb" 'Size: 1' "SHA256: $(printf %064d 0)" 'Description: none' ''
+	done > "$later/Packages"
+	[ ! -d /etc/apt/sources.list.d ] || cp -R /etc/apt/sources.list.d/. "$later/sources"
+	echo "deb [trusted=yes] file:$later ./" > "$later/sources/later.list"
+	apt-get update -o Dir::Etc::sourcelist="$later/sources/later.list" -o Dir::Etc::sourceparts=- \
+		-o APT::Get::List-Cleanup=false -o APT::Update::Error-Mode=any
+	known="-o Dir::Etc::sourceparts=$later/sources"
+	apt-cache $known policy "postgresql-$MAJOR" | grep -q 'Candidate: 999' || fail "apt does not know the plain server"
+	for how in upgrade dist-upgrade "install wants-postgresql-$MAJOR"; do
+		apt-get -s $known $how > "$state/said" || fail "apt-get $how cannot be done"
+		for name in $plain; do
+			swapped=$(grep -E "^(Inst $name|Remv ${name}pt) " "$state/said") || continue
+			fail "apt-get $how swaps servers:" $swapped
+		done
+	done
+	rm -rf "$later"
+	;;
 upgradecluster)
 	install $PREVIOUS_PACKAGES
 	for method in dump upgrade; do
