@@ -249,11 +249,12 @@ def verify_packages(session: nox.Session) -> None:
         "--system", action="append", default=[], metavar="NAME",
         help="these systems only: debian-bookworm-amd64, or a word of it; may be repeated",
     )  # fmt: skip
+    options.add_argument("--strict", action="store_true", help="fail where a step was skipped")
     options.add_argument("majors", nargs="*", metavar="NN", help="these majors only")
     given = options.read()
     for name in given.majors:
         MATRIX.major(name)
-    verify.verify(given.system, given.majors)
+    verify.verify(given.system, given.majors, strict=given.strict)
 
 
 @session("repo", "package")

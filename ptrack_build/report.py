@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
-Status = Literal["passed", "failed", "unreachable", "not run"]
+#: incomplete: what was tried passed, and something that should have been tried was not.
+Status = Literal["passed", "incomplete", "failed", "unreachable", "not run"]
 NOT_RUN: tuple[Status, ...] = ("unreachable", "not run")
 
 

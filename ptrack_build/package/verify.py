@@ -145,11 +145,16 @@ def published(
 
 
 def verify(
-    systems: Sequence[str] = (), majors: Sequence[str] = (), dist: Path = DIST
+    systems: Sequence[str] = (),
+    majors: Sequence[str] = (),
+    dist: Path = DIST,
+    *,
+    strict: bool = False,
 ) -> list[report.Outcome]:
     """Verify what is in dist/; prints one table at the end, kept in results() as JSON.
 
-    Raises VerifyFailed if anything failed, or if nothing could be verified.
+    Raises VerifyFailed if anything failed, or if nothing could be verified; with strict also if
+    anything was skipped or not run.
     """
     from ptrack_build.container import engine
 
@@ -178,9 +183,15 @@ def verify(
     if failed:
         what = f"failed: {', '.join(failed)}"
         raise VerifyFailed(what, hint=f"read {cache.directory('log')}/verify-*.log")
-    if not any(each.status == "passed" for each in outcomes):
+    if all(each.status in report.NOT_RUN for each in outcomes):
         what = "nothing could be verified"
         raise VerifyFailed(what, hint="./nox -s deb-17 makes Debian packages")
+    partly = [each.session for each in outcomes if each.status != "passed"]
+    if partly and strict:
+        what = f"not verified as a whole: {', '.join(partly)}"
+        raise VerifyFailed(what, hint="the table says what was skipped, and why")
+    if partly:
+        say(f"not verified as a whole: {', '.join(partly)} (-- --strict takes that for a failure)")
     return outcomes
 
 
@@ -213,7 +224,7 @@ def _rpms(each: Published) -> report.Outcome:
         notes.append(error.what)
     return report.Outcome(
         session=f"{each.name} rpm",
-        status="failed" if failures else status,
+        status="failed" if failures else "incomplete" if skipped and status == "passed" else status,
         version=each.version,
         tests=passed + failures + skipped,
         failures=failures,
@@ -270,7 +281,7 @@ class _Course:
         """The row of the table."""
         return report.Outcome(
             session=self.each.name,
-            status="failed" if self.failures else "passed",
+            status="failed" if self.failures else "incomplete" if self.skipped else "passed",
             version=self.each.version,
             tests=self.passed + self.failures + self.skipped,
             failures=self.failures,

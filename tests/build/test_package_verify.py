@@ -206,7 +206,7 @@ def test_all_steps_are_run_and_a_skip_says_why(
     put(tmp_path, "17")
     (own_cache / "build/verify-debian-bookworm-amd64-17-boot/root/usr").mkdir(parents=True)
     first, second = verify.verify(dist=tmp_path)
-    assert (first.status, first.tests, first.skipped) == ("passed", len(verify.ORDER), 2)
+    assert (first.status, first.tests, first.skipped) == ("incomplete", len(verify.ORDER), 2)
     assert "skipped upgradecluster: no earlier major's packages" in first.note
     assert "skipped swap: debian:bookworm has no postgresql-15" in first.note
     assert (second.status, second.skipped, second.note) == ("passed", 0, "")
@@ -214,9 +214,12 @@ def test_all_steps_are_run_and_a_skip_says_why(
         *(name for name in verify.ORDER if name not in {"upgradecluster", "swap"}),
         *verify.ORDER,
     ]
-    assert "skipped upgradecluster" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "skipped upgradecluster" in said
+    assert "not verified as a whole: debian-bookworm-amd64 15 (-- --strict" in said
     kept = json.loads((own_cache / "verify-packages.json").read_text())
-    assert [row["status"] for row in kept] == ["passed", "passed"]
+    assert [row["status"] for row in kept] == ["incomplete", "passed"]
+    assert "skipped swap: debian:bookworm has no postgresql-15" in kept[0]["note"]
     # of a source package lintian alone is told
     told = [argv for argv in fake.commands if any(word.endswith(".dsc") for word in argv)]
     assert {argv[0] for argv in told} == {"lintian"}
@@ -237,6 +240,38 @@ def test_all_steps_are_run_and_a_skip_says_why(
     assert networks == {"none"}
     assert not fake.there
     assert not list((own_cache / "build").glob("verify-*"))
+
+
+def test_what_was_skipped_is_a_failure_where_that_is_asked(
+    tmp_path: Path, fake: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del fake
+    for major in ("15", "17"):
+        put(tmp_path, major)
+    with pytest.raises(verify.VerifyFailed, match="as a whole: debian-bookworm-amd64 15\n"):
+        verify.verify(dist=tmp_path, strict=True)
+    assert "skipped swap: debian:bookworm has no postgresql-15" in capsys.readouterr().out
+    (row,) = verify.verify((), ["17"], tmp_path, strict=True)
+    assert row.status == "passed"
+
+
+def test_what_was_not_run_beside_what_passed_is_a_failure_where_that_is_asked(
+    tmp_path: Path, fake: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(_dist: Path) -> None:
+        what = "only root can"
+        raise HostError(what)
+
+    del fake
+    put(tmp_path, "15")
+    put(tmp_path, "17")
+    put(tmp_path, "17", "sid", kind="rpm")
+    monkeypatch.setattr(rpmroot, "lint", lambda _dist: True)
+    monkeypatch.setattr(rpmroot, "verify", refuses)
+    *_, row = verify.verify((), ["17"], tmp_path)
+    assert row.status == "not run"
+    with pytest.raises(verify.VerifyFailed, match="as a whole: debian-sid-amd64 17 rpm\n"):
+        verify.verify((), ["17"], tmp_path, strict=True)
 
 
 def test_a_step_that_fails_fails_the_session_and_ends_its_row(
@@ -276,7 +311,7 @@ def test_a_machine_that_cannot_make_a_repository_skips_its_step(
     put(tmp_path, "17")
     monkeypatch.setattr(host, "ensure", lacks)
     (row,) = verify.verify(dist=tmp_path)
-    assert (row.status, row.failures) == ("passed", 0)
+    assert (row.status, row.failures) == ("incomplete", 0)
     assert "skipped repo: this machine lacks gpg" in row.note
     assert "repo" not in steps(fake)
 
@@ -292,7 +327,7 @@ def test_a_machine_that_cannot_boot_a_system_skips_its_step(
     put(tmp_path, "17")
     monkeypatch.setattr(booted, at, refuses)
     (row,) = verify.verify(dist=tmp_path)
-    assert (row.status, row.failures) == ("passed", 0)
+    assert (row.status, row.failures) == ("incomplete", 0)
     assert "skipped boot: no system boots here" in row.note
     assert "boot" not in steps(fake)
     assert not list((own_cache / "build").glob("verify-*"))
@@ -361,7 +396,7 @@ def test_rpms_are_tried_on_a_system_of_their_own(
     assert (row.status, row.tests, row.failures, row.skipped) == ("passed", 3, 0, 0)
     monkeypatch.setattr(rpmroot, "lint", lambda _dist: False)
     (row,) = verify.verify(dist=tmp_path)
-    assert (row.status, row.tests, row.failures, row.skipped) == ("passed", 3, 0, 1)
+    assert (row.status, row.tests, row.failures, row.skipped) == ("incomplete", 3, 0, 1)
     assert row.note == "skipped lint: there is no rpmlint"
     assert not fake.commands
 
