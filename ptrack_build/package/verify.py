@@ -57,11 +57,14 @@ ORDER: Final = {
     "remove": "clusters are stopped and kept",
     "purge": "nothing is left",
     "repo": "from a signed repository, by name",
+    "develop": "symbols fit, the extension is compiled with what is installed",
     "boot": "install to purge once more where systemd runs the servers",
     "swap": "a cluster of the plain server runs on ours, back, and forth; purges spare it",
 }
 #: Not in the one container that all others are in, in turn.
-APART: Final = ("lint", "repo", "boot", "swap")
+APART: Final = ("lint", "repo", "develop", "boot", "swap")
+#: What compiles an extension, besides what the packages depend on.
+COMPILERS: Final = ("gcc", "libc6-dev", "make")
 #: The newest major whose clusters a release's postgresql-common can upgrade: before 249 it asks
 #: the old one for its lc_ctype, a setting that went with 16. Elsewhere it upgrades all.
 UPGRADES_FROM: Final = {"bullseye": 15, "bookworm": 15, "focal": 15, "jammy": 15}
@@ -97,15 +100,26 @@ class Published:
         """The newest major whose clusters the system's own pg_upgradecluster can take."""
         return UPGRADES_FROM.get(self.image.partition(":")[2], self.number - 1)
 
+    def debs(self) -> list[Path]:
+        """All packages that can be installed."""
+        return [self.folder / file for file in self.files if file.endswith("deb")]
+
     def packages(self) -> list[Path]:
-        """Those that are installed: neither debugging symbols nor what others compile with."""
-        return [
-            self.folder / file
-            for file in self.files
-            if file.endswith(".deb")
-            and "-dbgsym_" not in file
-            and not file.startswith("postgresql-server-dev-")
-        ]
+        """Those that users install: neither debugging symbols nor what others compile with."""
+        return [file for file in self.debs() if not _for_developers(file)]
+
+    def development(self) -> list[Path]:
+        """The others."""
+        return [file for file in self.debs() if _for_developers(file)]
+
+    def tarball(self) -> Path | None:
+        """The extension's source."""
+        found = (self.folder / file for file in self.files if file.endswith(".orig.tar.gz"))
+        return next(found, None)
+
+
+def _for_developers(file: Path) -> bool:
+    return "-dbgsym_" in file.name or file.name.startswith("postgresql-server-dev-")
 
 
 def published(
@@ -306,11 +320,17 @@ def one(client: DockerClient, each: Published, before: Published | None) -> repo
                 client, image.id, user="0:0", mounts=mounts, called=str(reference)
             )  # fmt: skip
 
-        image, plain = _with_dependencies(client, base, each, before, mounts, log)
+        image, tools, plain = _with_dependencies(client, base, each, before, mounts, log)
         course.take("lint", lambda: _lint(client, base, each, opened, log))
         with opened(image) as container:
             _in_turn(course, container, before, env)
         _from_repository(course, each, lambda: opened(image), env)
+
+        def developed() -> None:
+            with opened(images.with_packages(client, image, "apt", tools)) as container:
+                container.call(["sh", env["STEPS"], "develop"], env=env, log=log)
+
+        course.take("develop", developed)
         _booted(course, client, image, mounts, env)
         if not plain.packages:
             course.skip("swap", plain.why)
@@ -443,6 +463,7 @@ def _prepared(
             (work / file.name).write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
         folders = [work, each.folder, *([before.folder] if before else [])]
         env = {
+            "DEVELOPMENT": " ".join(map(str, each.development())),
             "MAJOR": str(each.number),
             "PACKAGES": " ".join(map(str, each.packages())),
             "PREVIOUS": str(before.number) if before else "",
@@ -452,6 +473,7 @@ def _prepared(
             "SERVE": str(work / SERVE.name),
             "SOURCES": str(work / "ptrack.sources"),
             "STEPS": str(work / STEPS.name),
+            "TARBALL": str(each.tarball() or ""),
             "TRACKING": str(tracking),
         }
         yield [box.Mount(path=folder) for folder in folders], env
@@ -478,12 +500,13 @@ def _with_dependencies(
     before: Published | None,
     mounts: Sequence[box.Mount],
     log: Path,
-) -> tuple[images.Image, Plain]:
-    """The clean image with all that the packages depend on, and none of them; the plain ones.
+) -> tuple[images.Image, tuple[str, ...], Plain]:
+    """The clean image with all that the packages depend on, and none of them.
 
-    Raises CommandFailed where apt cannot satisfy one of ours, be it never installed here.
+    Then what those for developers want in addition, and the plain ones. Raises CommandFailed where
+    apt cannot satisfy one of ours.
     """
-    ours = [each.folder / file for file in each.files if file.endswith("deb")]
+    ours = each.debs()
     used = [*each.packages(), *(before.packages() if before else [])]
     env: Mapping[str, str] = images.unattended()
     with (
@@ -494,7 +517,8 @@ def _with_dependencies(
     ):
         simulate = ["apt-get", "install", "-s", "--no-install-recommends"]
         container.call(["apt-get", "update"], env=env, log=log)
-        container.call([*simulate, *map(str, ours)], env=env, log=log)
+        argv = [*simulate, *COMPILERS, *map(str, ours)]
+        compiling = container.call(argv, env=env, log=log, capture=True).stdout
         said = container.call([*simulate, *map(str, used)], env=env, log=log, capture=True).stdout
         server = f"postgresql-{each.number}"
         argv = ["apt-cache", "madison", server]
@@ -504,8 +528,9 @@ def _with_dependencies(
             argv = [*simulate, *plain.packages]
             depends = container.call(argv, env=env, log=log, capture=True).stdout
             plain = replace(plain, depends=_others(depends, plain.packages))
-    own = {file.name.partition("_")[0] for file in used}
-    return images.with_packages(client, base, "apt", _others(said, own)), plain
+    own = {file.name.partition("_")[0] for file in [*ours, *used]}
+    image = images.with_packages(client, base, "apt", _others(said, own))
+    return image, _others(compiling, own), plain
 
 
 def _others(said: str, own: Iterable[str]) -> tuple[str, ...]:

@@ -73,6 +73,10 @@ def test_what_is_verified_can_be_chosen(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert [each.image for each in every] == ["debian:bookworm", "debian:bookworm", "debian:sid"]
     assert [file.name for file in every[0].packages()] == ["postgresql-17pt_1_amd64.deb"]
+    assert [file.name for file in every[0].development()] == [
+        "postgresql-server-dev-17pt_1_amd64.deb", "x-dbgsym_1_amd64.deb",
+    ]  # fmt: skip
+    assert every[0].tarball() == every[0].folder / "x_1.orig.tar.gz"
     assert [each.number for each in every] == [17, 20, 17]
     assert [each.system for each in verify.published(tmp_path, ["sid"])] == ["debian-sid-amd64"]
     assert [each.major for each in verify.published(tmp_path, [], ["devel"])] == ["devel"]
@@ -163,6 +167,8 @@ def fake(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
                 return 0, MADISON
             case ["apt-get", *_, "postgresql-17=17.1-0+deb12u1", _]:
                 return 0, PLAIN_17
+            case ["apt-get", "install", "-s", *more] if "make" in more:
+                return 0, "Inst libx (1 Debian)\nInst make (4 Debian)\n" + OURS
             case ["apt-get", *_]:
                 return 0, "Inst libx (1 Debian)\n" + OURS
             case ["apt-cache", *_]:
@@ -227,7 +233,10 @@ def test_all_steps_are_run_and_a_skip_says_why(
     # what the packages depend on is installed, of themselves nothing; no step has a network
     installed = [argv[4:] for argv in fake.commands if argv[:3] == ["apt-get", "install", "-y"]]
     system = list(booted.NEEDS)
-    assert installed[1:] == [["lintian"], system, ["libx"], system, ["libpq5"]]
+    tools = ["libx", "make"]
+    assert installed[1:] == [
+        ["lintian"], [*tools, "postgresql-17pt"], system, ["libx"], tools, system, ["libpq5"],
+    ]  # fmt: skip
     downloads = [argv[3:] for argv in fake.commands if argv[:2] == ["sh", "-c"]]
     assert downloads == [
         [verify.PLAIN, "postgresql-17=17.1-0+deb12u1", "postgresql-client-17=17.1-0+deb12u1"]
@@ -281,7 +290,9 @@ def test_a_step_that_fails_fails_the_session_and_ends_its_row(
     fake.ends("sh", "upgrade", "noise\nFAILED: the map did not survive\nmore noise\n")
     with pytest.raises(verify.VerifyFailed, match="debian-bookworm-amd64 17"):
         verify.verify(dist=tmp_path)
-    assert steps(fake) == ["lint", "install", "track", "upgrade", "repo", "boot", "swap"]
+    assert steps(fake) == [
+        "lint", "install", "track", "upgrade", "repo", "develop", "boot", "swap",
+    ]  # fmt: skip
     said = capsys.readouterr().out
     assert "upgrade failed: the map did not survive" in said
     assert "skipped purge: upgrade failed" in said
@@ -602,8 +613,40 @@ exit !$got->{success};
 SOURCE = "etc/apt/sources.list.d/ptrack.sources"
 
 
+#: And of one where the packages for developers are installed.
+DEVELOP = {
+    "apt-get": """case "$*" in
+*install*ours.deb*dev.deb*)
+    mkdir -p usr/lib/postgresql/17/bin usr/lib/postgresql/17/lib usr/lib/debug/.build-id/ab
+    echo packaged | tee usr/lib/postgresql/17/bin/postgres usr/lib/postgresql/17/bin/psql \
+        > usr/lib/postgresql/17/lib/ptrack.so
+    [ "$SPOILT" = no-symbols ] || touch usr/lib/debug/.build-id/ab/cdef.debug ;;
+*remove*)
+    rm -r usr/lib/postgresql usr/lib/debug
+    [ "$SPOILT" != left-behind ] || touch usr/left ;;
+*purge*) ;;
+*) exit 9 ;;
+esac""",
+    "make": r"""case "$*" in
+*source\ PG_CONFIG=*/17/bin/pg_config*) [ -e var/tmp/verify/source/Makefile ] ;;
+*) exit 9 ;;
+esac
+case "$SPOILT$*" in
+not-installed*) ;;
+*install*) echo compiled > usr/lib/postgresql/17/lib/ptrack.so ;;
+esac""",
+    "readelf": """case "$SPOILT $*" in
+*-S*) [ "$SPOILT" = stripped ] || echo '  [28] .debug_info  PROGBITS' ;;
+no-id*) ;;
+other-build*.debug) echo '    Build ID: 012345' ;;
+*) echo '    Build ID: abcdef' ;;
+esac""",
+}
+
+
 def taken(root: Path, name: str, **env: str) -> subprocess.CompletedProcess[str]:
     """A step with those programs."""
+    programs = SWAP | (DEVELOP if name == "develop" else {})
     files = {
         "etc/postgresql/17/main/postgresql.conf": "",
         "etc/apt/apt.conf.d/x": "",
@@ -618,7 +661,7 @@ def taken(root: Path, name: str, **env: str) -> subprocess.CompletedProcess[str]
         ),
         "var/tmp/x": "",
         "steps": below(root, verify.STEPS.read_text()).replace("cd /\n", f"cd {root}\n"),
-        **{f"bin/{name}": f"#!/bin/sh\ncd {root}\n{text}\n" for name, text in SWAP.items()},
+        **{f"bin/{name}": f"#!/bin/sh\ncd {root}\n{text}\n" for name, text in programs.items()},
     }
     for path, text in files.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
@@ -653,6 +696,38 @@ def test_a_swap_ends_with_a_cluster_that_purging_has_spared(
     said = complaint(taken(tmp_path, "swap", SPOILT=spoilt))
     assert said.endswith(why)
     assert bool(said) is bool(why)
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "why"),
+    [
+        ("", ""),
+        ("no-id", "usr/lib/postgresql/17/bin/postgres has no build-id"),
+        (
+            "no-symbols",
+            "the symbols of {root}/usr/lib/postgresql/17/bin/postgres are not installed",
+        ),
+        ("other-build", ".build-id/ab/cdef.debug are those of another build"),
+        ("stripped", ".build-id/ab/cdef.debug has no symbols"),
+        (
+            "not-installed",
+            "what was compiled was not installed in {root}/usr/lib/postgresql/17/lib",
+        ),
+        ("left-behind", "FAILED: files are not as before"),
+    ],
+)
+def test_what_developers_install_is_used_and_goes(spoilt: str, why: str, tmp_path: Path) -> None:
+    tarball = tmp_path / "x.orig.tar.gz"
+    (tmp_path / "ptrack-3").mkdir()
+    (tmp_path / "ptrack-3" / "Makefile").touch()
+    making.tarball(tmp_path / "ptrack-3", tarball, "ptrack-3", 1)
+    (tmp_path / "rows").write_text("0")
+    done = taken(
+        tmp_path, "develop", SPOILT=spoilt, DEVELOPMENT="dev.deb", TARBALL=str(tarball)
+    )  # fmt: skip
+    said = complaint(done)
+    assert said.endswith(why.format(root=tmp_path))
+    assert bool(said) is bool(why), said
 
 
 #: A system of apt's with our packages alone, whatever the machine has.

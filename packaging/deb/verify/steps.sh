@@ -4,7 +4,8 @@
 #   steps.sh STEP
 #
 # In the environment: MAJOR; PREVIOUS, the major to come from, or nothing; PACKAGES and PREVIOUS_PACKAGES, the
-# files to install; TRACKING, the test of the extension's package; PLAIN, where the distribution's own packages of
+# files to install; DEVELOPMENT, those for developers and debuggers; TARBALL, the extension's source as its source
+# package has it; TRACKING, the test of the extension's package; PLAIN, where the distribution's own packages of
 # the major lie; REPOSITORY, a repository of them, SOURCES, how apt is told of it, and SERVE, a server for it.
 # What has to be remembered is in /var/tmp/verify.
 set -eu
@@ -68,6 +69,27 @@ left() {
 	dpkg-query -W -f '${db:Status-Status} ${Package}\n' | sed -n 's/^config-files //p'
 }
 
+# What there is, before anything of ours is installed; and that nothing else is there after all has been purged.
+remember() {
+	listing > "$state/before"
+	dpkg-query -W -f '${Package} ${db:Status-Status}\n' > "$state/packages"
+}
+
+nothing_left() {
+	dpkg-query -W -f '${Package} ${db:Status-Status}\n' | diff "$state/packages" - ||
+		fail "packages are not as before"
+	listing > "$state/after"
+	diff "$state/before" "$state/after" > "$state/difference" || {
+		cat "$state/difference"
+		fail "files are not as before"
+	}
+}
+
+# The build-id of a program or module, as gdb looks for its symbols.
+build_id() {
+	readelf -n "$1" | sed -n 's/^ *Build ID: //p'
+}
+
 # Packages of an earlier version: these, with `~before` behind their versions.
 older() {
 	rm -rf "$state/older"
@@ -118,8 +140,7 @@ tracked() {
 case $1 in
 install)
 	services
-	listing > "$state/before"
-	dpkg-query -W -f '${Package} ${db:Status-Status}\n' > "$state/packages"
+	remember
 	older
 	install "$state"/older/*.deb
 	for name in $(names $PACKAGES); do
@@ -216,13 +237,7 @@ remove)
 purge)
 	# Of packages without files of configuration nothing is known any more.
 	apt-get purge -y $(left)
-	dpkg-query -W -f '${Package} ${db:Status-Status}\n' | diff "$state/packages" - ||
-		fail "packages are not as before"
-	listing > "$state/after"
-	diff "$state/before" "$state/after" > "$state/difference" || {
-		cat "$state/difference"
-		fail "files are not as before"
-	}
+	nothing_left
 	;;
 repo)
 	# In a container of its own, with nothing of ours but the repository, which is used as `repo` says.
@@ -245,6 +260,34 @@ repo)
 	[ "$(status "$MAJOR" main)" = online ] || fail "no cluster $MAJOR/main was made and started"
 	extension
 	[ "$(sql "$MAJOR/main" -c "SELECT ptrack.ptrack_init_lsn() <> '0/0'")" = t ] || fail "nothing is tracked"
+	;;
+develop)
+	# In a container of its own, with what developers and debuggers have: compilers and make among it.
+	services
+	remember
+	install $PACKAGES $DEVELOPMENT
+	lib=/usr/lib/postgresql/$MAJOR/lib
+	for file in "/usr/lib/postgresql/$MAJOR/bin/postgres" "/usr/lib/postgresql/$MAJOR/bin/psql" "$lib/ptrack.so"; do
+		id=$(build_id "$file")
+		[ -n "$id" ] || fail "$file has no build-id"
+		symbols=/usr/lib/debug/.build-id/$(echo "$id" | cut -c 1-2)/$(echo "$id" | cut -c 3-).debug
+		[ -e "$symbols" ] || fail "the symbols of $file are not installed"
+		[ "$(build_id "$symbols")" = "$id" ] || fail "$symbols are those of another build"
+		readelf -S "$symbols" | grep -q '\.debug_info' || fail "$symbols has no symbols"
+	done
+	# the extension as anybody compiles one, over that of the package
+	mkdir "$state/source"
+	tar -x -C "$state/source" --strip-components=1 -f "$TARBALL"
+	cp "$lib/ptrack.so" "$state/packaged.so"
+	make -C "$state/source" PG_CONFIG="/usr/lib/postgresql/$MAJOR/bin/pg_config"
+	make -C "$state/source" PG_CONFIG="/usr/lib/postgresql/$MAJOR/bin/pg_config" install
+	! cmp -s "$lib/ptrack.so" "$state/packaged.so" || fail "what was compiled was not installed in $lib"
+	extension
+	[ "$(sql "$MAJOR/main" -c "SELECT ptrack.ptrack_init_lsn() <> '0/0'")" = t ] || fail "what was compiled tracks nothing"
+	apt-get remove -y $(names $PACKAGES $DEVELOPMENT)
+	[ ! -e "/usr/include/postgresql/$MAJOR" ] || fail "headers are still there"
+	apt-get purge -y $(left)
+	nothing_left
 	;;
 boot)
 	# On a system of its own, which has booted: the steps that need no other major.
