@@ -200,6 +200,27 @@ def test_the_flavour_stands_in_for_the_plain_packages(major: matrix.Major) -> No
     assert {f"postgresql-{number}-ptrack-abi-7", f"postgresql-{number}"} <= words(module["Depends"])
 
 
+@pytest.mark.parametrize("contrib", [True, False])
+def test_documents_of_extensions_lie_where_the_plain_server_has_them(
+    contrib: bool, tmp_path: Path
+) -> None:
+    """And those of contrib modules where no package of the plain server's has any."""
+    rules = deb.render("server", facts_of(MAJORS[5]))["rules"][0]
+    assert "--docdir=/$(DOC) " in rules
+    assert "\nDOC = usr/share/doc/postgresql-doc-$(MAJOR)\n" in rules
+    recipe = rules[rules.index("\tif [ -d $(TMP)/$(DOC) ]") :].partition("\n\n")[0]
+    shown = recipe.replace("\\\n", "\n").replace("$(TMP)", str(tmp_path))
+    shown = shown.replace("$(DOC)", "usr/share/doc/postgresql-doc-17")
+    doc = tmp_path / "usr/share/doc"
+    if contrib:
+        (doc / "postgresql-doc-17/extension").mkdir(parents=True)
+        (doc / "postgresql-doc-17/extension/autoinc.example").touch()
+    subprocess.run(["sh", "-euc", shown.replace("$(SERVER)", "postgresql-17pt")], check=True)
+    found = [path.relative_to(doc).as_posix() for path in doc.rglob("*") if path.is_file()]
+    assert found == (["postgresql-17pt/examples/autoinc.example"] if contrib else [])
+    assert not (doc / "postgresql-doc-17").exists()
+
+
 def test_without_llvm_nothing_speaks_of_it() -> None:
     known = facts_of(MAJORS[5], llvm=0)
     for folder in ("server", "extension"):
