@@ -138,15 +138,15 @@ def published(
             continue
 
         def of(said: Mapping[str, Any], folder: Path = folder) -> Published:
-            about = said["system"]
+            about, version = said["system"], said["postgresql"]["version"]
             return Published(
                 folder=folder,
                 kind=said["kind"],
                 system=folder.parent.name,
                 image=f"{about['distribution']}:{about['codename'] or about['release']}",
                 major=said["major"],
-                number=20 if said["major"] == "devel" else int(said["major"]),
-                version=said["postgresql"]["version"],
+                number=int(re.split(r"\D", version)[0]),  # `devel` is the number of none
+                version=version,
                 files=tuple(each["file"] for each in said["packages"]),
             )
 

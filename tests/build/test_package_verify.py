@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 def put(dist: Path, major: str, codename: str = "bookworm", kind: str = "deb") -> Path:
     """A directory of dist/ with packages of a major, which hold nothing."""
-    number = 20 if major == "devel" else int(major)
+    number = 21 if major == "devel" else int(major)
     folder = dist / f"debian-{codename}-amd64" / f"postgresql-{major}"
     folder.mkdir(parents=True)
     names = [f"postgresql-{number}pt", f"postgresql-server-dev-{number}pt", "x-dbgsym"]
@@ -51,7 +51,7 @@ def put(dist: Path, major: str, codename: str = "bookworm", kind: str = "deb") -
         "kind": kind,
         "major": major,
         "system": {"distribution": "debian", "codename": codename, "release": ""},
-        "postgresql": {"version": f"{number}.1"},
+        "postgresql": {"version": f"{number}devel" if major == "devel" else f"{number}.1"},
         "packages": [{"file": file} for file in files],
     }
     for file, text in (*files.items(), (MANIFEST, json.dumps(said))):
@@ -77,7 +77,7 @@ def test_what_is_verified_can_be_chosen(tmp_path: Path) -> None:
         "postgresql-server-dev-17pt_1_amd64.deb", "x-dbgsym_1_amd64.deb",
     ]  # fmt: skip
     assert every[0].tarball() == every[0].folder / "x_1.orig.tar.gz"
-    assert [each.number for each in every] == [17, 20, 17]
+    assert [each.number for each in every] == [17, 21, 17]
     assert [each.system for each in verify.published(tmp_path, ["sid"])] == ["debian-sid-amd64"]
     assert [each.major for each in verify.published(tmp_path, [], ["devel"])] == ["devel"]
 
