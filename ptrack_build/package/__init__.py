@@ -29,6 +29,10 @@ DIST = REPO / "dist"
 MANIFEST = "manifest.json"
 SUMS = "SHA256SUMS"
 FORMAT = 1
+#: Architectures that have one word for dpkg and rpm: what is made there is told apart by its kind.
+SHARED_WORDS = frozenset(
+    {"alpha", "ia64", "m68k", "mips64el", "mipsel", "ppc64", "riscv64", "s390x", "sh4", "sparc64"}
+)
 
 
 class PackageError(PtrackError):
@@ -50,7 +54,7 @@ class System:
 
     @property
     def name(self) -> str:
-        """debian-bookworm-amd64: of a directory in dist/."""
+        """debian-bookworm-amd64"""
         return f"{self.distribution}-{self.codename or self.release}-{self.architecture}"
 
 
@@ -83,6 +87,12 @@ class Release:
     made_of: dict[str, Any]
     packages: tuple[Package, ...]
     files: tuple[Path, ...]
+
+    @property
+    def place(self) -> str:
+        """debian-bookworm-amd64/postgresql-17: its directory in dist/."""
+        shared = self.kind == "rpm" and self.system.architecture in SHARED_WORDS
+        return f"{self.system.name}{'-rpm' if shared else ''}/postgresql-{self.major}"
 
     def manifest(self) -> str:
         """manifest.json: equal for equal packages."""
@@ -118,7 +128,7 @@ def publish(release: Release, dist: Path = DIST) -> Path:
     """
     from ptrack_build.package import sbom  # nothing else needs its libraries
 
-    final = dist / release.system.name / f"postgresql-{release.major}"
+    final = dist / release.place
     manifest = release.manifest()
     named = {package.file: package.sha256 for package in release.packages}
     said = {MANIFEST: manifest, sbom.FILE: sbom.document(release)}

@@ -54,7 +54,7 @@ def document(release: Release) -> str:
     whole = Component(
         type=ComponentType.APPLICATION, name=f"postgresql-{release.major}-with-ptrack",
         version=f"{said['postgresql']['version']}+ptrack{said['ptrack']}",
-        bom_ref=f"{release.system.name}/postgresql-{release.major}",
+        bom_ref=release.place,
         licenses=[DisjunctiveLicense(id=LICENSE)],
     )  # fmt: skip
     bom = Bom(serial_number=_NOBODY)

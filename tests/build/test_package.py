@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import json
@@ -117,6 +118,21 @@ def test_an_interruption_leaves_nothing_half_made(
     with pytest.raises(KeyboardInterrupt):
         publish(release(tmp_path / "made", a="1"), tmp_path / "dist")
     assert names(tmp_path / "dist" / SYSTEM.name) == set()
+
+
+@pytest.mark.parametrize("words", [("amd64", "x86_64"), ("s390x", "s390x"), ("riscv64", "riscv64")])
+def test_packages_of_one_kind_do_not_take_the_place_of_the_other(
+    words: tuple[str, str], tmp_path: Path
+) -> None:
+    """Also where dpkg and rpm call the architecture the same."""
+    made = []
+    for kind, architecture in zip(("deb", "rpm"), words, strict=True):
+        one = release(tmp_path / kind, **{kind: kind})
+        system = dataclasses.replace(SYSTEM, architecture=architecture)
+        one = dataclasses.replace(one, kind=kind, system=system)  # type: ignore[arg-type]
+        made.append((publish(one, tmp_path / "dist"), kind))
+    for place, kind in made:
+        assert (place / f"{kind}.deb").read_text() == kind
 
 
 def test_what_is_replaced_is_never_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
