@@ -72,6 +72,9 @@ NEEDS: dict[str, Need] = {
     "rpmlint": Need(programs=("rpmlint",), apt=("rpmlint",), dnf=("rpmlint",)),
     "rpmsign": Need(programs=("rpmsign",), apt=("rpm",), dnf=("rpm-sign",)),
     "faketime": Need(programs=("faketime",), apt=("faketime",), dnf=("libfaketime",)),
+    "diffoscope": Need(
+        programs=("diffoscope",), apt=("diffoscope-minimal",), dnf=("diffoscope",)
+    ),
     "ccache": Need(programs=("ccache",), apt=("ccache",), dnf=("ccache",)),
     "pkg-config": Need(programs=("pkg-config",), apt=("pkg-config",), dnf=("pkgconf-pkg-config",)),
     "zlib": Need(headers=("zlib.h",), apt=("zlib1g-dev",), dnf=("zlib-devel",)),

@@ -181,8 +181,9 @@ def compare(here: Release, place: Path) -> list[str]:
     rows = "\n".join(f"    {name}: {_how(kept / name, place / 'out' / name)}" for name in differing)
     what = f"{len(differing)} of {len(ours.keys() | theirs.keys())} files differ:\n{rows}"
     hint = f"diffoscope {kept} {place / 'out'}"
+    host.ensure(["diffoscope"], optional=True)
     if not shutil.which("diffoscope"):
-        hint = f"install diffoscope (apt-get install diffoscope-minimal), then: {hint}"
+        hint = f"{host.paste(['diffoscope'])}, then: {hint}"
         raise PackageError(what, hint=hint)
     first = differing[0]
     msg = f"{what}\n{_diffoscope(kept / first, place / 'out' / first)}"

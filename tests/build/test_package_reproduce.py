@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from tests.build.conftest import Fake
 
 
+@pytest.fixture(autouse=True)
+def _nothing_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PTRACK_NO_INSTALL", "1")
+
+
 def other_side(place: Path, made: Release, **changed: str) -> Path:
     """Put a second build into place/out, in which some files have other contents."""
     out = place / "out"
@@ -44,12 +49,16 @@ def test_equal_files_are_named(tmp_path: Path) -> None:
 def test_a_file_that_differs_fails_and_both_sides_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked: list[str] = []
     monkeypatch.setattr(shutil, "which", lambda *_a, **_k: None)
+    monkeypatch.setattr(host, "ensure", lambda needs, **how: asked.extend([*needs, *how]))
+    monkeypatch.setattr(host, "manager", lambda: "apt")
     made = release(tmp_path / "made", a="1", b="2")
     place = other_side(tmp_path / "there", made, b="3")
     with pytest.raises(PackageError, match=r"1 of 2 files differ:\n    b\.deb: ") as caught:
         reproduce.compare(made, place)
-    assert "install diffoscope" in (caught.value.hint or "")
+    assert asked == ["diffoscope", "optional"]  # installed where that can be done
+    assert "apt-get install -y diffoscope-minimal, then: diffoscope" in (caught.value.hint or "")
     assert (place / "here" / "b.deb").read_text() == "2"
     assert (place / "out" / "b.deb").read_text() == "3"
 
