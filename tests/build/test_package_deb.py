@@ -455,6 +455,56 @@ def test_servers_start_again_also_where_an_upgrade_was_called_off(
     assert (done.returncode, done.stdout) == (0, "postgresql start 17\n"), done.stderr
 
 
+#: postgresql-common's functions before 269, and from then on.
+EARLY, LATE = "configure_version() {\n}\n", "create_main_cluster() {\n}\n"
+HINT = "pg_createcluster 17 main --start"
+
+
+@pytest.mark.parametrize(
+    ("functions", "others", "servers", "makes", "says"),
+    [
+        (EARLY, [], ["17"], True, ""),
+        (LATE, [], ["17"], True, ""),
+        (EARLY, ["16/main", "9.6/a"], ["16", "17"], True, ""),
+        (LATE, ["16/main", "9.6/a"], ["17"], False, "another cluster (16/main 9.6/a)"),
+        (EARLY, ["17/more"], ["17"], False, ""),
+        (LATE, ["17/more", "16/main"], ["17"], False, ""),
+        (EARLY, [], ["9.6", "17", "18"], True, ""),
+        (LATE, [], ["9.6", "17", "18"], False, "a server of 18"),
+        (LATE, [], ["9.6", "17"], True, ""),
+    ],
+)
+def test_a_first_cluster_is_made_where_the_plain_server_would_have_one(
+    scripts: Scripts,
+    functions: str,
+    others: list[str],
+    servers: list[str],
+    makes: bool,
+    says: str,
+) -> None:
+    scripts.installed("202406281-1700")
+    scripts.put("/usr/share/postgresql-common/maintscripts-functions", functions)
+    for server in servers:
+        scripts.program(f"/usr/lib/postgresql/{server}/bin/postgres", ":")
+    for other in others:
+        scripts.put(f"/etc/postgresql/{other}/postgresql.conf")
+    scripts.program("/bin/pg_conftool", ":")
+    scripts.program("/bin/pg_lsclusters", ":")
+    made = scripts.root / "made"
+    scripts.program("/bin/pg_createcluster", f'echo "$@" > {made}')
+    done = scripts.run("postinst", "configure")
+    assert done.returncode == 0, done.stderr
+    assert made.exists() is makes
+    assert not makes or made.read_text() == "-u postgres 17 main\n"
+    assert (says in done.stderr, HINT in done.stderr) == (True, bool(says)), done.stderr
+    # later versions, and an administrator who wants none
+    made.unlink(missing_ok=True)
+    assert HINT not in scripts.run("postinst", "configure", "17.1-1").stderr
+    scripts.program("/bin/pg_conftool", "echo off")
+    assert HINT not in scripts.run("postinst", "configure").stderr
+    assert not made.exists()
+
+
 @pytest.mark.parametrize("words", [("install",), ("upgrade", "17.1-1")])
 def test_where_there_is_nothing_to_keep_preinst_does_nothing(
     scripts: Scripts, words: tuple[str, ...]
