@@ -232,7 +232,7 @@ def test_without_llvm_nothing_speaks_of_it() -> None:
 def test_scripts_are_shell_and_name_no_other_major(major: matrix.Major, tmp_path: Path) -> None:
     made = deb.render("server", facts_of(major)) | deb.render("extension", facts_of(major))
     scripts = [name for name in made if re.search(r"\.(pre|post)(inst|rm)$", name)]
-    assert len(scripts) == 7
+    assert len(scripts) == 8
     for name in (*scripts, "take"):
         text = made[name][0]
         (tmp_path / name).write_text(text)
@@ -312,7 +312,8 @@ class Scripts:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.bin = root / "bin"
-        self.made = deb.render("server", facts_of(matrix.load().major("17")))
+        known = facts_of(matrix.load().major("17"))
+        self.made = deb.render("server", known) | deb.render("extension", known)
         self.server = "/usr/lib/postgresql/17/bin"
         for name in TOOLS:  # and no other program of this machine, whose clusters are not for tests
             link = root / "tools" / name
@@ -352,9 +353,11 @@ class Scripts:
             f"{listed}{self.root}/var/lib/postgresql/17/$name log; done\necho 16 main 1 down a b c",
         )
 
-    def run(self, script: str, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, script: str, *words: str, package: str = "postgresql-17pt", **env: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run a script as dpkg does."""
-        text = self.made[f"postgresql-17pt.{script}"][0]
+        text = self.made[f"{package}.{script}"][0]
         text = re.sub(r"(?<![\w$}/.])/(?=(?:usr|etc|var|run)\b)", f"{self.root}/", text)
         file = self.put(f"/scripts/{script}", text)
         env |= {"PATH": f"{self.bin}:{self.root}/tools", "TMPDIR": str(self.root / "bin")}
@@ -503,6 +506,40 @@ def test_a_first_cluster_is_made_where_the_plain_server_would_have_one(
     scripts.program("/bin/pg_conftool", "echo off")
     assert HINT not in scripts.run("postinst", "configure").stderr
     assert not made.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "preloaded", "started", "said"),
+    [
+        ("configure 3.0-1", "online", "ptrack", -60, True),
+        ("configure 3.0-1", "online,recovery", "'a, ptrack'", -60, True),
+        ("configure 3.0-1", "online", "ptrack", 60, False),  # with the server's package, since
+        ("configure 3.0-1", "down", "ptrack", -60, False),
+        ("configure 3.0-1", "online", "", -60, False),
+        ("configure", "online", "ptrack", -60, False),
+        ("abort-remove 3.0-1", "online", "ptrack", -60, False),
+    ],
+)
+def test_servers_that_keep_the_library_of_before_are_named(
+    scripts: Scripts, words: str, status: str, preloaded: str, started: int, said: bool
+) -> None:
+    library = scripts.put("/usr/lib/postgresql/17/lib/ptrack.so")
+    when = int(library.stat().st_ctime) + started
+    data = scripts.root / "var/lib/postgresql"
+    rows = []
+    for version, name in (("16", "main"), ("17", "main"), ("17", "more")):
+        folder = f"/var/lib/postgresql/{version}/{name}"
+        scripts.put(f"{folder}/postmaster.pid", f"123\n{folder}\n{when}\n5432\n")
+        rows.append(f"{version} {name} 5432 {status} postgres {data}/{version}/{name} /x.log")
+    (data / "17/more/postmaster.pid").unlink()
+    scripts.put("/rows", "\n".join(rows) + "\n")
+    scripts.program("/bin/pg_lsclusters", f"cat {scripts.root}/rows")
+    scripts.program("/bin/pg_conftool", f'echo "{preloaded}"')
+    done = scripts.run("postinst", *words.split(), package="postgresql-17-ptrack")
+    assert done.returncode == 0, done.stderr
+    named = re.findall(r"note: cluster (\S+) runs with the ptrack of before", done.stderr)
+    assert named == (["17/main"] if said else [])
+    assert ("pg_ctlcluster 17 main restart" in done.stderr) is said
 
 
 @pytest.mark.parametrize("words", [("install",), ("upgrade", "17.1-1")])

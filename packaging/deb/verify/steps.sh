@@ -159,6 +159,19 @@ upgrade)
 	since=$(sql "$MAJOR/ptrackcheck" -c 'SELECT ptrack.ptrack_init_lsn()')
 	rows=$(sql "$MAJOR/ptrackcheck" -c 'SELECT count(*) FROM heap')
 	began=$(sql "$MAJOR/ptrackcheck" -c 'SELECT pg_postmaster_start_time()')
+	# the extension alone: the server runs on with what it was started with, and that is said; a second later, since
+	# the times that are compared are in whole ones
+	sleep 1
+	for file in $PACKAGES; do
+		case ${file##*/} in
+		"postgresql-$MAJOR-ptrack_"*) install "$file" > "$state/said" 2>&1 || { cat "$state/said"; fail "no $file"; } ;;
+		esac
+	done
+	cat "$state/said"
+	grep -q "note: cluster $MAJOR/ptrackcheck runs with the ptrack of before" "$state/said" ||
+		fail "nothing was said of the library that the server still has"
+	[ "$(sql "$MAJOR/ptrackcheck" -c 'SELECT pg_postmaster_start_time()')" = "$began" ] ||
+		fail "the extension's package restarted the server"
 	install $PACKAGES
 	for file in $PACKAGES; do
 		name=$(dpkg-deb -f "$file" Package)
