@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ptrack_build import matrix
+from ptrack_build import REPO, matrix
 from ptrack_build.errors import HostError, PatchError, UsageError
 from ptrack_build.package import PackageError, Release, deb, making, publish, rpm
 from ptrack_build.package.place import HERE, Native
@@ -219,6 +219,33 @@ def test_documents_of_extensions_lie_where_the_plain_server_has_them(
     found = [path.relative_to(doc).as_posix() for path in doc.rglob("*") if path.is_file()]
     assert found == (["postgresql-17pt/examples/autoinc.example"] if contrib else [])
     assert not (doc / "postgresql-doc-17").exists()
+
+
+def test_the_documented_lines_install_what_a_server_needs_and_no_more() -> None:
+    known = facts_of(matrix.load().major("17"))
+    made = {
+        name: fields["Depends"]
+        for folder in ("server", "extension")
+        for name, fields in stanzas(deb.render(folder, known)["control"][0]).items()
+        if name != "source"
+    }
+    pages = {name: (REPO / name).read_text() for name in ("README.md", "docs/packages.md")}
+    for page, text in pages.items():
+        (line,) = re.findall(r"^    apt install (\./.*)$", text, re.MULTILINE)
+        named = re.findall(r"\./([\w-]+)_\*\.deb", line)
+        assert named == [known.server, known.client, known.extension], page
+        assert {*named} <= made.keys()
+    # from a repository one name brings the rest: only our server has the hooks
+    (line,) = re.findall(r"apt update && apt install (\S+)", pages["README.md"])
+    assert line == known.extension
+    assert "postgresql-17-ptrack-abi-7" in made[line]
+    assert known.client in made[known.server]
+    rpms = {
+        page: re.findall(r"^    dnf install (\./.*)$", text, re.MULTILINE)
+        for page, text in pages.items()
+    }
+    assert len(rpms["README.md"]) == 1
+    assert rpms["README.md"] == rpms["docs/packages.md"]
 
 
 def test_without_llvm_nothing_speaks_of_it() -> None:
