@@ -742,7 +742,9 @@ Debug::NoLocking "1";
 """
 
 
-def stays(root: Path, control: str, packages: Iterable[str]) -> subprocess.CompletedProcess[str]:
+def stays(
+    root: Path, control: str, packages: Iterable[str], version: str
+) -> subprocess.CompletedProcess[str]:
     """The step `stay` with the machine's own apt, where packages of a control file are installed.
 
     They depend on nothing but each other. packages: what those in dist/ are called.
@@ -751,11 +753,11 @@ def stays(root: Path, control: str, packages: Iterable[str]) -> subprocess.Compl
 
     (root / "bin").mkdir()
     installed = []
-    for name, fields in stanzas(control.replace("${binary:Version}", "17.3-1")).items():
+    for name, fields in stanzas(control.replace("${binary:Version}", version)).items():
         if name == "source" or "-server-dev-" in name:
             continue
         depends = [each for each in fields["Depends"].split(", ") if "17pt (" in each]
-        rows = [f"Package: {name}", "Status: install ok installed", "Version: 17.3-1",
+        rows = [f"Package: {name}", "Status: install ok installed", f"Version: {version}",
                 "Architecture: amd64", "Maintainer: A", "Description: a"]  # fmt: skip
         rows += [f"{key}: {fields[key]}" for key in ("Provides", "Conflicts", "Replaces")
                  if fields.get(key)]  # fmt: skip
@@ -780,25 +782,24 @@ def stays(root: Path, control: str, packages: Iterable[str]) -> subprocess.Compl
 
 @pytest.mark.skipif(not shutil.which("apt-get"), reason="needs apt")
 @pytest.mark.parametrize(
-    ("was", "now", "why"),
+    ("version", "was", "now", "why"),
     [
-        ("", "", ""),
+        ("17.3-1", "", "", ""),
+        ("17~~devel+git1-1", "", "", ""),
         # a package of the plain one's name, as others patch servers
-        ("17pt", "17", "apt-get upgrade swaps servers: Inst postgresql-17"),
+        ("17.3-1", "17pt", "17", "apt-get upgrade swaps servers: Inst postgresql-17"),
         # nothing stands in for the plain server
-        (
-            "Provides:",
-            "X-Provides:",
-            "apt-get install wants-postgresql-17 cannot be done",
-        ),
+        ("17.3-1", "Provides:", "X-Provides:", "install wants-postgresql-17 cannot be done"),
     ],
 )
-def test_apt_s_upgrades_bring_no_plain_server(was: str, now: str, why: str, tmp_path: Path) -> None:
+def test_apt_s_upgrades_bring_no_plain_server(
+    version: str, was: str, now: str, why: str, tmp_path: Path
+) -> None:
     from tests.build.test_package_deb import facts_of
 
     control = deb.render("server", facts_of(matrix.load().major("17")))["control"][0]
     packages = ["postgresql-17pt", "postgresql-client-17pt", "postgresql-plperl-17pt"]
-    done = stays(tmp_path, control.replace(was, now) if was else control, packages)
+    done = stays(tmp_path, control.replace(was, now) if was else control, packages, version)
     said = complaint(done)
     assert why in said
     assert bool(said) is bool(why), said

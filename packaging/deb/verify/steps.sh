@@ -197,14 +197,14 @@ stay)
 	plain=$(names $PACKAGES | sed -n "s/${MAJOR}pt\$/$MAJOR/p")
 	for name in $plain "wants-postgresql-$MAJOR"; do
 		wanted=
-		[ "$name" != "wants-postgresql-$MAJOR" ] || wanted="Depends: postgresql-$MAJOR (>= $MAJOR)"
+		[ "$name" != "wants-postgresql-$MAJOR" ] || wanted="Depends: postgresql-$MAJOR (>= $MAJOR~~)" # betas, too
 		printf '%s\n' "Package: $name" 'Version: 999' 'Architecture: all' 'Maintainer: nobody' ${wanted:+"$wanted"} \
 			"Filename: ./$name.deb" 'Size: 1' "SHA256: $(printf %064d 0)" 'Description: none' ''
 	done > "$later/Packages"
 	[ ! -d /etc/apt/sources.list.d ] || cp -R /etc/apt/sources.list.d/. "$later/sources"
 	echo "deb [trusted=yes] file:$later ./" > "$later/sources/later.list"
 	apt-get update -o Dir::Etc::sourcelist="$later/sources/later.list" -o Dir::Etc::sourceparts=- \
-		-o APT::Get::List-Cleanup=false -o APT::Update::Error-Mode=any
+		-o APT::Get::List-Cleanup=false
 	known="-o Dir::Etc::sourceparts=$later/sources"
 	apt-cache $known policy "postgresql-$MAJOR" | grep -q 'Candidate: 999' || fail "apt does not know the plain server"
 	for how in upgrade dist-upgrade "install wants-postgresql-$MAJOR"; do
