@@ -271,12 +271,15 @@ class DistroProvider:
         uploads = apt.uploads()
         if want.pin:
             uploads = [u for u in uploads if u.upstream == want.pin]
-        if want.sha256:
-            uploads = [u for u in uploads if u.sha256 == want.sha256]
+        wanted = f"{apt.package} {want.pin}".strip()
         if not uploads:
-            wanted = f"{apt.package} {want.pin}".strip()
             what = f"{apt.label} lists no {wanted}" + (f" ({complaint})" if complaint else "")
             raise _failure(what)
+        if want.sha256:
+            uploads = [u for u in uploads if u.sha256 == want.sha256]
+            if not uploads:
+                what = f"{apt.label} lists {wanted} with another checksum than is asked for"
+                raise _failure(what)
         if complaint:
             say(f"distro: {complaint}")
         failures: list[tuple[Upload, SourceError]] = []
