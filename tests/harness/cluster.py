@@ -52,6 +52,7 @@ BASE: Mapping[str, Value] = {
     "autovacuum": False,
     "bgwriter_lru_maxpages": 0,
     "wal_level": "replica",
+    "wal_retrieve_retry_interval": "50ms",
     "checkpoint_timeout": "1h",
     "max_wal_size": "2GB",
     "min_wal_size": "2MB",

@@ -343,7 +343,6 @@ _SETTINGS: Mapping[str, Value] = {
     "max_prepared_transactions": 4,
     "lock_timeout": "20s",
     "statement_timeout": "60s",
-    "wal_retrieve_retry_interval": "50ms",
     "wal_writer_delay": "10s",  # these two act by the clock
     "bgwriter_delay": "10s",
     "client_min_messages": "error",
