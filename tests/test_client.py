@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import client, files, oracle, verify, workload
+from tests.harness import client, oracle, verify, workload
 from tests.harness.parent import CHANGE, before
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def test_itself(factory: Factory) -> None:
     def exact(since: int) -> list[PageMap]:
         found = oracle.compare(
             oracle.Snapshot(lsn=since, content=before, block_size=cluster.block_size),
-            files.read_all(cluster.data),
+            cluster.files(),
             [],
         )
         rows: dict[str, list[int]] = {}

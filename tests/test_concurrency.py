@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import client, files, oracle, verify
+from tests.harness import client, oracle, verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -88,7 +88,7 @@ def test_relations_that_come_and_go(factory: Factory, *, crash: bool) -> None:
     cluster.sql("UPDATE keep SET i = -i WHERE i % 100 = 0")
     cluster.checkpoint()
     path = cluster.path_of("keep")
-    current = files.read_all(cluster.data)
+    current = cluster.files()
     need = {lost.block for lost in oracle.compare(snapshot, current, []).lost if lost.path == path}
     assert need
     if crash:

@@ -93,7 +93,7 @@ def test_edges_of_the_set(cluster: Cluster) -> None:
     before_init = lsn.show(cluster.init_lsn() - 8)
     for since in ("0/0", "0/8", before_init):
         rows = {row.path: row for row in cluster.pagemapset(lsn.parse(since))}
-        content = files.read_all(cluster.data)
+        content = cluster.files()
         for path, data in content.items():
             blocks = len(data) // cluster.block_size
             if blocks:
@@ -480,7 +480,7 @@ def test_files_that_are_no_relations(cluster: Cluster) -> None:
         path = cluster.data / name
         path.parent.mkdir(parents=True, exist_ok=True)
         cluster.write(name, "x" * 8192)
-    oracle_paths = {path for path, data in files.read_all(cluster.data).items() if data}
+    oracle_paths = {path for path, data in cluster.files().items() if data}
     assert {row.path for row in cluster.pagemapset(0)} == oracle_paths
 
 
@@ -494,7 +494,7 @@ def test_more_files_than_descriptors(factory: Factory) -> None:
     )
     cluster.checkpoint()
     assert {row.path for row in cluster.pagemapset(0)} == {
-        path for path, data in files.read_all(cluster.data).items() if data
+        path for path, data in cluster.files().items() if data
     }
 
 

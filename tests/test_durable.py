@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from tests.harness import files, oracle
+from tests.harness import oracle
 from tests.harness.grown import lost, pages
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def test_appended_past_the_pool(factory: Factory) -> None:
     snapshot = oracle.take(cluster)
     with lost(cluster, "SELECT count(*) FROM t") as connection:
         connection.execute("ALTER TABLE t SET TABLESPACE ts")
-    found = oracle.compare(snapshot, files.read_all(cluster.data), []).lost
+    found = oracle.compare(snapshot, cluster.files(), []).lost
     copied = [one for one in found if one.path.startswith("pg_tblspc/")]
     assert len(copied) > 100, "nothing was written past the pool"
     oracle.check(snapshot, cluster, changed=100)
@@ -150,7 +150,7 @@ def test_free_space_map(factory: Factory) -> None:
     cluster.sql("DELETE FROM t WHERE i % 2 = 0")
     cluster.sql("VACUUM (TRUNCATE false) t")
     oracle.evict(snapshot, cluster, changed=20)
-    found = oracle.compare(snapshot, files.read_all(cluster.data), []).lost
+    found = oracle.compare(snapshot, cluster.files(), []).lost
     path = cluster.path_of("t") + "_fsm"
     assert {1, 2} <= {one.block for one in found if one.path == path}, "the map did not change"
     cluster.restart("immediate")
@@ -172,7 +172,7 @@ def test_second_page_of_the_visibility_map(factory: Factory) -> None:
     snapshot = oracle.take(cluster)
     cluster.sql(f"DELETE FROM t WHERE ctid = '({page + 10}, 1)'")
     oracle.evict(snapshot, cluster, changed=2)
-    found = oracle.compare(snapshot, files.read_all(cluster.data), []).lost
+    found = oracle.compare(snapshot, cluster.files(), []).lost
     path = cluster.path_of("t") + "_vm"
     assert [one.block for one in found if one.path == path] == [1], "the map did not change"
     cluster.restart("immediate")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from tests.harness import fault, files, lsn, mapfile, oracle, walpage
+from tests.harness import fault, lsn, mapfile, oracle, walpage
 from tests.harness.fault import Action, Fault, Kind, beside
 from tests.harness.grown import grow_and_lose, lazy_cluster, lost, pages
 from tests.harness.parent import CHANGE, TABLE, before, copied, refused, safe
@@ -702,7 +702,7 @@ def test_overwritten_past_the_pool(factory: Factory) -> None:
                 orders.wait()
                 cluster.kill_all()
             orders.clear()
-        found = oracle.compare(snapshot, files.read_all(cluster.data), []).lost
+        found = oracle.compare(snapshot, cluster.files(), []).lost
         first = min(
             (one.path.split("."), one.block) for one in found if one.path.startswith("pg_tblspc")
         )
@@ -940,7 +940,7 @@ def test_promoted_within_a_restartpoint(factory: Factory) -> None:
     standby.checkpoint()
     # of other tables the primary has hint bits and unused space of its own
     mine = {name: page for name, page in parent.content.items() if name.startswith(path)}
-    content = {**files.read_all(standby.data), **mine}
+    content = {**standby.files(), **mine}
     snapshot = oracle.Snapshot(lsn=parent.lsn, content=content, block_size=parent.block_size)
     oracle.check(snapshot, standby, changed=20, mask_hints=True)
 
@@ -1013,7 +1013,7 @@ def _table_is_known(snapshot: Snapshot, standby: Cluster, path: str) -> None:
     """A look at one table: the other files of a parent of the primary have other hint bits."""
     current = {
         name: content
-        for name, content in files.read_all(standby.data).items()
+        for name, content in standby.files().items()
         if name.partition("_")[0].partition(".")[0] == path
     }
     assert oracle.look(snapshot, standby, current=current).changed > 0

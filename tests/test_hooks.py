@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import files, oracle
+from tests.harness import oracle
 from tests.harness.grown import pages
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def _changed(snapshot: oracle.Snapshot, cluster: Cluster, relation: str) -> set[int]:
     """Blocks of a relation's main fork that differ on disk."""
     base = cluster.path_of(relation)
-    found = oracle.compare(snapshot, files.read_all(cluster.data), []).lost
+    found = oracle.compare(snapshot, cluster.files(), []).lost
     blocks = set()
     for one in found:
         path, _, segment = one.path.partition(".")
@@ -90,7 +90,7 @@ def test_copydir_hook(cluster: Cluster) -> None:
     reported = {row.path: set(row.blocks()) for row in cluster.pagemapset(snapshot.lsn)}
     content = {
         path: data
-        for path, data in files.read_all(cluster.data).items()
+        for path, data in cluster.files().items()
         if path.startswith(f"base/{oid}/") and data
     }
     assert len(content) > 100

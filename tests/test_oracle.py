@@ -223,7 +223,7 @@ class Exact:
 
     def __call__(self, since: int, /) -> list[PageMap]:
         assert since == self.snapshot.lsn
-        found = compare(self.snapshot, files.read_all(self.cluster.data), [])
+        found = compare(self.snapshot, self.cluster.files(), [])
         blocks: dict[str, list[int]] = {}
         for one in found.lost:
             if (one.path, one.block) not in self.leave_out:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import client, fault, files, lsn, oracle, workload
+from tests.harness import client, fault, lsn, oracle, workload
 from tests.harness.fault import Action, Fault, Kind, beside
 from tests.harness.grown import killed, pages
 
@@ -102,7 +102,7 @@ def test_everything(
     workload.change(pair.primary, scenarios)
     pair.standby.catch_up(pair.primary)
     pair.standby.evict()
-    assert oracle.compare(snapshot, files.read_all(pair.standby.data), []).changed > 300
+    assert oracle.compare(snapshot, pair.standby.files(), []).changed > 300
     end(pair)
     if end not in (_promote, _kill_and_promote):
         pair.standby.catch_up(pair.primary)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import files, oracle, workload
+from tests.harness import oracle, workload
 from tests.harness.grown import pages
 from tests.harness.workload import SCENARIOS, Scenario
 
@@ -95,7 +95,7 @@ def test_crash(bare: Shared, scenario: Scenario) -> None:
         snapshot = oracle.take(cluster)
         workload.change(cluster, [scenario])
         cluster.evict()
-        on_disk = oracle.compare(snapshot, files.read_all(cluster.data), [])
+        on_disk = oracle.compare(snapshot, cluster.files(), [])
         assert not workload.unwritten(cluster, [scenario], on_disk.relations), "not evicted"
         cluster.stop("immediate")
         cluster.start()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import client, files, mapfile, oracle, system, verify
+from tests.harness import client, mapfile, oracle, system, verify
 from tests.harness.cluster import MAP, MAP_TMP
 from tests.harness.grown import pages
 
@@ -87,7 +87,7 @@ def test_base_backup(factory: Factory, wal: str) -> None:
         assert str(MAP_TMP) not in names
         # but for the settings, which the harness changed
         restored.run("pg_verifybackup", "-i", "postgresql.conf", restored.data)
-    forks = files.read_all(restored.data)
+    forks = restored.files()
     for name in ("u", "later"):  # it has them empty, to be made from their init forks
         path = cluster.path_of(name)
         assert path not in forks
@@ -263,14 +263,14 @@ def test_rewind_that_fails(factory: Factory) -> None:
     snapshot = oracle.take(primary)
     primary.stop()
     standby.stop()
-    before = files.read_all(primary.data)
+    before = primary.files()
     argv = ("-D", primary.data, f"--source-pgdata={standby.data}", "--no-sync")
     primary.run("pg_rewind", *argv, "--dry-run")
     assert primary.map.exists(), "nothing was to be changed"
     (standby.data / f"{path}.6").chmod(0)  # servers and programs are never root's
     done = primary.run("pg_rewind", *argv, check=False)
     assert done.returncode != 0
-    now = files.read_all(primary.data)
+    now = primary.files()
     assert [name for name in now if name.startswith(path) and now[name] != before.get(name)]
     assert not primary.map.exists()
     primary.adopt()
@@ -329,10 +329,10 @@ def test_checksums_enable_interrupted(cluster: Cluster) -> None:
     cluster.stop()
     torn = cluster.data / "base" / "1" / "99999"
     cluster.write(str(torn.relative_to(cluster.data)), "not a page")
-    stopped = files.read_all(cluster.data)
+    stopped = cluster.files()
     done = cluster.run("pg_checksums", "--enable", "-D", cluster.data, check=False)
     assert done.returncode != 0
-    rewritten = [path for path, now in files.read_all(cluster.data).items() if now != stopped[path]]
+    rewritten = [path for path, now in cluster.files().items() if now != stopped[path]]
     assert rewritten, "it has failed before it changed a page"
     assert not cluster.map.exists()
     torn.unlink()

@@ -296,7 +296,7 @@ def same(backup: Backup, cluster: Cluster) -> None:
     Raises:
         AssertionError: a relation file is another.
     """
-    present = files.read_all(cluster.data)
+    present = cluster.files()
     other = [
         path
         for path in sorted({*present, *backup.relations})

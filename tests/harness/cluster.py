@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from tests.harness import lsn, system
+from tests.harness import files, lsn, system
 from tests.harness.oracle import PageMap
 
 if TYPE_CHECKING:
@@ -109,6 +109,7 @@ class Cluster:
         self.log = root / "log"
         self.schema = "public"
         self.env: dict[str, str] = {}
+        self._reader = files.Reader()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: dict[str, str] = {}
 
@@ -588,6 +589,10 @@ class Cluster:
         """Path of a relation's first segment, relative to the data directory."""
         path: str = self.value("SELECT pg_relation_filepath(%s)", relation, database=database)
         return path
+
+    def files(self) -> dict[str, bytes]:
+        """The relation files as they are on disk: see :class:`files.Reader`."""
+        return self._reader.read_all(self.data)
 
     def relation_bytes(self, relation: str, database: str = "postgres") -> bytes:
         """The main fork as it is on disk, all segments."""

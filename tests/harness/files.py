@@ -62,15 +62,6 @@ def _tablespaces(data: Path) -> Iterator[Path]:
             yield from sorted(tablespace.glob("PG_*"))
 
 
-def read_all(data: Path) -> dict[str, bytes]:
-    """The content of every relation file, by its path relative to ``data``.
-
-    All forks and segments, none of temporary relations; what is dropped meanwhile is left out.
-    Paths go through ``pg_tblspc``, as the map names them.
-    """
-    return Reader().read_all(data)
-
-
 class Reader:
     """Reads the files of one data directory again and again, and each only when it has changed.
 
@@ -82,7 +73,12 @@ class Reader:
         self._known: dict[str, tuple[tuple[int, int, int, int], bytes]] = {}
 
     def read_all(self, data: Path) -> dict[str, bytes]:
-        """As the function of this name. What is unchanged is the same object as before."""
+        """The content of every relation file, by its path relative to ``data``.
+
+        All forks and segments, none of temporary relations; what is dropped meanwhile is left out.
+        Paths go through ``pg_tblspc``, as the map names them. What is unchanged is the same object
+        as before.
+        """
         content: dict[str, bytes] = {}
         known = self._known
         self._known = {}

@@ -57,7 +57,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.harness import client, files, lsn, mapfile, oracle, system, verify
+from tests.harness import client, lsn, mapfile, oracle, system, verify
 from tests.harness.cluster import PTRACK, NotInTime, StartFailed
 from tests.harness.fault import Action, Fault, Kind
 
@@ -448,11 +448,10 @@ class Node:
         self.parents = list(parents)
         self.hintable = hintable
         self.orders = Fault(cluster, shared)
-        self._reader = files.Reader()
 
     def snapshot(self) -> Snapshot:
         """The files as a backup has them that began with the last checkpoint or restartpoint."""
-        return oracle.take(self.cluster, checkpoint=False, read=self._reader.read_all)
+        return oracle.take(self.cluster, checkpoint=False)
 
     def forget_hints(self) -> None:
         """After a crash: a page with nothing but hint bits new may have lost its mark."""
@@ -476,7 +475,7 @@ class Node:
                 f"{self.cluster.name}, {when}: the map was reset: init LSN {lsn.show(init)}, "
                 f"parent {lsn.show(parent.snapshot.lsn)}"
             )
-        current = self._reader.read_all(self.cluster.data)
+        current = self.cluster.files()
         for parent in parents:
             self._look(parent, current, when)
 
@@ -556,7 +555,7 @@ class Node:
         self.forget_hints()
         if self.parents:
             snapshot = self.parents[-1].snapshot
-            found = oracle.compare(snapshot, self._reader.read_all(self.cluster.data), [])
+            found = oracle.compare(snapshot, self.cluster.files(), [])
             TALLY.counts["blocks changed on disk at a crash"] += found.changed
 
     def kill(self, process: str) -> None:

@@ -29,8 +29,7 @@ from typing import TYPE_CHECKING, Protocol
 from tests.harness import files, hints, lsn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-    from pathlib import Path
+    from collections.abc import Iterable, Mapping
 
     from tests.harness.cluster import Cluster
 
@@ -198,7 +197,7 @@ def evict(snapshot: Snapshot, cluster: Cluster, changed: int) -> int:
         AssertionError: there are fewer than ``changed``: the crash would test recovery alone.
     """
     cluster.evict()
-    found = compare(snapshot, files.read_all(cluster.data), []).changed
+    found = compare(snapshot, cluster.files(), []).changed
     assert found >= changed, f"{found} blocks were written out, and not {changed}"
     return found
 
@@ -224,14 +223,16 @@ def compare(
         maps[row.path] = set(numbers)
 
     block_size = snapshot.block_size
+    nothing: set[int] = set()
     lost: list[Lost] = []
     relations: set[str] = set()
     blocks = changed = hit = masked = 0
     for path, now in current.items():
         total = -(-len(now) // block_size)
         blocks += total
-        marks = maps.get(path, set())
-        hit += sum(1 for block in marks if block < total)
+        marks = maps.get(path, nothing)
+        if marks:
+            hit += sum(1 for block in marks if block < total)
         old = snapshot.content.get(path, b"")
         if old == now:
             continue
@@ -273,7 +274,6 @@ def take(
     primary: Cluster | None = None,
     since: int | None = None,
     usable: bool = True,
-    read: Callable[[Path], Mapping[str, bytes]] = files.read_all,
 ) -> Snapshot:
     """Copy all relation files at a redo point.
 
@@ -282,7 +282,6 @@ def take(
         primary: of a standby, whose checkpoints are made there.
         since: the LSN, where the caller has one (of a backup it started).
         usable: insist that the map can serve a backup of this LSN.
-        read: how to read the files, where that is done often.
     """
     if checkpoint:
         # What a checkpoint writes is marked past its own redo point. The first one writes, so
@@ -296,7 +295,7 @@ def take(
     if usable:
         init = cluster.init_lsn()
         assert 0 < init <= at, f"init LSN {lsn.show(init)}, redo {lsn.show(at)}: unusable"
-    return Snapshot(lsn=at, content=read(cluster.data), block_size=cluster.block_size)
+    return Snapshot(lsn=at, content=cluster.files(), block_size=cluster.block_size)
 
 
 def look(
@@ -317,7 +316,7 @@ def look(
         LostBlocks: the promise does not hold.
     """
     if current is None:
-        current = files.read_all(cluster.data)
+        current = cluster.files()
     reported = (provider or cluster.pagemapset)(snapshot.lsn)
     comparison = compare(snapshot, current, reported, mask_hints=mask_hints)
     TALLY.add(comparison)

@@ -48,18 +48,36 @@ class ProgramFailed(AssertionError):
 
 
 @functools.cache
-def _die_with_parent() -> tuple[str, ...]:
-    """Words in front of a command that have the kernel kill it when we die."""
-    setpriv = shutil.which("setpriv")
-    return (setpriv, "--pdeathsig", "KILL") if setpriv else ()
+def _setpriv() -> str | None:
+    return shutil.which("setpriv")
 
 
 @functools.cache
-def _identity() -> dict[str, Any]:
+def _identity() -> tuple[tuple[str, ...], dict[str, Any]]:
+    """What makes a command the server's user: words in front of it, or arguments of Popen.
+
+    Words where that can be: Popen forks for its own arguments, which copies a big process, and
+    else it need not.
+    """
     user = server_user()
     if user is None:
-        return {}
-    return {"user": user.uid, "group": user.gid, "extra_groups": []}
+        return (), {}
+    setpriv = _setpriv()
+    if setpriv is None:
+        return (), {"user": user.uid, "group": user.gid, "extra_groups": []}
+    return (
+        setpriv, f"--reuid={user.uid}", f"--regid={user.gid}", "--clear-groups", "--",
+    ), {}  # fmt: skip
+
+
+@functools.cache
+def _die_with_parent() -> tuple[str, ...]:
+    """Words in front of a command that have the kernel kill it when we die.
+
+    They come after those that change the user, which would clear it.
+    """
+    setpriv = _setpriv()
+    return (setpriv, "--pdeathsig", "KILL", "--") if setpriv else ()
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -86,15 +104,16 @@ def popen(
     Args:
         output: where stdout and stderr go, opened by the caller.
     """
+    words, arguments = _identity()
     return subprocess.Popen(
-        [*_die_with_parent(), *(str(word) for word in argv)],
+        [*words, *_die_with_parent(), *(str(word) for word in argv)],
         stdin=stdin,
         stdout=output,
         stderr=subprocess.STDOUT,
         cwd=cwd,
         env=environment(env),
         start_new_session=True,
-        **_identity(),
+        **arguments,
     )
 
 
@@ -113,8 +132,9 @@ def run(
         ProgramFailed: it returned non-zero and ``check`` is set.
     """
     words = [str(word) for word in argv]
+    front, arguments = _identity()
     done = subprocess.run(
-        words,
+        [*front, *words],
         input=stdin if stdin is not None else "",
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -124,7 +144,7 @@ def run(
         errors="replace",
         timeout=timeout,
         check=False,
-        **_identity(),
+        **arguments,
     )
     if check and done.returncode != 0:
         raise ProgramFailed(words, done.returncode, done.stdout)
