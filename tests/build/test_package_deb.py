@@ -577,6 +577,60 @@ def test_where_there_is_nothing_to_keep_preinst_does_nothing(
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+#: apt's log: a run that has ended, and one under way.
+ENDED = """
+Start-Date: 2026-01-01  10:00:00
+Commandline: apt-get purge postgresql-17
+Purge: postgresql-17:amd64 (17.2-1)
+End-Date: 2026-01-01  10:00:01
+"""
+RUNNING = """
+Start-Date: 2026-01-01  11:00:00
+Commandline: apt-get install --purge postgresql-17pt
+Install: postgresql-17pt:amd64 (17.3-1), postgresql-client-17pt:amd64 (17.3-1)
+"""
+PURGING = f"{RUNNING}Purge: postgresql-client-17:amd64 (17.2-1), postgresql-17:amd64 (17.2-1)\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "log", "refused"),
+    [
+        # dpkg alone: what it was told, and to be purged, by dselect or by --set-selections
+        ("purge half-installed", None, True),
+        ("purge config-files", None, True),
+        ("deinstall config-files", None, False),
+        ("purge not-installed", None, False),
+        # apt, which dpkg's selection does not tell of
+        ("deinstall config-files", PURGING, True),
+        ("deinstall config-files", ENDED + PURGING, True),
+        ("deinstall config-files", ENDED, False),
+        ("deinstall config-files", ENDED + RUNNING, False),
+        ("deinstall config-files", PURGING + RUNNING, False),  # the first one was killed
+        (
+            "",
+            RUNNING + "Purge: postgresql-17-cron:amd64 (1-1), postgresql-client-17:all (1)\n",
+            False,
+        ),
+    ],
+)
+def test_purging_the_plain_server_in_the_same_run_is_refused(
+    scripts: Scripts, status: str, log: str | None, refused: bool
+) -> None:
+    """For its script would drop the clusters, once ours has taken them over."""
+    scripts.program("/bin/dpkg-query", f'case $* in *Want*) echo "{status}" ;; *) exit 1 ;; esac')
+    if log is not None:
+        file = scripts.put("/history.log", log)
+        argv = "shell history Dir::Log::History/f"
+        scripts.program("/bin/apt-config", f"[ \"$*\" = '{argv}' ] && echo \"history='{file}'\"")
+    # without clusters there is nothing to lose; later versions come where ours has been
+    assert scripts.run("preinst", "install").returncode == 0
+    scripts.cluster("main", "202406281")
+    assert scripts.run("preinst", "upgrade", "17.1-1").returncode == 0
+    done = scripts.run("preinst", "install")
+    assert done.returncode == int(refused), done.stderr
+    assert ("Run it again without --purge" in done.stderr) is refused
+
+
 #: debconf as a script sees it: what is asked is noted, and ANSWER is what it gets.
 CONFMODULE = """
 db_x_loadtemplatefile() { grep -q 'Template: postgresql-17pt/postrm_purge_data' "$1"; }
@@ -648,13 +702,28 @@ def test_purging_keeps_clusters_where_the_question_cannot_be_put(removed: Script
     assert clusters(removed) == before
 
 
-def test_purging_keeps_clusters_that_another_server_has(removed: Scripts) -> None:
-    removed.program(f"{removed.server}/postgres", ":")
+@pytest.mark.parametrize(
+    ("there", "status", "kept"),
+    [
+        (True, "installed", True),
+        (False, "config-files", True),  # the plain server, which had them first
+        (False, "not-installed", False),
+        (False, "", False),
+    ],
+)
+def test_purging_keeps_clusters_that_another_server_has(
+    removed: Scripts, there: bool, status: str, kept: bool
+) -> None:
+    removed.program("/bin/dpkg-query", f'[ "$4" = postgresql-17 ] && echo "{status}"')
+    if there:
+        removed.program(f"{removed.server}/postgres", ":")
     before = clusters(removed)
     done = removed.run("postrm", "purge", ANSWER="true")
     assert done.returncode == 0, done.stderr
-    assert not asked(removed)
-    assert clusters(removed) == before
+    assert asked(removed) is not kept
+    assert clusters(removed) == (before if kept else [])
+    said = "postgresql-17 has been removed but not purged"
+    assert (said in done.stderr) is (status == "config-files")
 
 
 def test_purging_drops_clusters_where_nothing_can_ask(removed: Scripts) -> None:
@@ -677,6 +746,17 @@ def test_purging_drops_clusters_without_postgresql_common(removed: Scripts) -> N
     assert clusters(removed) == [
         "lib/postgresql/17/more/said", "log/postgresql/postgresql-16-main.log",
     ]  # fmt: skip
+
+
+def test_what_is_said_of_purging_names_a_file_that_is_there(scripts: Scripts) -> None:
+    """debhelper compresses documents from 4 kB on, and leaves the name of smaller ones."""
+    scripts.installed("202406281-1700")
+    scripts.program("/bin/dpkg-query", "echo config-files")
+    done = scripts.run("postinst", "configure", "17.1-1")
+    assert "note: do not purge postgresql-17 now" in done.stderr
+    (named,) = re.findall(r"README\.Debian\S*", done.stderr)
+    text, _ = scripts.made[f"postgresql-17pt.{named}"]
+    assert len(text.encode()) < 4096
 
 
 @pytest.mark.parametrize("word", ["remove", "upgrade", "disappear", "abort-install"])

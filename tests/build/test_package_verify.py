@@ -555,7 +555,8 @@ def test_a_change_of_any_kind_is_listed_and_what_changes_anyway_is_not(tmp_path:
 
 
 #: Programs of a system on which servers can be swapped. Which one is installed is in `server`,
-#: whose configuration is left in `left`, how many rows there are in `rows`.
+#: whose configuration is left in `left`, that of the plain one in `unpurged`, how many rows there
+#: are in `rows`.
 SWAP = {
     "apt-get": """case "$*" in
 *--assume-no*)
@@ -563,30 +564,45 @@ SWAP = {
     exit 1 ;;
 *install*plain*)
     [ ! -e server ] || [ "$(cat server)" = plain ] || echo postgresql-17pt > left
-    echo plain > server ;;
+    echo plain > server
+    rm -f unpurged ;;
 *update*)
     cd etc/apt/sources.list.d
     at=$(sed -n 's/^URIs: //p' ptrack.sources)/dists/$(sed -n 's/^Suites: //p' ptrack.sources)
     ../../../usr/lib/apt/apt-helper - "$at/InRelease" ../../../updated ;;
+*install*--purge*)
+    rm server
+    [ "${SPOILT:-}" != drops ] || rm -r etc/postgresql/17
+    echo 'error: postgresql-17 is to be purged in the same run, and'
+    [ "${SPOILT:-}" != not-refused ] || exit 0
+    exit 1 ;;
 *install*)
-    echo "$@" 'note: do not purge postgresql-17 now'
+    echo "$@" 'note: do not purge postgresql-17 now: its script'
+    echo "which are this server's; see $PWD/usr/share/doc/postgresql-17pt/README.Debian"
     rm -f left
+    [ ! -e server ] || [ "$(cat server)" = ours ] || touch unpurged
     echo ours > server ;;
 *purge*postgresql-17pt*)
     [ "$(cat server)" = plain ] || rm server
     rm -f left
-    if [ "$SPOILT" = spares-nothing ] || [ ! -e server ] && ! grep -q 'boolean false' answers
+    keeps=$({ cat answers; [ "$SPOILT" = forgets-plain ] || ls unpurged; } 2>&1)
+    if [ "$SPOILT" = spares-nothing ] || [ ! -e server ] &&
+        ! echo "$keeps" | grep -Eq 'boolean false|^unpurged'
     then
         rm -rf etc/postgresql/17 rows
     fi ;;
 *) exit 9 ;;
 esac""",
     "debconf-set-selections": 'if [ -z "${SPOILT:-}" ]; then cat > answers; else : > answers; fi',
-    "dpkg": "echo postgresql-17pt conflicts with postgresql-17",
+    "dpkg": """case "$*" in
+*--purge*) [ ! -e var/lib/dpkg/info/postgresql-17.postrm ] && rm unpurged ;;
+*) echo postgresql-17pt conflicts with postgresql-17 ;;
+esac""",
     "dpkg-deb": "echo postgresql-17pt",
     "dpkg-query": """case "$*" in
 *Status}\\ postgresql-17pt) [ "${SPOILT:-}" = no-server ] || printf installed ;;
 *Status}\\ postgresql-*) printf installed ;;
+-L*) echo "$PWD/usr/share/doc/postgresql-17pt/README.Debian$([ "$SPOILT" != gz ] || echo .gz)" ;;
 *) echo installed base; [ ! -e left ] || echo config-files "$(cat left)" ;;
 esac""",
     "pg_conftool": "",
@@ -659,6 +675,7 @@ def taken(root: Path, name: str, **env: str) -> subprocess.CompletedProcess[str]
         "var/log/postgresql/postgresql-17-main.log": (
             "ptrack init: map file x does not know all that has happened"
         ),
+        "var/lib/dpkg/info/postgresql-17.postrm": "",
         "var/tmp/x": "",
         "steps": below(root, verify.STEPS.read_text()).replace("cd /\n", f"cd {root}\n"),
         **{f"bin/{name}": f"#!/bin/sh\ncd {root}\n{text}\n" for name, text in programs.items()},
@@ -686,7 +703,14 @@ def complaint(done: subprocess.CompletedProcess[str]) -> str:
     ("spoilt", "why"),
     [
         ("", ""),
+        ("not-refused", "FAILED: --purge is not refused"),
+        ("drops", "FAILED: --purge was refused, and 17/main is gone"),
+        ("gz", "FAILED: there is no {root}/usr/share/doc/postgresql-17pt/README.Debian"),
         ("spares-nothing", "FAILED: 17/main does not run on plain"),
+        (
+            "forgets-plain",
+            "main/postgresql.conf was not kept, though postgresql-17 has not been purged",
+        ),
         ("answers-are-lost", "main/postgresql.conf was not kept, though that was answered"),
     ],
 )
@@ -694,7 +718,7 @@ def test_a_swap_ends_with_a_cluster_that_purging_has_spared(
     spoilt: str, why: str, tmp_path: Path
 ) -> None:
     said = complaint(taken(tmp_path, "swap", SPOILT=spoilt))
-    assert said.endswith(why)
+    assert said.endswith(why.format(root=tmp_path))
     assert bool(said) is bool(why)
 
 

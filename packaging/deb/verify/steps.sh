@@ -122,6 +122,15 @@ runs_on() {
 	[ "$(sql "$MAJOR/main" -c 'SELECT count(*) FROM kept')" = "$2" ] || fail "rows are missing on $1"
 }
 
+# Our server is gone, and the major's first cluster is not.
+kept() {
+	[ ! -e "/usr/lib/postgresql/$MAJOR/bin/postgres" ] || fail "the server's program is still there"
+	for file in "/etc/postgresql/$MAJOR/main/postgresql.conf" "/var/lib/postgresql/$MAJOR/main/PG_VERSION" \
+		"/var/log/postgresql/postgresql-$MAJOR-main.log"; do
+		[ -e "$file" ] || fail "$file was not kept, $1"
+	done
+}
+
 # Our server's first cluster gets the extension.
 extension() {
 	sql "$MAJOR/main" -c 'CREATE SCHEMA ptrack'
@@ -327,10 +336,19 @@ swap)
 	grep -Eq "${MAJOR}pt conflicts with postgresql-|removing postgresql-\S+ in favour of postgresql-" "$state/conflicts" ||
 		{ cat "$state/conflicts" >&2; fail "dpkg does not name what is between the two"; }
 	runs_on plain 1000
-	# apt shows what scripts say, on whichever stream
+	# Purged in the same run, the plain server would take the cluster along: refused, and that is said; apt shows what
+	# scripts say, on whichever stream.
+	! install --purge $PACKAGES > "$state/said" 2>&1 || { cat "$state/said"; fail "--purge is not refused"; }
+	cat "$state/said"
+	grep -q "error: postgresql-$MAJOR is to be purged in the same run" "$state/said" || fail "--purge failed otherwise"
+	[ -e "/etc/postgresql/$MAJOR/main/postgresql.conf" ] && [ -e "/var/lib/postgresql/$MAJOR/main/PG_VERSION" ] ||
+		fail "--purge was refused, and $MAJOR/main is gone"
 	install $PACKAGES > "$state/said" 2>&1 || { cat "$state/said"; fail "ours could not be installed"; }
 	cat "$state/said"
 	grep -q "note: do not purge postgresql-$MAJOR now" "$state/said" || fail "nothing was said of purging"
+	# what it says to read is among the package's files, also where dpkg leaves documents out
+	named=$(tr -d '\r' < "$state/said" | sed -n 's|.*; see \(/usr/share/doc/[^ ]*\).*|\1|p')
+	dpkg-query -L "postgresql-${MAJOR}pt" | grep -qxF "$named" || fail "there is no ${named:-file named}"
 	runs_on ours 1000
 	extension
 	first=$(tracked)
@@ -354,16 +372,21 @@ swap)
 	left | grep -qx "postgresql-${MAJOR}pt" || fail "nothing of ours is left to be purged"
 	apt-get purge -y $(left)
 	runs_on plain 2000
-	# where no other server has the cluster, it is kept by an answer given beforehand
+	# so is not one that the plain server had, and drops when it is purged itself
 	install $PACKAGES
+	runs_on ours 2000
+	apt-get purge -y $(names $PACKAGES)
+	kept "though postgresql-$MAJOR has not been purged"
+	# where no other server has the cluster, it is kept by an answer given beforehand; the plain one is got rid of as
+	# documented
+	install $PACKAGES
+	runs_on ours 2000
+	rm "/var/lib/dpkg/info/postgresql-$MAJOR.postrm"
+	dpkg --purge "postgresql-$MAJOR"
 	runs_on ours 2000
 	echo "postgresql-${MAJOR}pt postgresql-${MAJOR}pt/postrm_purge_data boolean false" | debconf-set-selections
 	apt-get purge -y $(names $PACKAGES)
-	[ ! -e "/usr/lib/postgresql/$MAJOR/bin/postgres" ] || fail "the server's program is still there"
-	for kept in "/etc/postgresql/$MAJOR/main/postgresql.conf" "/var/lib/postgresql/$MAJOR/main/PG_VERSION" \
-		"/var/log/postgresql/postgresql-$MAJOR-main.log"; do
-		[ -e "$kept" ] || fail "$kept was not kept, though that was answered"
-	done
+	kept "though that was answered"
 	install "$PLAIN"/*.deb
 	runs_on plain 2000
 	;;
