@@ -49,7 +49,8 @@ TEMPLATES: Final = REPO / "packaging" / "deb"
 EXTENSION: Final = REPO / "extension"
 DEVELOPMENT: Final = ("client", "dev")  # whose packages the extension is compiled with
 DOCS: Final = ("docs/operating.md", "docs/contract.md")
-LIBC_UNCHECKED: Final = 14  # the Debian whose lintian asks no more for links to the C library
+#: The first releases whose lintian (2.128) asks no more for links to the C library, by tag.
+LIBC_UNCHECKED: Final[dict[str, tuple[int, ...]]] = {"deb": (14,), "ubuntu": (26, 4)}
 COMMON: Final = "postgresql-common"  # of what it does with clusters, much is of its version
 FLAVOUR: Final = "pt"  # two characters: what postgresql-common expects of a flavour
 FORMAT: Final = "deb 1"  # of what is kept below the cache; part of the keys
@@ -204,11 +205,14 @@ def facts(tree: PatchedTree, system: System, *, llvm: int, without: tuple[str, .
     source = tree.source
     snapshot = making.snapshot(source, making.epoch(tree))
     upstream = making.sortable(source.version) + (f"+git{snapshot}" if snapshot else "")
+    again = making.revision()
+    # behind ptrack's version, and `.` since for dpkg it is more than the tag's `+`
+    packaged = f"{__version__}{f'.r{again}' if again > 1 else ''}"
     return Facts(
         major=source.major.number,
         upstream=upstream,
-        version=f"{upstream}-{making.revision()}+ptrack{__version__}+{system.tag}",
-        extension_version=f"{__version__}+pg{upstream}-{making.revision()}+{system.tag}",
+        version=f"{upstream}-1+ptrack{packaged}+{system.tag}",
+        extension_version=f"{__version__}+pg{upstream}-{again}+{system.tag}",
         project=__version__,
         abi=making.abi(tree),
         catalog=making.defined(tree, "src/include/catalog/catversion.h", "CATALOG_VERSION_NO"),
@@ -227,8 +231,10 @@ def facts(tree: PatchedTree, system: System, *, llvm: int, without: tuple[str, .
 
 def _libc_is_checked(system: System) -> bool:
     """Whether modules are: to override a tag that is gone is an error."""
-    found = re.match(r"deb(\d+)", system.tag)
-    return found is None or int(found[1]) < LIBC_UNCHECKED
+    found = re.match(r"([a-z]+)([\d.]+)", system.tag)
+    if found is None or found[1] not in LIBC_UNCHECKED:
+        return True
+    return tuple(map(int, found[2].strip(".").split("."))) < LIBC_UNCHECKED[found[1]]
 
 
 def license_text(text: str) -> str:
@@ -533,11 +539,12 @@ def _server_sources(tree: PatchedTree, work: Path) -> None:
 
 def _extension_sources(known: Facts, server: _Job, extension: Path, root: Path, work: Path) -> None:
     """The extension; below root the server's development packages, unpacked."""
-    ignore = shutil.ignore_patterns("*.o", "*.so", "*.bc", ".deps", "results", "tmp_check")
-    shutil.copytree(extension, work, ignore=ignore, dirs_exist_ok=True)
-    (work / "docs").mkdir()
-    for name in DOCS:
-        shutil.copy(REPO / name, work / name)
+    files = {
+        path.relative_to(extension).as_posix(): path for path in making.extension_files(extension)
+    }
+    for name, path in (files | {name: REPO / name for name in DOCS}).items():
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, work / name)
     for role in DEVELOPMENT:
         (package,) = server.final.glob(f"{known.roles()[role]}_*.deb")
         argv = ["dpkg-deb", "-x", str(package), str(root)]

@@ -124,9 +124,9 @@ def revision() -> int:
 
 
 def extension_files(extension: Path) -> list[Path]:
-    """The extension's sources, without what compiling it in place leaves."""
+    """The extension's sources, without what compiling it in place leaves, or an editor."""
     found = [extension / "Makefile", extension / "ptrack.control"]
-    found += [path for kind in ("sql", "src") for path in (extension / kind).glob("*.*")]
+    found += [path for kind in ("sql", "src") for path in (extension / kind).glob("[!.]*.*")]
     return sorted(path for path in found if path.suffix in {"", ".c", ".h", ".sql", ".control"})
 
 

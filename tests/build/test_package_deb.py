@@ -18,7 +18,7 @@ import pytest
 
 from ptrack_build import REPO, matrix
 from ptrack_build.errors import HostError, PatchError, UsageError
-from ptrack_build.package import PackageError, Release, deb, making, publish, rpm
+from ptrack_build.package import PackageError, Release, deb, making, publish
 from ptrack_build.package.place import HERE, Native
 from ptrack_build.patch import edits
 from ptrack_build.run import Completed
@@ -88,8 +88,31 @@ def in_order(versions: Iterable[str]) -> None:
 
 
 @_packages.with_dpkg
-def test_versions_sort_as_they_come_out() -> None:
+def test_versions_sort_as_they_come_out(tree: PatchedTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By PostgreSQL's, then by ptrack's, then by the revision, then by the distribution's."""
     in_order(map(making.sortable, _packages.RISING))
+    for tags in (["deb12", "deb14~sid"], ["ubuntu22.04", "ubuntu24.04"]):
+        made, extensions = [], []
+        for upstream, project, again, tag in itertools.product(
+            ["17.9", "17.11"], ["3.0.0", "3.0.1", "3.1.0", "3.10.0"], ["1", "2", "10"], tags
+        ):
+            monkeypatch.setattr(deb, "__version__", project)
+            monkeypatch.setenv("PTRACK_REVISION", again)
+            source = dataclasses.replace(tree.source, version=upstream)
+            known = deb.facts(
+                dataclasses.replace(tree, source=source),
+                dataclasses.replace(BOOKWORM, tag=tag), llvm=0,
+            )  # fmt: skip
+            made.append(known.version)
+            if upstream == "17.9":
+                extensions.append(known.extension_version)
+        in_order(made)
+        in_order(extensions)
+
+
+def test_the_first_revision_is_not_told(tree: PatchedTree) -> None:
+    known = deb.facts(tree, BOOKWORM, llvm=0)
+    assert re.fullmatch(r"17\.4-1\+ptrack[\d.]+\+deb12", known.version)
 
 
 class Somewhere(Native):
@@ -148,7 +171,16 @@ def test_an_upgrade_of_the_system_upgrades_the_packages(tree: PatchedTree) -> No
 
 @pytest.mark.parametrize(
     ("release", "known"),
-    [("deb12", True), ("deb13", True), ("deb14~sid", False), ("ubuntu24.04", True)],
+    [
+        ("deb12", True),
+        ("deb13", True),
+        ("deb14~sid", False),
+        ("ubuntu24.04", True),
+        ("ubuntu25.10", True),
+        ("ubuntu26.04", False),
+        ("ubuntu28.10", False),
+        ("mint22", True),
+    ],
 )
 def test_overrides_name_only_what_the_lintian_of_the_release_has(
     tmp_path: Path, release: str, known: bool
@@ -795,17 +827,6 @@ def test_a_license_without_a_year_is_refused(tree: PatchedTree) -> None:
     (tree.path / "COPYRIGHT").write_text("May be used.\n")
     with pytest.raises(PackageError, match="says nothing like `Copyright"):
         deb.render("server", deb.facts(tree, BOOKWORM, llvm=0))
-
-
-@pytest.mark.parametrize(("said", "number"), [("", "1"), ("12", "12")])
-def test_what_is_packaged_again_sorts_above(
-    tree: PatchedTree, monkeypatch: pytest.MonkeyPatch, said: str, number: str
-) -> None:
-    monkeypatch.setenv("PTRACK_REVISION", said)
-    known = deb.facts(tree, BOOKWORM, llvm=0)
-    assert f"-{number}+ptrack" in known.version
-    assert known.extension_version.endswith(f"-{number}+deb12")
-    assert rpm.facts(tree, "Debian").release.startswith(f"{number}ptrack")
 
 
 @pytest.mark.parametrize("said", ["0", "-1", "1.1", "two", "01"])

@@ -8,6 +8,7 @@ import os
 import pwd
 import shutil
 import subprocess
+import tarfile
 import tempfile
 import time
 from pathlib import Path
@@ -307,6 +308,34 @@ def test_the_extension_comes_with_its_source_and_the_tests_in_it(
     subprocess.run(argv, cwd=place, check=True, capture_output=True)
     assert (place / "tree/debian/tests/one").is_file()
     assert (place / "tree/Makefile").read_text() == "x\n"
+
+
+@_packages.with_dpkg
+def test_the_source_package_has_what_its_key_is_made_of(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing that an editor or a compiler left beside it."""
+    del own_cache
+    line = _packages.line("deb", tmp_path, monkeypatch)
+    write(line.extension, {"src/a.c": "a", "src/a.h": "a", "sql/a--1.sql": "a"})
+    left = (
+        "typedefs.list",
+        "src/a.c~",
+        "src/.a.c.swp",
+        "src/.#a.c",
+        "src/a.o",
+        "a.so",
+        "notes.txt",
+    )
+    write(line.extension, dict.fromkeys(left, "x"))
+    first = line.built()
+    (archive,) = (file for file in first.files if ".orig.tar." in file.name)
+    with tarfile.open(archive) as opened:
+        names = {each.name.partition("/")[2] for each in opened if each.isfile()}
+    assert names == {"Makefile", "ptrack.control", "src/a.c", "src/a.h", "sql/a--1.sql", *deb.DOCS}
+    write(line.extension, dict.fromkeys(left, "y"))
+    monkeypatch.setenv("FAKE_BUILD", "false")
+    assert line.built() == first
 
 
 def test_two_builds_are_the_same_bytes(
