@@ -105,8 +105,11 @@ def sortable(version: str) -> str:
 
 
 def snapshot(source: SourceTree, when: int) -> str:
-    """20240131.235959.abcdef0: what sets a branch's tip apart from the release it comes after."""
-    if source.provider != "git" and "devel" not in source.version:
+    """20240131.235959.abcdef0: what sets a branch's tip apart from the release it comes after.
+
+    Whether it was fetched or lies in a work tree.
+    """
+    if source.provider != "git" and "devel" not in source.version and not source.untagged:
         return ""
     return f"{time.strftime('%Y%m%d.%H%M%S', time.gmtime(when))}.{source.commit[:7]}"
 

@@ -43,7 +43,8 @@ class SourceTree:
     version: as configure says it ("17.2", "19beta1", "20devel"); commit: its id in the mirror;
     digest: the id of the commit's tree, equal for equal contents whoever provided them;
     provider: git, distro, tarball or path; origin: one line on where it is from;
-    sha256: of the tarball it was unpacked from, or "".
+    sha256: of the tarball it was unpacked from, or ""; untagged: whether it is what a git work tree
+    has checked out, and that is not what the tag of its version names.
     """
 
     major: Major
@@ -54,6 +55,7 @@ class SourceTree:
     provider: str
     origin: str
     sha256: str = ""
+    untagged: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

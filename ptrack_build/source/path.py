@@ -7,6 +7,7 @@ free of build products.
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,10 +60,12 @@ class PathProvider:
         """
         path = self.path
         sha256 = ""
+        worktree = False
         if path.is_dir():
             here = git("-C", str(path), "rev-parse", "--show-toplevel", check=False)
             top = here.stdout.decode().rstrip("\n")
             if here.returncode == 0 and Path(top).resolve() == path.resolve():
+                worktree = True
                 commit = _from_worktree(want, path)
             elif (path / "HEAD").is_file() and (path / "objects").is_dir():
                 what = f"{path} is a bare git repository, not a source tree"
@@ -88,7 +91,15 @@ class PathProvider:
             provider=self.name,
             origin=str(path),
             sha256=sha256,
+            untagged=worktree and not _tagged(path, commit, version),
         )
+
+
+def _tagged(path: Path, commit: str, version: str) -> bool:
+    """Whether the tag of a release (REL_17_2, REL_19_BETA1) in a work tree names that commit."""
+    tag = "REL_" + re.sub(r"\.|(?=[a-z])", "_", version, count=1).upper()
+    asked = ("-C", str(path), "rev-parse", "--quiet", "--verify", f"refs/tags/{tag}^{{commit}}")
+    return git(*asked, check=False).stdout.decode().strip() == commit
 
 
 def _check(want: Want, version: str, path: Path) -> None:

@@ -40,6 +40,36 @@ def test_a_clean_worktree(worktree: Path) -> None:
     assert (found.version, found.provider, found.origin) == ("17.2", "path", str(worktree))
 
 
+@pytest.mark.parametrize(
+    ("version", "tag", "untagged"),
+    [
+        ("17.2", "", True),
+        ("17.2", "REL_17_2", False),
+        ("17.2", "REL_17_1", True),
+        ("17.2", "mine", True),
+        ("17beta1", "REL_17_BETA1", False),
+        ("17rc2", "REL_17_RC1", True),
+    ],
+)
+def test_a_worktree_is_a_release_where_its_tag_says_so(
+    version: str, tag: str, untagged: bool, tmp_path: Path
+) -> None:
+    worktree = repository(tmp_path / "worktree", {"REL_17_STABLE": version})
+    if tag:
+        git("tag", "-a", "-m", tag, tag, cwd=worktree)
+    assert fetch(worktree).untagged is untagged
+    # what comes after it says the same version, until the next one is stamped
+    commit(worktree, tree(version) | {MD: b"/* mended */\n"})
+    assert fetch(worktree).untagged
+
+
+def test_directories_and_tarballs_are_of_releases(directory: Path, tmp_path: Path) -> None:
+    assert not fetch(directory).untagged
+    file = tmp_path / "pg.tar.gz"
+    file.write_bytes(tarball(tree("17.2")))
+    assert not fetch(file).untagged
+
+
 def test_a_worktree_is_followed(worktree: Path) -> None:
     fetch(worktree)
     moved = commit(worktree, tree("17.3"))
