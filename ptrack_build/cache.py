@@ -140,14 +140,21 @@ def lock(name: str, doing: str = "") -> Iterator[None]:
 
     The lock ends with the process that holds it, however that ends.
     """
+    path = directory("lock") / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}.lock"
+    with locked(path, doing or f"builds {name}"):
+        yield
+
+
+@contextlib.contextmanager
+def locked(path: Path, doing: str) -> Iterator[None]:
+    """The same with a file of the caller's, for what runs with different caches have in common."""
     import filelock
 
-    path = directory("lock") / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}.lock"
     handle = filelock.FileLock(path)
     try:
         handle.acquire(timeout=0)
     except filelock.Timeout:
-        print(f"waiting for another run that {doing or f'builds {name}'}", flush=True)
+        print(f"waiting for another run that {doing}", flush=True)
         handle.acquire()
     try:
         yield

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 DIST = REPO / "dist"
 MANIFEST = "manifest.json"
 SUMS = "SHA256SUMS"
+LOCK = ".lock"
 FORMAT = 1
 #: Architectures that have one word for dpkg and rpm: what is made there is told apart by its kind.
 SHARED_WORDS = frozenset(
@@ -135,22 +136,34 @@ def publish(release: Release, dist: Path = DIST) -> Path:
     for name, text in said.items():
         named[name] = hashlib.sha256(text.encode()).hexdigest()
     sums = "".join(f"{digest}  {file}\n" for file, digest in sorted(named.items()))
-    if _holds(final, named, sums):
-        return final
     try:
-        with replacing(final) as scratch:
-            for file in release.files:
-                shutil.copyfile(file, scratch / file.name)
-                if sha256(scratch / file.name) != named[file.name]:
-                    what = f"{file} has changed since it was made"
-                    raise PackageError(what, hint="run the session again")
-            for name, text in said.items():
-                (scratch / name).write_text(text, encoding="utf-8")
-            (scratch / SUMS).write_text(sums)
+        with alone(dist, f"publishes {release.major}"):
+            if _holds(final, named, sums):
+                return final
+            with replacing(final) as scratch:
+                for file in release.files:
+                    shutil.copyfile(file, scratch / file.name)
+                    if sha256(scratch / file.name) != named[file.name]:
+                        what = f"{file} has changed since it was made"
+                        raise PackageError(what, hint="run the session again")
+                for name, text in said.items():
+                    (scratch / name).write_text(text, encoding="utf-8")
+                (scratch / SUMS).write_text(sums)
     except OSError as error:
         what = f"the packages could not be put into {final}: {error.strerror or error}"
         raise PackageError(what, hint=f"free some space at {dist}, and run it again") from error
     return final
+
+
+@contextlib.contextmanager
+def alone(dist: Path, doing: str) -> Iterator[None]:
+    """Wait for, then keep dist/ as it is for other runs, whichever caches they have.
+
+    doing: what this one does, for those that wait.
+    """
+    dist.mkdir(parents=True, exist_ok=True)
+    with cache.locked(dist / LOCK, doing):
+        yield
 
 
 def folders(dist: Path) -> list[Path]:
@@ -204,8 +217,9 @@ def _holds(final: Path, named: dict[str, str], sums: str) -> bool:
 def replacing(final: Path) -> Iterator[Path]:
     """Yield an empty directory that takes the place of final when the block ends well.
 
-    In one step, where the file system can exchange two names. Elsewhere in two: who is interrupted
-    between them puts the one before back, and for who is killed there the next run does.
+    The caller has alone(): what is unfinished there is taken for what a killed run left. In one
+    step, where the file system can exchange two names. Elsewhere in two: who is interrupted between
+    them puts the one before back, and for who is killed there the next run does.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     old = final.with_name(f".{final.name}.old.part")

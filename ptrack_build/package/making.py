@@ -609,8 +609,7 @@ def one(kind: str, build: Builder, major: Major, wanted: Wanted) -> Path:
         if where is HERE:  # a container has its own
             host.ensure(FASTER, optional=True)
         made = build(tree, without=wanted.without, where=where)
-    with cache.lock(f"dist {made.place.replace('/', ' ')}", f"publishes {made.major}"):
-        place = publish(made)
+    place = publish(made)
     say(table(made.packages))
     if native := made.made_of.get("native"):
         say(native)

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any, Final
 
-from ptrack_build import cache, host
+from ptrack_build import host
 from ptrack_build.errors import CommandFailed
 from ptrack_build.package import (
     DIST,
     PackageError,
+    alone,
     folders,
     read,
     replacing,
@@ -87,20 +88,22 @@ def make(dist: Path = DIST, *, unsigned: bool = False) -> Path:
     names the tools. Raises UsageError for want of a key, SigningError where it cannot sign,
     PackageError where dist/ is damaged or the disk is full, HostError for want of a tool.
     """
-    found = releases(dist)
-    debs = [each for each in found if each.kind == "deb"]
-    rpms = [each for each in found if each.kind == "rpm"]
-    needs = [*(["apt-ftparchive"] if debs else []), *(["createrepo"] if rpms else [])]
-    if not unsigned:
-        needs += ["gpg", *(["rpmsign"] if rpms else [])]
-    host.ensure(needs)
-    size = sum(file.stat().st_size for each in found for file in each.files)
-    room(dist, size // 1_000_000 + 50, "a repository of what is there")
     final = dist / "repo"
-    with contextlib.ExitStack() as stack:
-        key = None if unsigned else stack.enter_context(signing.key())
-        stack.enter_context(cache.lock(f"repository {dist}", "writes the repository"))
-        try:
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(os.umask, os.umask(0o022))  # whoever serves it may be anybody
+            # what is copied are the files whose sums were found to hold
+            stack.enter_context(alone(dist, "writes the repository"))
+            found = releases(dist)
+            debs = [each for each in found if each.kind == "deb"]
+            rpms = [each for each in found if each.kind == "rpm"]
+            needs = [*(["apt-ftparchive"] if debs else []), *(["createrepo"] if rpms else [])]
+            if not unsigned:
+                needs += ["gpg", *(["rpmsign"] if rpms else [])]
+            host.ensure(needs)
+            size = sum(file.stat().st_size for each in found for file in each.files)
+            room(dist, size // 1_000_000 + 50, "a repository of what is there")
+            key = None if unsigned else stack.enter_context(signing.key())
             with step("repository"), replacing(final) as scratch:
                 if debs:
                     _apt(debs, scratch / "apt", key)
@@ -108,13 +111,13 @@ def make(dist: Path = DIST, *, unsigned: bool = False) -> Path:
                     _yum(rpms, scratch / "yum", key)
                 if key is not None:
                     key.export(scratch / KEY_FILE)
-        except OSError as error:
-            what = f"the repository could not be put into {final}: {error.strerror or error}"
-            raise PackageError(what, hint=f"free some space at {dist}, and run it again") from error
-        except CommandFailed as error:
-            what = f"the repository could not be made: {error.what}"
-            hint = "correct what that program complains of, and run it again"
-            raise PackageError(what, hint=hint) from error
+    except OSError as error:
+        what = f"the repository could not be put into {final}: {error.strerror or error}"
+        raise PackageError(what, hint=f"free some space at {dist}, and run it again") from error
+    except CommandFailed as error:
+        what = f"the repository could not be made: {error.what}"
+        hint = "correct what that program complains of, and run it again"
+        raise PackageError(what, hint=hint) from error
     return final
 
 

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,40 @@ def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
     (left / "a.deb").write_text("half")
     place = publish(release(tmp_path / "made", a="1"), tmp_path / "dist")
     assert names(place.parent) == {"postgresql-17"}
+
+
+def test_runs_with_other_caches_do_not_take_each_other_s_scratch_for_left(
+    tmp_path: Path, own_cache: Path
+) -> None:
+    """The lock is of dist/, which runs with different caches share."""
+    dist, go = tmp_path / "dist", tmp_path / "go"
+    code = f"""
+import time
+from pathlib import Path
+from ptrack_build.package import alone, replacing
+
+dist = Path({str(dist)!r})
+with alone(dist, "tries that"), replacing(dist / {SYSTEM.name!r} / "postgresql-17") as scratch:
+    print("mine", flush=True)
+    while not Path({str(go)!r}).exists():
+        time.sleep(0.05)
+    (scratch / "file").write_text("theirs")
+print("done")
+"""
+    process = Script(code, {"PTRACK_CACHE": f"{own_cache}-other"}).start()
+    assert process.stdout is not None
+    assert process.stdout.readline() == "mine\n"
+    made = release(tmp_path / "made", a="1")
+    thread = threading.Thread(target=publish, args=(made, dist))
+    thread.start()
+    thread.join(0.5)
+    assert thread.is_alive()
+    go.touch()
+    said, _ = process.communicate(timeout=60)
+    assert said == "done\n"
+    thread.join(60)
+    assert names(dist / SYSTEM.name) == {"postgresql-17"}
+    assert (dist / SYSTEM.name / "postgresql-17" / "a.deb").read_text() == "1"
 
 
 def test_a_package_that_is_not_what_was_described_is_refused(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ import pytest
 
 from ptrack_build.errors import UsageError
 from ptrack_build.package import (
+    LOCK,
     MANIFEST,
     SUMS,
     PackageError,
@@ -317,7 +318,7 @@ def test_without_a_signature_only_where_it_is_asked_for(
     with pytest.raises(UsageError, match=signing.SETTING) as caught:
         repo.make(tmp_path / "dist")
     assert "--quick-generate-key" in (caught.value.hint or "")
-    assert {path.name for path in (tmp_path / "dist").iterdir()} == {SYSTEM.name}
+    assert {path.name for path in (tmp_path / "dist").iterdir()} == {SYSTEM.name, LOCK}
     place = repo.make(tmp_path / "dist", unsigned=True)
     assert not list(place.rglob("InRelease"))
     assert "Trusted: yes" in repo.usage(place, unsigned=True)
@@ -339,6 +340,42 @@ def test_the_same_packages_give_the_same_bytes(tmp_path: Path, key: str) -> None
         (file,) = (tmp_path / "dist").glob("*/*/*.deb")
         os.utime(file)
         assert content(repo.make(tmp_path / "dist"), without=signatures) == before
+
+
+def test_anybody_may_read_it_whatever_the_umask(tmp_path: Path, key: str) -> None:
+    del key
+    debs(tmp_path, tmp_path / "dist")
+    before = os.umask(0o077)
+    try:
+        place = repo.make(tmp_path / "dist")
+        assert os.umask(0o077) == 0o077
+    finally:
+        os.umask(before)
+    modes = {path.relative_to(place): path.stat().st_mode & 0o777 for path in place.rglob("*")}
+    assert {path: mode for path, mode in modes.items() if mode not in {0o755, 0o644}} == {}
+
+
+def test_what_is_published_meanwhile_gets_in_whole_or_not(
+    tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No release is replaced between the look at its sums and the copying."""
+    del key
+    dist = tmp_path / "dist"
+    debs(tmp_path, dist)
+    real, threads = repo.releases, []
+
+    def looked(dist: Path) -> list[repo.Made]:
+        found = real(dist)
+        threads.append(threading.Thread(target=debs, args=(tmp_path, dist, "17.3-1")))
+        threads[0].start()
+        threads[0].join(1.0)
+        return found
+
+    monkeypatch.setattr(repo, "releases", looked)
+    place = repo.make(dist)
+    threads[0].join(60)
+    assert [path.name for path in place.rglob("*.deb")] == ["greeting_17.2-1_amd64.deb"]
+    assert [path.name for path in dist.glob("*/*/*.deb")] == ["greeting_17.3-1_amd64.deb"]
 
 
 # ---- dist/ and keys that are not as they should be
@@ -397,7 +434,7 @@ def test_keys_that_cannot_sign(
     monkeypatch.setenv(signing.SETTING, str(tmp_path / "none.asc"))
     with pytest.raises(UsageError, match="there is no file"):
         repo.make(dist)
-    assert {path.name for path in dist.iterdir()} == {SYSTEM.name}
+    assert {path.name for path in dist.iterdir()} == {SYSTEM.name, LOCK}
 
 
 def test_a_key_in_a_file_signs(
