@@ -63,8 +63,8 @@ ORDER: Final = {
 }
 #: Not in the one container that all others are in, in turn.
 APART: Final = ("lint", "repo", "develop", "boot", "swap")
-#: What compiles an extension, besides what the packages depend on.
-COMPILERS: Final = ("gcc", "libc6-dev", "make")
+#: What compiles an extension, and packages it, besides what the packages depend on.
+COMPILERS: Final = ("dpkg-dev", "gcc", "libc6-dev", "make")
 #: The newest major whose clusters a release's postgresql-common can upgrade: before 249 it asks
 #: the old one for its lc_ctype, a setting that went with 16. Elsewhere it upgrades all.
 UPGRADES_FROM: Final = {"bullseye": 15, "bookworm": 15, "focal": 15, "jammy": 15}

@@ -280,6 +280,18 @@ def test_the_documented_lines_install_what_a_server_needs_and_no_more() -> None:
     assert rpms["README.md"] == rpms["docs/packages.md"]
 
 
+@pytest.mark.parametrize("major", MAJORS, ids=lambda major: major.name)
+def test_what_is_linked_to_the_private_libpq_depends_on_its_package(major: matrix.Major) -> None:
+    """For dpkg-shlibdeps, in a package that all versions of the client satisfy from this one on."""
+    known = facts_of(major)
+    made = deb.render("server", known)
+    library, soname, package, relation = made[f"{known.client}.shlibs"][0].split(maxsplit=3)
+    assert (library, soname, package) == ("libpq", "5", known.client)
+    assert relation == f"(>= {known.upstream})\n"
+    # our own packages, made together, keep together
+    assert made["shlibs.local"][0] == f"libpq 5 {known.client} (= {known.version})\n"
+
+
 def test_without_llvm_nothing_speaks_of_it() -> None:
     known = facts_of(MAJORS[5], llvm=0)
     for folder in ("server", "extension"):

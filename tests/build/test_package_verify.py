@@ -636,6 +636,9 @@ DEVELOP = {
     mkdir -p usr/lib/postgresql/17/bin usr/lib/postgresql/17/lib usr/lib/debug/.build-id/ab
     echo packaged | tee usr/lib/postgresql/17/bin/postgres usr/lib/postgresql/17/bin/psql \
         > usr/lib/postgresql/17/lib/ptrack.so
+    echo 'case $1 in --includedir) echo include ;; --libdir) echo lib ;; esac' \
+        > usr/lib/postgresql/17/bin/pg_config
+    chmod 755 usr/lib/postgresql/17/bin/pg_config
     [ "$SPOILT" = no-symbols ] || touch usr/lib/debug/.build-id/ab/cdef.debug ;;
 *remove*)
     rm -r usr/lib/postgresql usr/lib/debug
@@ -643,6 +646,17 @@ DEVELOP = {
 *purge*) ;;
 *) exit 9 ;;
 esac""",
+    "dpkg-shlibdeps": """case "$SPOILT" in
+no-shlibs) exit 2 ;;
+other-package) echo 'shlibs:Depends=libc6 (>= 2.34), libpq5 (>= 17.1)' ;;
+*) echo 'shlibs:Depends=libc6 (>= 2.34), postgresql-client-17pt (>= 17.1)' ;;
+esac""",
+    "gcc": """case "$*" in
+*client.c\\ -Iinclude\\ -Llib*-rpath,lib\\ -lpq) ;;
+*) exit 9 ;;
+esac
+echo '[ "$SPOILT" != other-libpq ]' > var/tmp/verify/client/client
+chmod 755 var/tmp/verify/client/client""",
     "make": r"""case "$*" in
 *source\ PG_CONFIG=*/17/bin/pg_config*) [ -e var/tmp/verify/source/Makefile ] ;;
 *) exit 9 ;;
@@ -737,6 +751,9 @@ def test_a_swap_ends_with_a_cluster_that_purging_has_spared(
             "not-installed",
             "what was compiled was not installed in {root}/usr/lib/postgresql/17/lib",
         ),
+        ("other-libpq", "what was compiled finds another libpq"),
+        ("no-shlibs", "dpkg-shlibdeps knows no package of libpq"),
+        ("other-package", "a program of libpq depends on another one"),
         ("left-behind", "FAILED: files are not as before"),
     ],
 )

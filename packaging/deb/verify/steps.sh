@@ -306,6 +306,19 @@ develop)
 	! cmp -s "$lib/ptrack.so" "$state/packaged.so" || fail "what was compiled was not installed in $lib"
 	extension
 	[ "$(sql "$MAJOR/main" -c "SELECT ptrack.ptrack_init_lsn() <> '0/0'")" = t ] || fail "what was compiled tracks nothing"
+	# a program of libpq, which as a package depends on the client that has this one
+	client=$state/client
+	pg_config=/usr/lib/postgresql/$MAJOR/bin/pg_config
+	mkdir -p "$client/debian"
+	printf '%s\n' 'Source: client' '' 'Package: client' 'Architecture: any' > "$client/debian/control"
+	echo "#include <libpq-fe.h>
+int main(void) { return PQlibVersion() / 10000 != $MAJOR; }" > "$client/client.c"
+	gcc -o "$client/client" "$client/client.c" -I"$($pg_config --includedir)" -L"$($pg_config --libdir)" \
+		-Wl,-rpath,"$($pg_config --libdir)" -lpq
+	"$client/client" || fail "what was compiled finds another libpq"
+	(cd "$client" && dpkg-shlibdeps -O ./client) > "$state/said" || fail "dpkg-shlibdeps knows no package of libpq"
+	cat "$state/said"
+	grep -q "postgresql-client-${MAJOR}pt (>= $MAJOR" "$state/said" || fail "a program of libpq depends on another one"
 	apt-get remove -y $(names $PACKAGES $DEVELOPMENT)
 	[ ! -e "/usr/include/postgresql/$MAJOR" ] || fail "headers are still there"
 	apt-get purge -y $(left)
