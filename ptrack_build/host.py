@@ -220,7 +220,7 @@ def ensure(names: Iterable[str], *, optional: bool = False, besides: Iterable[st
     lacking = missing(names)
     if not lacking:
         return
-    if os.geteuid() == 0 and manager() is not None and not os.environ.get("PTRACK_NO_INSTALL"):
+    if os.geteuid() == 0 and manager() is not None and not switched_on("PTRACK_NO_INSTALL"):
         try:
             with cache.lock("system packages", "installs packages"):
                 install(packages(missing(lacking)))
@@ -315,6 +315,11 @@ def server_user() -> ServerUser | None:
                 raise HostError(what, hint="useradd --system ptrack") from error
             entry = pwd.getpwnam("ptrack")
     return ServerUser(uid=entry.pw_uid, gid=entry.pw_gid, name="ptrack")
+
+
+def switched_on(name: str) -> bool:
+    """Whether a setting of the environment is there and not 0."""
+    return os.environ.get(name, "") not in {"", "0"}
 
 
 def check_reachable(path: Path, user: ServerUser | None) -> None:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ptrack_build import cache
+from ptrack_build import cache, host
 from ptrack_build.errors import BadSource, SourceError, UsageError
 from ptrack_build.progress import say
 from ptrack_build.source import mirror as _mirror
@@ -97,8 +97,8 @@ def fetch(
     one had something that is not right, and UsageError for a spec that is none.
     """
     spec = spec or os.environ.get("PTRACK_SOURCE") or "auto"
-    refresh = refresh or _set("PTRACK_REFRESH")
-    if locked or _set("PTRACK_LOCKED"):
+    refresh = refresh or host.switched_on("PTRACK_REFRESH")
+    if locked or host.switched_on("PTRACK_LOCKED"):
         return _fetch_locked(major, spec, refresh=refresh)
     chosen, pin = _choose(spec)
     mirror = open_mirror()
@@ -278,10 +278,6 @@ def export(tree: SourceTree, dest: Path) -> None:
 def read_file(tree: SourceTree, path: str) -> bytes | None:
     """The contents of one file of the tree, or None when it has none of that name."""
     return Mirror(tree.mirror).read(tree.commit, path)
-
-
-def _set(name: str) -> bool:
-    return os.environ.get(name, "") not in {"", "0"}
 
 
 def _ttl() -> float:

@@ -153,6 +153,12 @@ def test_root_can_forbid_it(apt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not apt.exists()
 
 
+def test_zero_forbids_nothing(apt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PTRACK_NO_INSTALL", "0")
+    host.ensure(["flex"])
+    assert "install" in apt.read_text()
+
+
 def test_the_servers_user() -> None:
     user = host.server_user()
     if os.geteuid() != 0:
