@@ -235,6 +235,13 @@ def test_each_major_is_shown_without_assertions_and_without_warnings() -> None:
     assert "PTRACK_WERROR=${PTRACK_WERROR:-1}" in (REPO / ".ci/run").read_text()
 
 
+def test_a_push_runs_what_needs_a_package_index_once() -> None:
+    """No other run selects what is marked so."""
+    texts = "".join(ci.render(matrix.load(), sessions()).values())
+    assert texts.count("-m network") == 1
+    assert "run: ./nox -s selftest -- -m network\n" in texts
+
+
 def test_a_push_runs_each_check_that_there_is() -> None:
     more = {**sessions(), "spelling": ["check"]}
     text = ci.render(matrix.load(), more)[ci.TARGET / "ci.yml"]
