@@ -30,6 +30,7 @@ from ptrack_build import cache, host
 from ptrack_build.errors import BadSource, SourceError, UsageError
 from ptrack_build.progress import say
 from ptrack_build.source import mirror as _mirror
+from ptrack_build.source import releases as _releases
 from ptrack_build.source.base import (
     WAYS_OUT,
     Provider,
@@ -62,6 +63,7 @@ __all__ = [
     "open_mirror",
     "read_file",
     "read_lock",
+    "releases",
     "ways_out",
     "write_lock",
 ]
@@ -111,6 +113,19 @@ def fetch(
         if lasting and not refresh and (known := _remembered(want, key)):
             return known  # another run looked it up meanwhile
         return _look(want, chosen, key)
+
+
+def releases(major: Major, paths: Sequence[str]) -> list[SourceTree]:
+    """Every tagged version of a major, betas included, with those files; the oldest first.
+
+    Raises SourceError where git is not among those that PTRACK_SOURCE has asked, or has no tags.
+    """
+    chosen, pin = _choose(os.environ.get("PTRACK_SOURCE") or "auto")
+    for provider in chosen:
+        if isinstance(provider, GitProvider) and not pin:
+            return _releases.tagged(provider, major, paths)
+    what = f"PTRACK_SOURCE={os.environ.get('PTRACK_SOURCE')} asks for one version"
+    raise SourceError(what)
 
 
 def _look(want: Want, chosen: tuple[Provider, ...], key: str) -> SourceTree:

@@ -64,7 +64,7 @@ class GitProvider:
                 what = "PTRACK_OFFLINE is set"
                 raise Unreachable(what)
         # what is asked is what git makes of it: a user's url.<base>.insteadOf counts
-        urls = {r: r if is_local(r) else _rewritten(r) for r in repositories}
+        urls = {r: r if is_local(r) else rewritten(r) for r in repositories}
         silent = net.unreachable((u for u in urls.values()), refresh=want.refresh)
         reasons: list[str] = []
         kind: type[SourceError] = SourceError
@@ -78,7 +78,7 @@ class GitProvider:
                 return self._fetch(want, repository)
             except CommandFailed as error:
                 check_space(error.tail)
-                reasons.append(f"{repository}: {_reason(error)}")
+                reasons.append(f"{repository}: {reason_of(error)}")
                 kind = kind if is_local(repository) else Unreachable
             except SourceError as error:
                 if len(repositories) == 1:
@@ -142,7 +142,8 @@ def is_local(repository: str) -> bool:
     return repository.startswith(("/", "file://"))
 
 
-def _rewritten(repository: str) -> str:
+def rewritten(repository: str) -> str:
+    """What a user's url.<base>.insteadOf makes of a repository's address."""
     done = git("ls-remote", "--get-url", repository, check=False)
     return done.stdout.decode().strip() or repository
 
@@ -185,7 +186,7 @@ def _ask(repository: str, name: str) -> tuple[str, str]:
     raise SourceError(what)
 
 
-def _reason(error: CommandFailed) -> str:
+def reason_of(error: CommandFailed) -> str:
     """What git's complaint comes down to."""
     lines = [line for line in error.tail.splitlines() if line.strip()]
     fatal = [line for line in lines if line.startswith(("fatal:", "error:", "killed"))]

@@ -144,11 +144,30 @@ def test_an_extension_that_does_not_compile_keeps_the_server(fake: Fake) -> None
     compiling.build(fake.tree, RELEASE, extension=fake.extension)
 
 
-def test_warnings_are_errors_in_the_test_variant_only(fake: Fake) -> None:
+def test_warnings_are_errors_in_the_test_variant_and_where_asked_for(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prefix that is there without having been asked is no way around it."""
     (fake.extension / "ptrack.c").write_text("static int unused;\nint ptrack = 1;\n")
-    compiling.build(fake.tree, RELEASE, extension=fake.extension)
+    lenient = compiling.build(fake.tree, RELEASE, extension=fake.extension)
     with pytest.raises(CompileError, match="unused"):
         compiling.build(fake.tree, TEST, extension=fake.extension)
+    monkeypatch.setenv("PTRACK_WERROR", "1")
+    with pytest.raises(CompileError, match="unused"):
+        compiling.build(fake.tree, RELEASE, extension=fake.extension)
+    monkeypatch.setenv("PTRACK_WERROR", "0")
+    assert compiling.build(fake.tree, RELEASE, extension=fake.extension).key == lenient.key
+
+
+def test_that_warnings_are_errors_compiles_the_extension_alone(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lenient = [compiling.build(fake.tree, v, extension=fake.extension) for v in (RELEASE, TEST)]
+    monkeypatch.setenv("PTRACK_WERROR", "1")
+    strict = [compiling.build(fake.tree, v, extension=fake.extension) for v in (RELEASE, TEST)]
+    assert [b.server_key for b in strict] == [b.server_key for b in lenient]
+    assert strict[0].key != lenient[0].key
+    assert strict[1].key == lenient[1].key, "these were strict before"
 
 
 def test_there_is_no_extension(fake: Fake, tmp_path: Path) -> None:
