@@ -243,7 +243,7 @@ def _werror(variant: Variant) -> bool:
 
     Not for everybody: what a compiler of the future warns of is no reason to have no server.
     """
-    return variant.werror or os.environ.get("PTRACK_WERROR", "") not in {"", "0"}
+    return variant.werror or host.switched_on("PTRACK_WERROR")
 
 
 def _extension_parts(extension: Path) -> Iterator[str | bytes]:
