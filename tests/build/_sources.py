@@ -132,7 +132,7 @@ class Behaviour:
     cut: send only so many bytes of what was promised; stall: then say nothing for seconds; drip:
     send what is left byte for byte, with so many seconds between them; status: answer this instead
     of 200; endless: after the data go on as long as somebody listens, without having said how much
-    it is; length: what to say instead of how much it is.
+    it is (poured: so much); length: what to say instead of how much it is.
     """
 
     data: bytes
@@ -143,6 +143,7 @@ class Behaviour:
     status: list[int] = field(default_factory=list)
     endless: bool = False
     length: int | None = None
+    poured: int = 0
 
 
 class Server:
@@ -208,6 +209,7 @@ class Server:
         request.wfile.flush()
         while found.endless and not self.stopping.is_set():
             request.wfile.write(bytes(1 << 16))
+            found.poured += 1 << 16
         if found.drip:
             for at in range(cut, len(data)):
                 if self.stopping.wait(found.drip):
