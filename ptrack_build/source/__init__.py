@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -50,6 +49,7 @@ from ptrack_build.source.tarball import TarballProvider
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from ptrack_build.matrix import Major
     from ptrack_build.source.lock import Row
@@ -210,7 +210,7 @@ def _choose(spec: str) -> tuple[tuple[Provider, ...], str]:
     name, _, pin = spec.partition(":")
     if name in known:
         return (known[name],), pin
-    path = Path(spec).expanduser()
+    path = cache.expanded(spec, "PTRACK_SOURCE")
     if not path.exists():
         what = f"PTRACK_SOURCE={spec} is neither a provider nor a path"
         hint = f"take auto, {', '.join(known)}, or a directory or tarball of PostgreSQL"

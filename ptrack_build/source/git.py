@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from ptrack_build import cache
@@ -28,6 +27,7 @@ SERVERS = (
     "https://git.postgresql.org/git/postgresql.git",
     "https://github.com/postgres/postgres.git",
 )
+SETTING = "PTRACK_PG_GIT"
 ASK_SECONDS = 20.0
 FETCH_ESTIMATE = 40.0
 
@@ -40,11 +40,12 @@ class GitProvider:
 
     def repositories(self) -> list[str]:
         """The repositories to try, in order. Raises UsageError for what cannot be a URL."""
-        named = os.environ.get("PTRACK_PG_GIT", "").strip()
+        named = os.environ.get(SETTING, "").strip()
         if not named:
             return list(SERVERS)
-        if Path(named).expanduser().is_dir():
-            return [str(Path(named).expanduser().absolute())]
+        whole = cache.expanded(named, SETTING)
+        if whole.is_dir():
+            return [str(whole.absolute())]
         return [_repository(word) for word in named.split()]
 
     def key(self) -> str:
@@ -130,11 +131,11 @@ class GitProvider:
 
 def _repository(word: str) -> str:
     """One word of PTRACK_PG_GIT: a directory as its whole path, anything else as it is."""
-    path = Path(word).expanduser()
+    path = cache.expanded(word, SETTING)
     if path.is_dir():
         return str(path.absolute())
     scheme = word.partition("://")[0]
-    return net.checked(word, "PTRACK_PG_GIT") if scheme in net.PORTS else word
+    return net.checked(word, SETTING) if scheme in net.PORTS else word
 
 
 def is_local(repository: str) -> bool:
