@@ -287,12 +287,17 @@ def patches(session: nox.Session) -> None:
 
     options = Options(session)
     options.add_argument("--check", action="store_true", help="change nothing; fail on differences")
+    options.add_argument(
+        "--minors", action="store_true", help="with --check: try each release that git has a tag of"
+    )  # fmt: skip
     options.add_argument("--anew", action="store_true", help="render even where the diff agrees")
     options.add_argument("majors", nargs="*", metavar="NN", help="these majors only")
     given = options.read()
     majors = [MATRIX.major(name) for name in given.majors] or list(MATRIX.majors)
+    if given.minors and not given.check:
+        options.error("--minors changes nothing: it goes with --check")
     if given.check:
-        cores.check(majors)
+        cores.check(majors, minors=given.minors)
     else:
         cores.write(majors, anew=given.anew, named=given.majors)
 

@@ -26,7 +26,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ptrack_build.errors import HostError
+from ptrack_build.errors import HostError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,6 +53,18 @@ def root() -> Path:
     return _root(os.environ.get("PTRACK_CACHE", ""), os.geteuid())
 
 
+def expanded(named: str, setting: str) -> Path:
+    """The path that a setting names, with ~ or ~user in front as a shell takes it.
+
+    Raises UsageError where that is nobody's home.
+    """
+    try:
+        return Path(named).expanduser()
+    except RuntimeError:
+        what = f"{setting} is {named}, and {named.partition('/')[0]} is no home directory here"
+        raise UsageError(what, hint=f"set {setting} to the whole path, from / on") from None
+
+
 def usual() -> bool:
     """Whether root() is where it is without PTRACK_CACHE: not one for a try, soon removed."""
     if not os.environ.get("PTRACK_CACHE"):
@@ -66,7 +78,7 @@ def usual() -> bool:
 @functools.cache
 def _root(named: str, uid: int) -> Path:
     if named:
-        return _made(Path(named).expanduser().absolute())
+        return _made(expanded(named, "PTRACK_CACHE").absolute())
     if uid == 0:
         return _made(Path("/var/cache/ptrack"))
     import platformdirs

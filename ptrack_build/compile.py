@@ -45,12 +45,22 @@ EXTENSION = REPO / "extension"
 #: What is configured; the files end up below the cache.
 NOMINAL_PREFIX = "/usr/local/pgsql"
 
-#: The environment that changes what a compiler makes.
+#: The environment that changes what a compiler makes, and what configure's help says it heeds.
 ENVIRONMENT = (
-    "CC", "CFLAGS", "CPPFLAGS", "LDFLAGS", "LDFLAGS_EX", "LDFLAGS_SL", "LIBS", "COPT", "PROFILE",
-    "CPATH", "C_INCLUDE_PATH", "LIBRARY_PATH", "PKG_CONFIG_PATH", "PKG_CONFIG_LIBDIR",
-    "BISON", "FLEX", "PERL", "SOURCE_DATE_EPOCH",
+    "CC", "CCC", "CPP", "CXX", "CFLAGS", "CPPFLAGS", "CXXFLAGS", "LDFLAGS", "LDFLAGS_EX",
+    "LDFLAGS_SL", "LIBS", "COPT", "PROFILE", "CPATH", "C_INCLUDE_PATH", "LIBRARY_PATH",
+    "PKG_CONFIG", "PKG_CONFIG_PATH", "PKG_CONFIG_LIBDIR", "PKG_CONFIG_SYSROOT_DIR",
+    "ICU_CFLAGS", "ICU_LIBS", "LZ4_CFLAGS", "LZ4_LIBS", "ZSTD_CFLAGS", "ZSTD_LIBS",
+    "XML2_CONFIG", "XML2_CFLAGS", "XML2_LIBS", "LLVM_CONFIG", "CLANG", "PYTHON", "MSGFMT", "TCLSH",
+    "AR", "RANLIB", "STRIP", "BISON", "FLEX", "PERL", "YFLAGS", "LFLAGS", "CONFIG_SITE",
+    "SOURCE_DATE_EPOCH",
 )  # fmt: skip
+
+#: What makes files that are compiled, in a tree from git: its variable, and its usual name.
+GENERATORS = (("BISON", "bison"), ("FLEX", "flex"), ("PERL", "perl"))
+
+#: What configure reads first of all where CONFIG_SITE is not set.
+SITE_FILES = tuple(f"{NOMINAL_PREFIX}/{folder}/config.site" for folder in ("share", "etc"))
 
 SERVER_FORMAT = "server 1"
 PREFIX_FORMAT = "prefix 1"
@@ -66,7 +76,7 @@ class Variant:
     """How a server is compiled.
 
     segsize_blocks: blocks in a segment file, segsize_gb: its size, neither for PostgreSQL's 1 GB;
-    blocksize_kb: a block.
+    blocksize_kb: a block; werror: the extension has to compile without warnings, asked or not.
     """
 
     name: str
@@ -122,6 +132,7 @@ class _Plan:
     compiler_id: str
     libraries: tuple[str, ...]
     flags: tuple[str, ...]
+    surroundings: tuple[str, ...]
     key: str
 
     @property
@@ -182,6 +193,7 @@ def _plan(tree: PatchedTree, variant: Variant) -> _Plan:
     compiler = tuple(host.compiler())
     identity = call([*compiler, "--version"], capture=True, quiet=True).stdout
     options = flags(tree, variant)
+    surroundings = _surroundings()
     key = cache.digest(
         SERVER_FORMAT,
         tree.source.digest,
@@ -193,7 +205,7 @@ def _plan(tree: PatchedTree, variant: Variant) -> _Plan:
         identity,
         *tree.source.major.cflags,
         *(host.stamp(name) for name in libraries),
-        *(f"{name}={os.environ.get(name, '')}" for name in ENVIRONMENT),
+        *surroundings,
     )
     return _Plan(
         tree=tree,
@@ -202,8 +214,23 @@ def _plan(tree: PatchedTree, variant: Variant) -> _Plan:
         compiler_id=identity,
         libraries=libraries,
         flags=options,
+        surroundings=surroundings,
         key=key,
     )
+
+
+def _surroundings() -> tuple[str, ...]:
+    """What of the environment changes what configure and make do, and what it leads to."""
+    found = [f"{name}={os.environ.get(name, '')}" for name in ENVIRONMENT]
+    for file in os.environ.get("CONFIG_SITE", "").split() or SITE_FILES:
+        with contextlib.suppress(OSError):
+            found.append(f"{file}: {cache.digest(Path(file).read_bytes())}")
+    for setting, usual in GENERATORS:
+        words = os.environ.get(setting, "").split() or [usual]
+        with contextlib.suppress(CommandFailed):  # where it is needed and not there, make will tell
+            done = call([*words, "--version"], capture=True, check=False, quiet=True)
+            found.append(f"{usual}: {done.stdout}")
+    return tuple(found)
 
 
 def flags(tree: PatchedTree, variant: Variant) -> tuple[str, ...]:
@@ -233,7 +260,17 @@ def _prefix_key(plan: _Plan, extension: Path) -> str:
     if not (extension / "Makefile").is_file():
         what = f"there is no extension to compile: {extension / 'Makefile'} does not exist"
         raise CompileError(what, hint="git checkout -- extension")
-    return cache.digest(PREFIX_FORMAT, plan.key, *_extension_parts(extension))
+    # A prefix that was made without is no answer to who asks whether there are warnings.
+    strict = ["without warnings"] if _werror(plan.variant) and not plan.variant.werror else []
+    return cache.digest(PREFIX_FORMAT, plan.key, *strict, *_extension_parts(extension))
+
+
+def _werror(variant: Variant) -> bool:
+    """Whether a warning about the extension is an error: in variants for tests, and where asked.
+
+    Not for everybody: what a compiler of the future warns of is no reason to have no server.
+    """
+    return variant.werror or host.switched_on("PTRACK_WERROR")
 
 
 def _extension_parts(extension: Path) -> Iterator[str | bytes]:
@@ -428,7 +465,7 @@ def _configure(plan: _Plan, src: Path, obj: Path, shown: Step, log: Path) -> Non
     answers = cache.digest(
         known, repr(flags), plan.compiler_id, repr(sorted(env.items())),
         *(host.stamp(name) for name in ("cc", *plan.libraries)),
-        *(f"{name}={os.environ.get(name, '')}" for name in ENVIRONMENT),
+        *plan.surroundings,
     )  # fmt: skip
     memory = cache.directory("memo") / f"configure-{answers[:32]}.cache"
     mine = obj / "config.cache"
@@ -555,7 +592,7 @@ def _extension(plan: _Plan, server: Path, extension: Path, final: Path) -> None:
     lines: list[str] = []
     # read by make, then by a shell
     copt = [shlex.quote(f"-ffile-prefix-map={work}={extension}").replace("$", "$$")]
-    if plan.variant.werror:
+    if _werror(plan.variant):
         copt += WARNINGS.split()
     copt += [os.environ.get("COPT", "")]
     make = ["make", "-C", str(work), f"COPT={' '.join(copt).strip()}"]

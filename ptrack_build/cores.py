@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from ptrack_build import cache, host, patch, report, source
 from ptrack_build.errors import BadSource, PatchError, SourceError
 from ptrack_build.patch import committed
-from ptrack_build.progress import say
+from ptrack_build.progress import say, step
+from ptrack_build.source.base import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,22 +69,82 @@ def _reachable(
     return sources
 
 
-def check(majors: Sequence[Major]) -> None:
-    """Compare the committed diffs with the templates.
+def check(majors: Sequence[Major], *, minors: bool = False) -> None:
+    """Compare the committed diffs with the templates; with minors, try them on all releases.
 
-    Raises PatchError with what differs, and BadSource where a source is not right.
+    Raises PatchError with what differs or does not apply, and BadSource where a source is not
+    right.
     """
     sources = _reachable(majors)
     mirror = cache.root() / "postgresql.git"
     results = [patch.check(each, sources.found.get(each.name), mirror=mirror) for each in majors]
     say(patch.check_table(results))
     sources.tell("its diff was compared with the templates only")
+    refused = _tried(_with_diff(majors), sources.found) if minors else []
     differing = [each for each, row in zip(majors, results, strict=True) if row.problems]
     if differing:
         which = ", ".join(each.name for each in differing)
         what = f"the committed diff of {which} does not agree, see above"
         raise PatchError(what, hint=_mending(differing, sources.found))
     sources.refuse()
+    if refused:
+        what = f"the committed diff does not apply to {', '.join(refused)}, see above"
+        hint = (
+            "let the edits in templates/core name lines that all minors have, then "
+            f"./{committed.HINT} -- --anew"
+        )
+        raise PatchError(what, hint=hint)
+
+
+def _with_diff(majors: Sequence[Major]) -> list[Major]:
+    """Those that have a diff; the others are problems already."""
+    return [each for each in majors if (patch.PATCHES / committed.file_name(each.branch)).is_file()]
+
+
+def _tried(majors: Sequence[Major], found: dict[str, SourceTree]) -> list[str]:
+    """Try the committed diffs on each version that has a tag, and on the source at hand.
+
+    Tells in one line a major, and why below it; returns the releases that one does not apply to.
+    That what was no release yet may lack what the branch has is no failure.
+    """
+    trees, notes = {}, {}
+    for major in majors:
+        trees[major.name], notes[major.name] = _versions(major, found.get(major.name))
+    with step(f"applying the diffs to {sum(map(len, trees.values()))} versions"):
+        rows = {name: [patch.drift(tree) for tree in each] for name, each in trees.items()}
+    refused = []
+    for name, tried in rows.items():
+        failed = [row for row in tried if row.status in {"rendered", "conflict"}]
+        releases = [row for row in failed if _released(row)]
+        counts = []
+        for kind, is_release in (("releases", True), ("betas and the like", False)):
+            if of_kind := [row for row in tried if _released(row) is is_release]:
+                misfits = ", ".join(row.version for row in of_kind if row in failed)
+                fits = sum(row not in failed for row in of_kind)
+                but = f", not to {misfits}" if misfits else ""
+                counts.append(f"{fits} of {len(of_kind)} {kind}{but}")
+        lines = [f"{name:<6} applies to {'; '.join(counts) or 'nothing'} ({notes[name]})"]
+        lines += [f"{'':<6} {row.version}: {row.notes[0]}" for row in releases]
+        say("\n".join(lines))
+        refused += [row.version for row in releases]
+    return refused
+
+
+def _versions(major: Major, at_hand: SourceTree | None) -> tuple[list[SourceTree], str]:
+    """What there is to try a diff on, and where it is from."""
+    try:
+        trees = source.releases(major, patch.touched(major))
+        where = trees[0].origin
+    except SourceError as error:
+        trees, where = [], first_line(error.what)
+    if at_hand is not None and at_hand.version not in {tree.version for tree in trees}:
+        trees.append(at_hand)
+        where = f"the source at hand; {where}"
+    return trees, where
+
+
+def _released(row: patch.Drift) -> bool:
+    return row.version.partition(".")[2].isdecimal()
 
 
 def _mending(majors: Sequence[Major], found: dict[str, SourceTree]) -> str | None:

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from ptrack_build.compile import Prefix
     from ptrack_build.host import ServerUser
 
+#: Customers; there are half as many orders.
 ROWS = 1_000_000
 DATABASE = "shop"
-BLOCK = 8192
 MAP_MB = 16
 
 SETTINGS = """
@@ -37,24 +37,27 @@ max_wal_size = 2GB
 fsync = off
 """
 
-FILL = f"""
+FILL = """
 CREATE EXTENSION ptrack;
 CREATE TABLE customers (id int PRIMARY KEY, name text, balance int DEFAULT 0);
-INSERT INTO customers SELECT n, 'customer ' || n, 0 FROM generate_series(1, {ROWS}) n;
+INSERT INTO customers SELECT n, 'customer ' || n, 0 FROM generate_series(1, {rows}) n;
 CREATE TABLE orders (id bigint PRIMARY KEY, customer int, placed timestamp, note text);
 INSERT INTO orders
     SELECT n, n % 1000, timestamp '2026-01-01' + n * interval '1 minute', repeat('x', 60)
-    FROM generate_series(1, {ROWS // 2}) n;
+    FROM generate_series(1, {orders}) n;
 CREATE TABLE archive AS SELECT * FROM orders;
 VACUUM ANALYZE;
 """
 
 CHANGES = (
-    ("300 customers pay", "UPDATE customers SET balance = balance + 1 WHERE id % 3333 = 0"),
+    (
+        "300 customers pay",
+        "UPDATE customers SET balance = balance + 1 WHERE id % ({rows} / 300) = 0",
+    ),
     (
         "5,000 orders arrive",
-        f"""INSERT INTO orders SELECT n, n % 1000, now(), repeat('y', 60)
-        FROM generate_series({ROWS // 2 + 1}, {ROWS // 2 + 5000}) n""",
+        """INSERT INTO orders SELECT n, n % 1000, now(), repeat('y', 60)
+        FROM generate_series({orders} + 1, {orders} + 5000) n""",
     ),
     ("100 old orders go", "DELETE FROM orders WHERE id <= 100"),
     ("nobody touches the archive", ""),
@@ -71,7 +74,8 @@ SELECT coalesce(json_agg(r ORDER BY r.path), '[]') FROM (
 """
 
 SIZES = """
-SELECT coalesce(json_object_agg(relname, pg_table_size(oid) / 8192), '{}')
+SELECT coalesce(json_object_agg(
+    relname, pg_table_size(oid) / current_setting('block_size')::int), '{}')
 FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'i')
 """
 
@@ -114,15 +118,18 @@ class _Cluster:
         )
 
 
-def show(prefix: Prefix, *, stay: bool = False) -> None:
-    """Run the demonstration on a prefix and print its story; stay leaves the server running."""
+def show(prefix: Prefix, *, stay: bool = False, rows: int = ROWS) -> None:
+    """Run the demonstration on a prefix and print its story; stay leaves the server running.
+
+    rows: of the largest table. Raises CompileError, with the server's log, for what fails.
+    """
     user = host.server_user()
     host.check_reachable(prefix.path, user)
     with host.scratch("ptrack-demo-", keep=stay) as home:
         cluster = _Cluster(prefix=prefix, home=home, user=user)
         try:
             with _running(cluster, stay=stay):
-                story = _story(cluster)
+                story = _story(cluster, rows)
         except CommandFailed as error:
             kept = cache.directory("log") / f"demo-{prefix.tree.source.major.name}.log"
             with contextlib.suppress(OSError):
@@ -157,19 +164,21 @@ def _running(cluster: _Cluster, *, stay: bool) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Story:
-    """What was measured. Sizes are in blocks, full is in bytes."""
+    """What was measured. Sizes are in blocks, those of block, full and other in bytes."""
 
     lsn: str
+    block: int
     full: int
     sizes: dict[str, int]
     changed: list[dict[str, Any]]
     other: int
 
 
-def _story(cluster: _Cluster) -> _Story:
-    with step(f"filling a database with {ROWS * 2:,} rows"):
+def _story(cluster: _Cluster, rows: int) -> _Story:
+    counts = {"rows": rows, "orders": rows // 2}
+    with step(f"filling a database with {rows * 2:,} rows"):
         cluster.sql(f"CREATE DATABASE {DATABASE}", "postgres")
-        cluster.sql(FILL)
+        cluster.sql(FILL.format(**counts))
         cluster.sql("CHECKPOINT")
     # What a backup tool keeps: the redo point of the checkpoint that its full backup begins with.
     # What that checkpoint itself writes counts as changed, so most is written by one before it.
@@ -179,12 +188,13 @@ def _story(cluster: _Cluster) -> _Story:
     for what, statement in CHANGES:
         say(f"    then {what}")
         if statement:
-            cluster.sql(statement)
+            cluster.sql(statement.format(**counts))
     cluster.sql("CHECKPOINT")
     sizes = json.loads(cluster.sql(SIZES))
     changed = json.loads(cluster.sql(CHANGED.format(lsn=lsn)))
+    block = int(cluster.sql("SHOW block_size"))
     full, other = _bytes(cluster.data)
-    return _Story(lsn=lsn, full=full, sizes=sizes, changed=changed, other=other)
+    return _Story(lsn=lsn, block=block, full=full, sizes=sizes, changed=changed, other=other)
 
 
 def _bytes(data: Path) -> tuple[int, int]:
@@ -225,12 +235,12 @@ def _print(cluster: _Cluster, story: _Story, *, stay: bool) -> None:
         table.add_row(name, f"{blocks:,}", f"{count:,}", share)
     table.add_row("catalogs and the rest", "", f"{catalogs:,}", "")
     total = catalogs + sum(by_relation.values())
-    read = total * BLOCK
+    read = total * story.block
     console.print()
     console.print(table)
     console.print()
     console.print(
-        f"A full backup reads      {_mb(story.full):>9}  in {story.full // BLOCK:,} blocks"
+        f"A full backup reads      {_mb(story.full):>9}  in {story.full // story.block:,} blocks"
     )
     console.print(f"An incremental one reads {_mb(read):>9}  in {total:,} blocks")
     console.print(f"                         {read / max(story.full, 1):>9.1%}  of the full one")

@@ -23,10 +23,17 @@ from ptrack_build.progress import say, step
 from ptrack_build.run import call
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
 APT_LISTS = Path("/var/lib/apt/lists")
 LISTS_STALE_SECONDS = 24 * 3600
+DPKG = Path("/var/lib/dpkg")
+LOCK_SECONDS = 600  # for so long another program that installs packages is waited for
+#: In this time a package manager that is interrupted comes to an end, but for huge packages.
+END_SECONDS = 60.0
+_APT = ("apt-get", "-o", f"DPkg::Lock::Timeout={LOCK_SECONDS}")
+_CONFIGURE = ("dpkg", "--configure", "-a")
+_HALF = re.compile(rb"\nStatus: \w+ \w+ (unpacked|half-installed|half-configured)\n")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,11 +223,17 @@ def ensure(names: Iterable[str], *, optional: bool = False, besides: Iterable[st
     Root on apt or dnf gets the missing packages installed. Otherwise, or when that fails, HostError
     has the line to paste; with optional that line is only shown, once. besides: what that line is
     to bring, too, so that nobody has to paste twice.
+
+    What an interrupted installation of them left half-done is finished first, or HostError has the
+    line for that: its programs and headers are there, and may not work.
     """
+    names = tuple(names)
+    if not optional:
+        _finish_interrupted(packages(names))
     lacking = missing(names)
     if not lacking:
         return
-    if os.geteuid() == 0 and manager() is not None and not os.environ.get("PTRACK_NO_INSTALL"):
+    if _may_install():
         try:
             with cache.lock("system packages", "installs packages"):
                 install(packages(missing(lacking)))
@@ -245,28 +258,118 @@ def _advise(lacking: tuple[str, ...]) -> None:
     say(f"going on without {', '.join(lacking)}; to have them: {paste(lacking)}")
 
 
+def _may_install() -> bool:
+    return os.geteuid() == 0 and manager() is not None and not switched_on("PTRACK_NO_INSTALL")
+
+
 def install(names: list[str]) -> None:
-    """Install packages as root. Raises CommandFailed with the log's tail."""
+    """Install packages as root. Raises CommandFailed with the log's tail.
+
+    HostError where what an interrupted installation left keeps apt from it, and cannot be finished.
+    """
     if not names:
         return
-    log = cache.directory("log") / "packages.log"
     with step(f"installing {' '.join(names)}"):
         if manager() == "dnf":
-            call(["dnf", "install", "-y", *names], log=log, quiet=True)
+            _manage(["dnf", "install", "-y", *names])
             return
-        env = {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
-        apt = ["apt-get", "-o", "DPkg::Lock::Timeout=600"]
+        if left := _left(names):
+            _finish(left, names)
         fresh = not _lists_stale()
         if not fresh:
-            call([*apt, "update"], log=log, env=env, quiet=True, check=False)
-        command = [*apt, "install", "-y", "--no-install-recommends", *names]
+            _manage([*_APT, "update"], check=False)
+        command = [*_APT, "install", "-y", "--no-install-recommends", *names]
         try:
-            call(command, log=log, env=env, quiet=True)
-        except CommandFailed:
-            if not fresh:
+            _manage(command)
+        except CommandFailed as error:
+            if shlex.join(_CONFIGURE) in error.tail:
+                _finish("apt says so", names)
+            elif fresh:
+                _manage([*_APT, "update"], check=False)
+            else:
                 raise
-            call([*apt, "update"], log=log, env=env, quiet=True, check=False)
-            call(command, log=log, env=env, quiet=True)
+            _manage(command)
+
+
+def _manage(argv: Iterable[str], *, check: bool = True) -> None:
+    """Run a package manager, which is not to be stopped half-way."""
+    call(
+        [*argv], log=cache.directory("log") / "packages.log", check=check, patience=END_SECONDS,
+        quiet=True, env={"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"},
+    )  # fmt: skip
+
+
+def _finish_interrupted(names: Collection[str]) -> None:
+    """Finish what an interrupted installation left of these packages, or HostError: it is not ours.
+
+    Others may be as they are: that one of them cannot be configured keeps nobody from compiling.
+    """
+    if manager() != "apt" or not (left := _left(names)):
+        return
+    if not _may_install():
+        what = f"a package installation was interrupted: {left}"
+        raise HostError(what, hint=_paste_finish())
+    with cache.lock("system packages", "installs packages"):
+        if left := _left(names):
+            with step("finishing an interrupted installation of packages"):
+                _finish(left, names)
+
+
+def _finish(left: str, names: Collection[str]) -> None:
+    """Have dpkg configure what it can, and apt bring what is missing for the rest."""
+    failed = ""
+    for command in (_CONFIGURE, (*_APT, "install", "-y", "--fix-broken")):
+        try:
+            _manage(command)
+        except CommandFailed as error:
+            failed = f": {error.what}"
+        if not _unfinished(names):
+            return
+    what = f"a package installation was interrupted ({left}) and could not be finished{failed}"
+    raise HostError(what, hint=_paste_finish())
+
+
+def _paste_finish() -> str:
+    sudo = "" if os.geteuid() == 0 else "sudo "
+    return f"{sudo}{shlex.join(_CONFIGURE)}; {sudo}apt-get install --fix-broken"
+
+
+def _left(names: Collection[str]) -> str:
+    """What an interrupted installation left, in words, or ""; one under way is waited for."""
+    told = False
+    until = time.monotonic() + LOCK_SECONDS
+    while (left := _unfinished(names)) and _under_way() and time.monotonic() < until:
+        if not told:
+            print("waiting for another program that installs packages", flush=True)
+            told = True
+        time.sleep(0.5)
+    return left
+
+
+def _unfinished(names: Collection[str]) -> str:
+    """What dpkg has begun and not finished, of these packages or in its records, or "".
+
+    `dpkg --audit` takes longer, and tells of things as well that no interruption brings about.
+    """
+    with contextlib.suppress(OSError):
+        if any(file.name.isdigit() for file in (DPKG / "updates").iterdir()):
+            return f"{DPKG / 'updates'} is not empty"
+        text = (DPKG / "status").read_bytes()
+        for found in _HALF.finditer(text):
+            name = text[: found.start() + 1].rpartition(b"Package: ")[2].split()[0].decode()
+            if name in names:
+                return f"{name} is {found[1].decode()}"
+    return ""
+
+
+def _under_way() -> bool:
+    """Whether a program holds dpkg's locks; they cannot be tried by an ordinary user."""
+    with contextlib.suppress(OSError):
+        files = [DPKG / name for name in ("lock", "lock-frontend")]
+        ours = {str(file.stat().st_ino) for file in files if file.exists()}
+        locks = Path("/proc/locks").read_text()
+        return not ours.isdisjoint(re.findall(r":(\d+) \d+ \w+$", locks, re.MULTILINE))
+    return False
 
 
 def _lists_stale() -> bool:
@@ -315,6 +418,11 @@ def server_user() -> ServerUser | None:
                 raise HostError(what, hint="useradd --system ptrack") from error
             entry = pwd.getpwnam("ptrack")
     return ServerUser(uid=entry.pw_uid, gid=entry.pw_gid, name="ptrack")
+
+
+def switched_on(name: str) -> bool:
+    """Whether a setting of the environment is there and not 0."""
+    return os.environ.get(name, "") not in {"", "0"}
 
 
 def check_reachable(path: Path, user: ServerUser | None) -> None:

@@ -13,13 +13,13 @@ import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol, Self, TypedDict
 
 from ptrack_build.errors import TAIL_LINES, CommandFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
 GRACE_SECONDS = 3.0
 
@@ -107,6 +107,7 @@ def call(
     check: bool = True,
     stdin: str | None = None,
     timeout: float | None = None,
+    patience: float = 0.0,
     quiet: bool = False,
     user: Account | None = None,
     on_line: Callable[[str], None] | None = None,
@@ -119,7 +120,8 @@ def call(
     (root only). on_line is called with every line of output as it comes.
 
     The command leads its own session, so a ctrl-C reaches it once, from here: whatever ends this
-    call early kills all of its process group.
+    call early kills all of its process group. With patience the command alone is asked before, by
+    SIGINT, and has so many seconds to end by itself: for what must not be left half-done.
 
     Raises CommandFailed with the last lines of output when the status is not 0 and check is set,
     and (whatever check says) when the command cannot be started or exceeds the timeout.
@@ -186,18 +188,18 @@ def call(
                 reader.daemon = True
                 reader.start()
             held.release()
-            with others.counting(process) if others else contextlib.nullcontext():
+            with others.counting(process, patience) if others else contextlib.nullcontext():
                 returncode = process.wait(timeout)
             for reader in readers:
                 reader.join()
         except subprocess.TimeoutExpired as error:
-            _kill(process)
+            _kill(process, patience)
             _join(readers)
             raise CommandFailed(
                 words, -signal.SIGKILL, log=log, tail=f"killed after {timeout:g} s"
             ) from error
         except BaseException:
-            _kill(process)
+            _kill(process, patience)
             _join(readers)
             raise
     if returncode != 0 and check:
@@ -210,30 +212,30 @@ class _Others:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._running: set[subprocess.Popen[str]] = set()
+        self._running: dict[subprocess.Popen[str], float] = {}
         self._over = False
 
     @contextlib.contextmanager
-    def counting(self, process: subprocess.Popen[str]) -> Iterator[None]:
+    def counting(self, process: subprocess.Popen[str], patience: float) -> Iterator[None]:
         """Let this process be ended as well, at once where that has come already."""
         with self._lock:
-            self._running.add(process)
+            self._running[process] = patience
             over = self._over
         try:
             if over:
-                _kill(process)
+                _kill(process, patience)
             yield
         finally:
             with self._lock:
-                self._running.discard(process)
+                self._running.pop(process, None)
 
     def end(self) -> None:
         """End what runs, and whatever starts from now on."""
         with self._lock:
             self._over = True
-            running = list(self._running)
-        for process in running:
-            _kill(process)
+            running = list(self._running.items())
+        for process, patience in running:
+            _kill(process, patience)
 
 
 @contextlib.contextmanager
@@ -275,15 +277,33 @@ class Held:
             signal.raise_signal(self._caught.pop())
 
 
-def _kill(process: subprocess.Popen[str]) -> None:
-    """End the process group: asked first, then forced."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
+def _kill(process: subprocess.Popen[str], patience: float = 0.0) -> None:
+    """End the process group: asked first, then forced. With patience, its leader is asked first.
+
+    Who interrupts that once more forces it.
+    """
+    try:
+        if patience:
+            process.send_signal(signal.SIGINT)
+            if not _ends(process, min(patience, GRACE_SECONDS)):
+                words = process.args
+                program = words[0] if isinstance(words, tuple) else words
+                with contextlib.suppress(OSError):
+                    print(f"waiting for {Path(str(program)).name} to end by itself", flush=True)
+                _ends(process, patience)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        _ends(process, GRACE_SECONDS)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _ends(process: subprocess.Popen[str], seconds: float) -> bool:
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(GRACE_SECONDS)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+        process.wait(seconds)
+    return process.returncode is not None
 
 
 def _join(readers: list[threading.Thread]) -> None:

@@ -39,6 +39,8 @@ LEFT_OUT = (
     "left out, as they take long: each protection taken out (./nox -s mutants-17), hours of the "
     "state machine\n(test-17 -- --deep), other sizes of blocks (test-17 -- --variant blocks-1k)"
 )
+#: Bytes of a path below which the suite's servers have their sockets, of which 107 are possible.
+LONGEST_TEST_DIR = 60
 #: Pytest's status where no test matches.
 NOTHING = 5
 
@@ -166,6 +168,30 @@ def _workers() -> str:
     return named
 
 
+def _check_places() -> None:
+    """Raise what keeps the servers from their places, before anything is built, which takes long.
+
+    HostError for rights, UsageError for a wrong PTRACK_TEST_DIR.
+    """
+    user = host.server_user()
+    host.check_reachable(cache.root(), user)
+    given = os.environ.get("PTRACK_TEST_DIR")
+    if not given:
+        return
+    place = Path(given).absolute()
+    wrong = ""
+    if not place.is_dir():
+        wrong = "is no directory"
+    elif not os.access(place, os.W_OK | os.X_OK):
+        wrong = "cannot be written"
+    elif len(os.fsencode(place)) > LONGEST_TEST_DIR:
+        wrong = f"is too long for the sockets of servers: at most {LONGEST_TEST_DIR} bytes"
+    if wrong:
+        what = f"PTRACK_TEST_DIR={given} {wrong}"
+        raise UsageError(what, hint="unset it, or name a directory with some GB of space")
+    host.check_reachable(place, user)
+
+
 def _named(args: Sequence[str]) -> list[str]:
     """The words that are paths of tests; what is not tests/... is the value of an option."""
     return [arg for arg in args if re.match(r"tests(/|$)", arg)]
@@ -278,7 +304,7 @@ def one(
     paths = ["tests", f"--ignore={OWN}"]
     if not _matched(paths, args):
         raise _nothing(args)
-    host.check_reachable(cache.root(), host.server_user())  # before it is built, which takes long
+    _check_places()
     began = time.monotonic()
     built = prefix(major, compiling.VARIANTS[variant], locked=locked)
     seconds = time.monotonic() - began
@@ -302,7 +328,7 @@ def mutants(major: Major, args: Sequence[str], *, locked: bool = False) -> repor
     slow = ["-m", "slow", *args]
     if args and not _matched(paths, slow):
         raise _nothing(args)
-    host.check_reachable(cache.root(), host.server_user())
+    _check_places()
     built = prefix(major, compiling.TEST, locked=locked)
     name = f"mutants-{major.name}"
     settings = {"PTRACK_MUTANTS_MAJOR": major.name, **({"PTRACK_LOCKED": "1"} if locked else {})}
@@ -354,7 +380,7 @@ def every(
         raise _nothing(args)
     if theirs is not None:
         ready()
-        host.check_reachable(cache.root(), host.server_user())
+        _check_places()
     if mine is not None and any((REPO / OWN).glob("test_*.py")):
         outcomes.append(own(mine))
 

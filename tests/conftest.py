@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
+from ptrack_build.host import switched_on
 from tests.harness import machine, oracle, system
 from tests.harness.factory import Factory
 from tests.harness.fault import Fault
@@ -107,7 +108,7 @@ def _shared_root(testrun_uid: str) -> Iterator[Path]:
     system.own(me)
     (root / f"pid.{os.getpid()}").touch()
     yield root
-    if os.environ.get("PTRACK_KEEP"):
+    if switched_on("PTRACK_KEEP"):
         return
     shutil.rmtree(me, ignore_errors=True)
     (root / f"pid.{os.getpid()}").unlink()
@@ -132,7 +133,7 @@ def factory(session_factory: Factory) -> Iterator[Factory]:
     """Makes clusters that live as long as the test."""
     before = len(session_factory.made)
     yield session_factory
-    session_factory.destroy(since=before, keep=bool(os.environ.get("PTRACK_KEEP")))
+    session_factory.destroy(since=before, keep=switched_on("PTRACK_KEEP"))
 
 
 @pytest.fixture

@@ -17,12 +17,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import fault, files, machine, oracle
+from tests.harness import fault, machine, oracle
 from tests.harness.cluster import Cluster
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.harness.factory import Factory
 
 pytestmark = pytest.mark.skipif(fault.compiler() is None, reason="needs a C compiler")
@@ -134,22 +132,3 @@ def test_a_hole_is_found(factory: Factory, monkeypatch: pytest.MonkeyPatch) -> N
     assert words, notes
     with pytest.raises(oracle.LostBlocks):
         machine.run(factory, seed=1, examples=1, blob=words[0])
-
-
-def test_reader_sees_every_change(tmp_path: Path) -> None:
-    """What it takes for unchanged is, however fast and however small the change was."""
-    for name in ("global", "base", "pg_tblspc"):
-        (tmp_path / name).mkdir()
-    path = tmp_path / "global" / "1234"
-    other = tmp_path / "global" / "1235"
-    other.write_bytes(b"old")
-    os.utime(other, (1, 1))
-    reader = files.Reader()
-    first = reader.read_all(tmp_path)
-    for round_ in range(300):
-        with path.open("wb" if round_ % 7 == 0 else "r+b") as file:
-            file.write(round_.to_bytes(8))
-        assert reader.read_all(tmp_path)["global/1234"] == round_.to_bytes(8)
-        time.sleep(0.002 if round_ % 50 else 0.2)
-    assert reader.read_all(tmp_path)["global/1235"] == b"old"
-    assert first["global/1235"] == b"old"

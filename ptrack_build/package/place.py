@@ -78,7 +78,7 @@ class Native:
 
     def may_install(self) -> bool:
         """See Place."""
-        return os.geteuid() == 0 and not os.environ.get("PTRACK_NO_INSTALL")
+        return os.geteuid() == 0 and not host.switched_on("PTRACK_NO_INSTALL")
 
     def install(self, names: Iterable[str]) -> None:
         """See Place."""

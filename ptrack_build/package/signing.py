@@ -86,7 +86,7 @@ def key() -> Iterator[Key]:
     if not named:
         what = f"a repository has to be signed, and {SETTING} names no key"
         raise UsageError(what, hint=HOW_TO_MAKE)
-    file = Path(named).expanduser()
+    file = cache.expanded(named, SETTING)
     if not file.is_file():
         if "/" in named:
             what = f"{SETTING} is {named}, where there is no file"

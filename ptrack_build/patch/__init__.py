@@ -402,6 +402,11 @@ def _remembered(memo: Path, source: SourceTree) -> PatchedTree | None:
 # ---- drift
 
 
+def touched(major: Major, *, templates: Path = TEMPLATES) -> tuple[str, ...]:
+    """The files that the patch of a major edits or adds."""
+    return tuple(plan.path for plan in edits.load(templates, major))
+
+
 def drift(source: SourceTree, *, templates: Path = TEMPLATES, patches: Path = PATCHES) -> Drift:
     """How the committed diff fits a source; nothing is written."""
     with Objects(source.mirror) as objects:

@@ -21,15 +21,15 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from ptrack_build import cache
+from ptrack_build import cache, host
 from ptrack_build.errors import BadSource, SourceError, UsageError
 from ptrack_build.progress import say
 from ptrack_build.source import mirror as _mirror
+from ptrack_build.source import releases as _releases
 from ptrack_build.source.base import (
     WAYS_OUT,
     Provider,
@@ -49,6 +49,7 @@ from ptrack_build.source.tarball import TarballProvider
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from ptrack_build.matrix import Major
     from ptrack_build.source.lock import Row
@@ -62,6 +63,7 @@ __all__ = [
     "open_mirror",
     "read_file",
     "read_lock",
+    "releases",
     "ways_out",
     "write_lock",
 ]
@@ -97,8 +99,8 @@ def fetch(
     one had something that is not right, and UsageError for a spec that is none.
     """
     spec = spec or os.environ.get("PTRACK_SOURCE") or "auto"
-    refresh = refresh or _set("PTRACK_REFRESH")
-    if locked or _set("PTRACK_LOCKED"):
+    refresh = refresh or host.switched_on("PTRACK_REFRESH")
+    if locked or host.switched_on("PTRACK_LOCKED"):
         return _fetch_locked(major, spec, refresh=refresh)
     chosen, pin = _choose(spec)
     mirror = open_mirror()
@@ -111,6 +113,19 @@ def fetch(
         if lasting and not refresh and (known := _remembered(want, key)):
             return known  # another run looked it up meanwhile
         return _look(want, chosen, key)
+
+
+def releases(major: Major, paths: Sequence[str]) -> list[SourceTree]:
+    """Every tagged version of a major, betas included, with those files; the oldest first.
+
+    Raises SourceError where git is not among those that PTRACK_SOURCE has asked, or has no tags.
+    """
+    chosen, pin = _choose(os.environ.get("PTRACK_SOURCE") or "auto")
+    for provider in chosen:
+        if isinstance(provider, GitProvider) and not pin:
+            return _releases.tagged(provider, major, paths)
+    what = f"PTRACK_SOURCE={os.environ.get('PTRACK_SOURCE')} asks for one version"
+    raise SourceError(what)
 
 
 def _look(want: Want, chosen: tuple[Provider, ...], key: str) -> SourceTree:
@@ -195,7 +210,7 @@ def _choose(spec: str) -> tuple[tuple[Provider, ...], str]:
     name, _, pin = spec.partition(":")
     if name in known:
         return (known[name],), pin
-    path = Path(spec).expanduser()
+    path = cache.expanded(spec, "PTRACK_SOURCE")
     if not path.exists():
         what = f"PTRACK_SOURCE={spec} is neither a provider nor a path"
         hint = f"take auto, {', '.join(known)}, or a directory or tarball of PostgreSQL"
@@ -278,10 +293,6 @@ def export(tree: SourceTree, dest: Path) -> None:
 def read_file(tree: SourceTree, path: str) -> bytes | None:
     """The contents of one file of the tree, or None when it has none of that name."""
     return Mirror(tree.mirror).read(tree.commit, path)
-
-
-def _set(name: str) -> bool:
-    return os.environ.get(name, "") not in {"", "0"}
 
 
 def _ttl() -> float:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from ptrack_build import cache
+from ptrack_build import cache, host
 from ptrack_build.errors import BadSource, HostError, SourceError
 
 if TYPE_CHECKING:
@@ -92,7 +91,7 @@ class Provider(Protocol):
 
 def offline() -> bool:
     """Whether PTRACK_OFFLINE forbids the network."""
-    return os.environ.get("PTRACK_OFFLINE", "") not in {"", "0"}
+    return host.switched_on("PTRACK_OFFLINE")
 
 
 def check_space(complaint: str, place: Path | None = None) -> None:

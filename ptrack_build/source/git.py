@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from ptrack_build import cache
@@ -28,6 +27,7 @@ SERVERS = (
     "https://git.postgresql.org/git/postgresql.git",
     "https://github.com/postgres/postgres.git",
 )
+SETTING = "PTRACK_PG_GIT"
 ASK_SECONDS = 20.0
 FETCH_ESTIMATE = 40.0
 
@@ -40,11 +40,12 @@ class GitProvider:
 
     def repositories(self) -> list[str]:
         """The repositories to try, in order. Raises UsageError for what cannot be a URL."""
-        named = os.environ.get("PTRACK_PG_GIT", "").strip()
+        named = os.environ.get(SETTING, "").strip()
         if not named:
             return list(SERVERS)
-        if Path(named).expanduser().is_dir():
-            return [str(Path(named).expanduser().absolute())]
+        whole = cache.expanded(named, SETTING)
+        if whole.is_dir():
+            return [str(whole.absolute())]
         return [_repository(word) for word in named.split()]
 
     def key(self) -> str:
@@ -64,7 +65,7 @@ class GitProvider:
                 what = "PTRACK_OFFLINE is set"
                 raise Unreachable(what)
         # what is asked is what git makes of it: a user's url.<base>.insteadOf counts
-        urls = {r: r if is_local(r) else _rewritten(r) for r in repositories}
+        urls = {r: r if is_local(r) else rewritten(r) for r in repositories}
         silent = net.unreachable((u for u in urls.values()), refresh=want.refresh)
         reasons: list[str] = []
         kind: type[SourceError] = SourceError
@@ -78,7 +79,7 @@ class GitProvider:
                 return self._fetch(want, repository)
             except CommandFailed as error:
                 check_space(error.tail)
-                reasons.append(f"{repository}: {_reason(error)}")
+                reasons.append(f"{repository}: {reason_of(error)}")
                 kind = kind if is_local(repository) else Unreachable
             except SourceError as error:
                 if len(repositories) == 1:
@@ -130,11 +131,11 @@ class GitProvider:
 
 def _repository(word: str) -> str:
     """One word of PTRACK_PG_GIT: a directory as its whole path, anything else as it is."""
-    path = Path(word).expanduser()
+    path = cache.expanded(word, SETTING)
     if path.is_dir():
         return str(path.absolute())
     scheme = word.partition("://")[0]
-    return net.checked(word, "PTRACK_PG_GIT") if scheme in net.PORTS else word
+    return net.checked(word, SETTING) if scheme in net.PORTS else word
 
 
 def is_local(repository: str) -> bool:
@@ -142,7 +143,8 @@ def is_local(repository: str) -> bool:
     return repository.startswith(("/", "file://"))
 
 
-def _rewritten(repository: str) -> str:
+def rewritten(repository: str) -> str:
+    """What a user's url.<base>.insteadOf makes of a repository's address."""
     done = git("ls-remote", "--get-url", repository, check=False)
     return done.stdout.decode().strip() or repository
 
@@ -185,7 +187,7 @@ def _ask(repository: str, name: str) -> tuple[str, str]:
     raise SourceError(what)
 
 
-def _reason(error: CommandFailed) -> str:
+def reason_of(error: CommandFailed) -> str:
     """What git's complaint comes down to."""
     lines = [line for line in error.tail.splitlines() if line.strip()]
     fatal = [line for line in lines if line.startswith(("fatal:", "error:", "killed"))]

@@ -7,6 +7,7 @@ becomes a commit and the file is removed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -35,6 +36,9 @@ TRIES = 4
 ASKS = 2
 PAUSE_SECONDS = 1.0
 CHUNK = 1 << 18
+#: No list or checksum, and no tarball, is larger: what goes on beyond that would fill the disk.
+LIST_BYTES = 10_000_000
+TARBALL_BYTES = 200_000_000
 SLOW = 1000  # bytes a second, as for git
 
 
@@ -133,7 +137,10 @@ def _text(http: httpx.Client, url: str) -> str:
             time.sleep(PAUSE_SECONDS * attempt)
         try:
             with http.stream("GET", url, headers={"Accept-Encoding": "identity"}) as answer:
-                text = b"".join(_flowing(answer)).decode(errors="replace")
+                data = bytearray()
+                for piece in _flowing(answer):
+                    data += piece
+                    _limit(url, len(data), LIST_BYTES)
         except httpx.HTTPError as error:
             reason = _said(error)
             continue
@@ -141,12 +148,19 @@ def _text(http: httpx.Client, url: str) -> str:
             what = f"{url}: {answer.status_code} {answer.reason_phrase}"
             raise NotThere(what)
         if answer.status_code == 200:
-            return text
+            return data.decode(errors="replace")
         reason = f"{answer.status_code} {answer.reason_phrase}"
         if answer.status_code < 500:
             break
     what = f"{url}: {reason}"
     raise Unreachable(what, hint="try again later")
+
+
+def _limit(url: str, size: int, most: int) -> None:
+    """Raise BadSource where more comes than a file of that kind can have."""
+    if size > most:
+        what = f"{url} sends more than {most / 1e6:g} MB"
+        raise BadSource(what, hint="nothing of it was used; try another network or server")
 
 
 def _listed(http: httpx.Client, server: str, number: int) -> list[str]:
@@ -184,8 +198,9 @@ def download(
 ) -> None:
     """Bring url to file, whose contents have that digest when this returns.
 
-    Raises NotThere (404), SourceError (wrong contents, cut short or stalled again and again) and
-    HostError (no space); what has come so far stays in <file>.part for the next try.
+    Raises NotThere (404), BadSource (wrong contents, or no end of them), SourceError (cut short or
+    stalled again and again) and HostError (no space). What has come so far stays in <file>.part for
+    the next try where it may be of use: not that of a bad source, nor on a full disk.
     """
     import httpx
 
@@ -204,7 +219,12 @@ def download(
             whole = _receive(http, url, part, update)
         except httpx.HTTPError as error:
             whole, reason = False, _said(error)
+        except BadSource:
+            part.unlink(missing_ok=True)
+            raise
         except OSError as error:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
             what = f"{part} cannot be written: {error.strerror}"
             hint = "free some space, or set PTRACK_CACHE to a larger place"
             raise HostError(what, hint=hint) from error
@@ -233,7 +253,8 @@ def _receive(
 ) -> bool:
     """Add to part what is missing; False where the server sent less than it said.
 
-    Raises httpx.HTTPError for what may pass, SourceError for what will not.
+    Raises httpx.HTTPError for what may pass, SourceError for what will not, BadSource where the
+    server sends more than a tarball can have.
     """
     import httpx
 
@@ -262,10 +283,12 @@ def _receive(
             raise SourceError(what, hint="try another server: set PTRACK_PG_TARBALLS")
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length and length.isdigit() else 0
+        _limit(url, max(have, total), TARBALL_BYTES)
         with part.open(mode) as stream:
             for data in _flowing(answer):
-                stream.write(data)
                 have += len(data)
+                _limit(url, have, TARBALL_BYTES)
+                stream.write(data)
                 update(have / total if total else 0.0, f"{have / 1e6:.0f} MB")
     return have >= total
 

@@ -131,7 +131,8 @@ class Behaviour:
 
     cut: send only so many bytes of what was promised; stall: then say nothing for seconds; drip:
     send what is left byte for byte, with so many seconds between them; status: answer this instead
-    of 200.
+    of 200; endless: after the data go on as long as somebody listens, without having said how much
+    it is (poured: so much); length: what to say instead of how much it is.
     """
 
     data: bytes
@@ -140,6 +141,9 @@ class Behaviour:
     stall: list[float] = field(default_factory=list)
     drip: float = 0.0
     status: list[int] = field(default_factory=list)
+    endless: bool = False
+    length: int | None = None
+    poured: int = 0
 
 
 class Server:
@@ -192,7 +196,9 @@ class Server:
                 return
             data, status = data[start:], 206
         request.send_response(status)
-        request.send_header("Content-Length", str(len(data)))
+        if not found.endless:
+            length = len(data) if found.length is None else found.length
+            request.send_header("Content-Length", str(length))
         if status == 206:
             whole = len(found.data)
             span = f"bytes {whole - len(data)}-{whole - 1}/{whole}"
@@ -201,6 +207,9 @@ class Server:
         cut = found.cut.pop(0) if found.cut else len(data)
         request.wfile.write(data[:cut])
         request.wfile.flush()
+        while found.endless and not self.stopping.is_set():
+            request.wfile.write(bytes(1 << 16))
+            found.poured += 1 << 16
         if found.drip:
             for at in range(cut, len(data)):
                 if self.stopping.wait(found.drip):

@@ -34,7 +34,16 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache."""
     monkeypatch.setenv("PTRACK_CACHE", str(tmp_path / "cache"))
-    for name in ("CC", "CFLAGS", "CPPFLAGS", "LDFLAGS", "COPT", "PTRACK_JOBS", "MAKEFLAGS"):
+    for name in (
+        "CC",
+        "CFLAGS",
+        "CPPFLAGS",
+        "LDFLAGS",
+        "COPT",
+        "PTRACK_JOBS",
+        "MAKEFLAGS",
+        "PTRACK_WERROR",
+    ):
         monkeypatch.delenv(name, raising=False)
     return cache.root()
 

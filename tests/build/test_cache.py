@@ -9,12 +9,17 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from ptrack_build import cache
-from ptrack_build.errors import HostError
+from ptrack_build import cache, source
+from ptrack_build.errors import HostError, UsageError
+from ptrack_build.package import signing
 from tests.build.conftest import Script
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def test_root_is_tagged_and_open_to_readers(own_cache: Path) -> None:
@@ -283,3 +288,26 @@ def test_remove_takes_read_only_directories_and_absent_files(tmp_path: Path) -> 
     cache.remove(tmp_path / "a")
     cache.remove(tmp_path / "a")
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "named", "use"),
+    [
+        ("PTRACK_CACHE", "~nosuch/c", cache.root),
+        ("PTRACK_SOURCE", "~nosuch/pg", source.check_settings),
+        ("PTRACK_PG_GIT", "~nosuch/pg.git", source.check_settings),
+        ("PTRACK_PG_GIT", "/nonexistent ~nosuch/pg.git", source.check_settings),
+        ("PTRACK_SIGNING_KEY", "~nosuch/key", lambda: signing.key().__enter__()),
+    ],
+)
+def test_a_mistyped_home_is_named_with_its_setting(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch, setting: str, named: str,
+    use: Callable[[], object],
+) -> None:  # fmt: skip
+    del own_cache
+    for name in ("PTRACK_SOURCE", "PTRACK_PG_GIT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(setting, named)
+    with pytest.raises(UsageError, match=f"{setting} .*~nosuch") as caught:
+        use()
+    assert "whole path" in (caught.value.hint or "")

@@ -212,11 +212,34 @@ def test_the_cache_of_a_workflow_is_in_nobody_elses_way() -> None:
 def test_ci_runs_what_the_readmes_command_runs() -> None:
     words = re.search(r"^for command in (.*); do$", (REPO / ".ci/run").read_text(), re.MULTILINE)
     assert words
-    commands = set(re.findall(r'"([^"]+)"', words[1])) - {"-s test"}  # each major, by itself
+    commands = set(re.findall(r'"([^"]+)"', words[1]))
+    assert {"-s test", "-s demo-17"} <= commands
+    commands -= {"-s test", "-s demo-17"}  # each major, by itself
     text = ci.render(matrix.load(), sessions())[ci.TARGET / "ci.yml"]
     assert commands
     for command in commands:
         assert f"- run: ./nox {command}\n" in text
+
+
+def test_each_major_is_shown_without_assertions_and_without_warnings() -> None:
+    """The suite's variant has assertions; what users get is built, and started, by the demo."""
+    for text in ci.render(matrix.load(), sessions()).values():
+        (job,) = re.findall(r"^  test:\n(?:    .*\n|\n)+", text, re.MULTILINE)
+        runs = re.findall(r"run: (\./nox -s (?!matrix).*)\n", job)
+        assert runs[0] in {
+            "./nox -s ${{ matrix.session }}",
+            "./nox -s test-${{ matrix.major }}",
+        }
+        assert runs[1:] == ["./nox -s demo-${{ matrix.major }}"]
+        assert re.search(r'^  PTRACK_WERROR: "1"$', text, re.MULTILINE)
+    assert "PTRACK_WERROR=${PTRACK_WERROR:-1}" in (REPO / ".ci/run").read_text()
+
+
+def test_a_push_runs_what_needs_a_package_index_once() -> None:
+    """No other run selects what is marked so."""
+    texts = "".join(ci.render(matrix.load(), sessions()).values())
+    assert texts.count("-m network") == 1
+    assert "run: ./nox -s selftest -- -m network\n" in texts
 
 
 def test_a_push_runs_each_check_that_there_is() -> None:

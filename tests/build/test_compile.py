@@ -100,6 +100,59 @@ def test_the_key_follows_patch_variant_and_environment(
     assert (cache.root() / "pg-17-test").resolve().name in {key[:32] for key in keys}
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["ICU_CFLAGS", "ICU_LIBS", "LZ4_CFLAGS", "LZ4_LIBS", "ZSTD_CFLAGS", "ZSTD_LIBS", "XML2_CONFIG",
+     "XML2_CFLAGS", "XML2_LIBS", "PKG_CONFIG", "PKG_CONFIG_PATH", "PKG_CONFIG_LIBDIR",
+     "CONFIG_SITE", "CPP", "CXX", "CXXFLAGS", "YFLAGS", "LFLAGS", "CCC"],
+)  # fmt: skip
+def test_the_keys_follow_what_configure_documents(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.delenv(name, raising=False)
+    first = compiling.build(fake.tree, RELEASE, extension=fake.extension)
+    monkeypatch.setenv(name, "/nonexistent/other")
+    assert compiling.build(fake.tree, RELEASE, extension=fake.extension).key != first.key
+    assert len(list((cache.root() / "memo").glob("configure-*"))) == 2
+
+
+def test_the_keys_follow_the_contents_of_a_site_file(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    site = tmp_path / "config.site"
+    monkeypatch.setenv("CONFIG_SITE", str(site))
+    keys = set()
+    for text in ("", "CFLAGS=-O1\n", "CFLAGS=-O3\n"):
+        site.write_text(text)
+        keys.add(compiling.build(fake.tree, RELEASE, extension=fake.extension).key)
+    assert len(keys) == 3
+
+
+@pytest.mark.parametrize(
+    ("program", "setting"), [("bison", "BISON"), ("flex", "FLEX"), ("perl", "PERL")]
+)
+def test_the_keys_follow_what_makes_the_parsers(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, program: str, setting: str
+) -> None:
+    monkeypatch.delenv(setting, raising=False)
+    (tmp_path / "tools").mkdir()
+    monkeypatch.setenv("PATH", f"{tmp_path / 'tools'}:{os.environ['PATH']}")
+    tool = tmp_path / "tools" / program
+    keys = []
+    for version in ("1.0", "1.1", "1.1"):
+        tool.write_text(f"#!/bin/sh\necho {program} {version}\n")
+        tool.chmod(0o755)
+        keys.append(compiling.build(fake.tree, RELEASE, extension=fake.extension).key)
+    assert keys[0] != keys[1] == keys[2]
+    other = tool.rename(tool.with_name("other"))
+    monkeypatch.setenv(setting, str(other))
+    named = compiling.build(fake.tree, RELEASE, extension=fake.extension).key
+    other.write_text("#!/bin/sh\necho 2.0\n")
+    assert compiling.build(fake.tree, RELEASE, extension=fake.extension).key != named
+    monkeypatch.setenv(setting, str(tmp_path / "nowhere"))
+    compiling.build(fake.tree, RELEASE, extension=fake.extension)
+
+
 def test_segments_are_small_where_configure_cannot_say_so(tmp_path: Path, own_cache: Path) -> None:
     del own_cache
     old = make_fake(tmp_path / "old", "15")
@@ -144,11 +197,30 @@ def test_an_extension_that_does_not_compile_keeps_the_server(fake: Fake) -> None
     compiling.build(fake.tree, RELEASE, extension=fake.extension)
 
 
-def test_warnings_are_errors_in_the_test_variant_only(fake: Fake) -> None:
+def test_warnings_are_errors_in_the_test_variant_and_where_asked_for(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prefix that is there without having been asked is no way around it."""
     (fake.extension / "ptrack.c").write_text("static int unused;\nint ptrack = 1;\n")
-    compiling.build(fake.tree, RELEASE, extension=fake.extension)
+    lenient = compiling.build(fake.tree, RELEASE, extension=fake.extension)
     with pytest.raises(CompileError, match="unused"):
         compiling.build(fake.tree, TEST, extension=fake.extension)
+    monkeypatch.setenv("PTRACK_WERROR", "1")
+    with pytest.raises(CompileError, match="unused"):
+        compiling.build(fake.tree, RELEASE, extension=fake.extension)
+    monkeypatch.setenv("PTRACK_WERROR", "0")
+    assert compiling.build(fake.tree, RELEASE, extension=fake.extension).key == lenient.key
+
+
+def test_that_warnings_are_errors_compiles_the_extension_alone(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lenient = [compiling.build(fake.tree, v, extension=fake.extension) for v in (RELEASE, TEST)]
+    monkeypatch.setenv("PTRACK_WERROR", "1")
+    strict = [compiling.build(fake.tree, v, extension=fake.extension) for v in (RELEASE, TEST)]
+    assert [b.server_key for b in strict] == [b.server_key for b in lenient]
+    assert strict[0].key != lenient[0].key
+    assert strict[1].key == lenient[1].key, "these were strict before"
 
 
 def test_there_is_no_extension(fake: Fake, tmp_path: Path) -> None:

@@ -84,6 +84,12 @@ def test_the_readme_names_every_session_and_document() -> None:
     assert documents == set(re.findall(r"^- \[(docs/.*?)\]\(\1\)", readme, re.MULTILINE))
 
 
+def test_versions_differ_in_one_header() -> None:
+    sources = list((REPO / "extension").rglob("*.[ch]"))
+    asking = {path.name for path in sources if "PG_VERSION_NUM" in path.read_text()}
+    assert asking == {"compat.h"}
+
+
 def test_the_readme_counts_the_lines_of_each_core_patch() -> None:
     text = (REPO / "README.md").read_text()
     said = dict(re.findall(r"^\| \w+ \| (\w+) \|.*\| (\d+) lines \|", text, re.MULTILINE))

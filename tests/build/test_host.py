@@ -6,6 +6,8 @@ import os
 import pwd
 import shutil
 import stat
+import subprocess
+import sys
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
@@ -21,9 +23,22 @@ APT = """#!/bin/sh
 echo "apt-get $*" >> {log}
 case "$*" in
 *install*)
+    [ ! -e {log}.asks ] || {{
+        rm {log}.asks
+        echo "E: dpkg was interrupted, you must manually run 'dpkg --configure -a' to correct it."
+        exit 100
+    }}
     [ -z "$FAKE_APT_FAILS" ] || {{ echo "E: Unable to locate package"; exit 100; }}
     for word; do case $word in flex) cp /bin/true {bin}/flex ;; esac; done ;;
 esac
+"""
+
+#: Configures what is left, where it is not told to fail.
+DPKG = """#!/bin/sh
+echo "dpkg $*" >> {log}
+[ -z "$FAKE_DPKG_FAILS" ] || {{ echo "dpkg: error processing package flex"; exit 1; }}
+rm -f {dpkg}/updates/*
+echo "Package: flex\nStatus: install ok installed" > {dpkg}/status
 """
 
 
@@ -33,7 +48,7 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> Pa
     del own_cache
     path = tmp_path / "bin"
     path.mkdir()
-    for name in ("sh", "cp", "true"):
+    for name in ("sh", "cp", "rm", "true"):
         (path / name).symlink_to(shutil.which(name) or name)
     monkeypatch.setenv("PATH", str(path))
     host._advise.cache_clear()
@@ -49,7 +64,24 @@ def apt(bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (bare / "flex").unlink(missing_ok=True)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(host, "_lists_stale", lambda: True)
+    dpkg = tmp_path / "dpkg"
+    (dpkg / "updates").mkdir(parents=True)
+    (dpkg / "status").write_text("Package: flex\nStatus: install ok installed\n")
+    (bare / "dpkg").write_text(DPKG.format(log=log, dpkg=dpkg))
+    (bare / "dpkg").chmod(0o755)
+    monkeypatch.setattr(host, "DPKG", dpkg)
     return log
+
+
+def interrupt(place: Path, how: str) -> None:
+    """Leave what dpkg does where it is killed."""
+    if how == "updates":
+        (place / "updates" / "0001").touch()
+    elif how == "asks":
+        (place.parent / "apt.log.asks").touch()
+    else:
+        text = f"Package: make\nStatus: install ok installed\n\nPackage: flex\nStatus: {how}\n"
+        (place / "status").write_text(text)
 
 
 def test_no_compiler(bare: Path) -> None:
@@ -70,9 +102,9 @@ def test_the_tests_compile_with_what_the_build_does(
     bare: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert fault.compiler() is None
-    (bare / "gcc-12").symlink_to(bare / "true")
-    monkeypatch.setenv("CC", "gcc-12 -m64")
-    assert fault.compiler() == ["gcc-12", "-m64"]
+    (bare / "flex").symlink_to(bare / "true")
+    monkeypatch.setenv("CC", "flex -m64")
+    assert fault.compiler() == ["flex", "-m64"]
     monkeypatch.setenv("CC", "gcc-99")
     with pytest.raises(HostError, match="gcc-99"):
         fault.compiler()
@@ -146,11 +178,114 @@ def test_what_apt_cannot_install_is_told_with_the_line(
     assert "install -y flex" in (caught.value.hint or "")
 
 
+@pytest.mark.parametrize(
+    "how", ["updates", "install ok unpacked", "install reinstreq half-installed"]
+)
+def test_what_an_interrupted_installation_left_is_configured_first(
+    apt: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    interrupt(host.DPKG, how)
+    host.ensure(["flex"])
+    asked = apt.read_text().splitlines()
+    assert asked[0] == "dpkg --configure -a"
+    assert asked[-1].endswith("install -y --no-install-recommends flex")
+    interrupt(host.DPKG, how)
+    host.ensure(["flex"])
+    assert apt.read_text().splitlines() == [*asked, "dpkg --configure -a"], "though flex is there"
+    host.ensure(["flex"])
+    assert len(apt.read_text().splitlines()) == len(asked) + 1
+    interrupt(host.DPKG, how)
+    monkeypatch.setenv("FAKE_DPKG_FAILS", "1")
+    with pytest.raises(HostError, match="processing package flex") as caught:
+        host.ensure(["flex"])
+    assert (caught.value.hint or "").startswith("dpkg --configure -a")
+
+
+def test_where_apt_asks_for_it_dpkg_configures_and_it_is_tried_again(apt: Path) -> None:
+    interrupt(host.DPKG, "asks")
+    host.ensure(["flex"])
+    told = [line.split()[0] + " " + line.split()[-1] for line in apt.read_text().splitlines()]
+    assert told == ["apt-get update", "apt-get flex", "dpkg -a", "apt-get flex"]
+
+
+@pytest.mark.parametrize("who", ["a user", "root who forbids it"])
+def test_what_an_interrupted_installation_left_is_named_to_others(
+    apt: Path, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    (apt.parent / "bin" / "flex").symlink_to("true")
+    if who == "a user":
+        monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    else:
+        monkeypatch.setenv("PTRACK_NO_INSTALL", "1")
+    host.ensure(["flex"])
+    interrupt(host.DPKG, "install ok half-configured")
+    with pytest.raises(HostError, match="flex is half-configured") as caught:
+        host.ensure(["flex"])
+    line = ("sudo " if who == "a user" else "") + "dpkg --configure -a;"
+    assert (caught.value.hint or "").startswith(line)
+    assert not apt.exists()
+
+
+def test_an_installation_under_way_is_waited_for(
+    apt: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it has not come to yet is nothing that it left."""
+    (apt.parent / "bin" / "flex").symlink_to("true")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    interrupt(host.DPKG, "updates")
+    (host.DPKG / "lock").touch()
+    code = (
+        "import fcntl, pathlib, sys, time\n"
+        "place = pathlib.Path(sys.argv[1])\n"
+        "handle = (place / 'lock').open('w')\n"
+        "fcntl.lockf(handle, fcntl.LOCK_EX)\n"
+        "print('locked', flush=True)\n"
+        "time.sleep(1)\n"
+        "(place / 'updates/0001').unlink()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, host.DPKG], stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        host.ensure(["flex"])
+    assert "waiting for another program that installs packages" in capsys.readouterr().out
+
+
+def test_what_others_have_left_keeps_nobody_from_compiling(apt: Path) -> None:
+    (apt.parent / "bin" / "flex").symlink_to("true")
+    (host.DPKG / "status").write_text("Package: printer\nStatus: install ok half-configured\n")
+    host.ensure(["flex"])
+    assert not apt.exists()
+
+
+def test_a_package_manager_has_time_to_end_by_itself(
+    apt: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del apt
+    given: list[float] = []
+
+    def patient(argv: list[str], *, patience: float = 0.0, **_options: object) -> None:
+        given.append(patience)
+        shutil.copy("/bin/true", host.DPKG.parent / "bin" / argv[-1])
+
+    monkeypatch.setattr(host, "call", patient)
+    host.ensure(["flex"])
+    assert len(given) == 2
+    assert min(given) >= 30
+
+
 def test_root_can_forbid_it(apt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PTRACK_NO_INSTALL", "1")
     with pytest.raises(HostError, match="lacks flex"):
         host.ensure(["flex"])
     assert not apt.exists()
+
+
+def test_zero_forbids_nothing(apt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PTRACK_NO_INSTALL", "0")
+    host.ensure(["flex"])
+    assert "install" in apt.read_text()
 
 
 def test_the_servers_user() -> None:

@@ -132,6 +132,51 @@ def test_interruption_kills_the_whole_group(tmp_path: Path, number: signal.Signa
     assert gone(int(pid.read_text()))
 
 
+PATIENT = """
+import pathlib
+from ptrack_build import run
+run.terminate_politely()
+run.GRACE_SECONDS = 0.2
+run.call(["sh", "-c", {program!r}], patience={patience}, cwd=pathlib.Path({place!r}), quiet=True)
+"""
+
+
+def interrupted(place: Path, program: str, patience: float, *, again: bool = False) -> str:
+    """What a run says that is interrupted while a program runs that makes the file pid."""
+    code = PATIENT.format(program=program, place=str(place), patience=patience)
+    process = Script(code, {}).start()
+    for _ in range(200):
+        if (place / "pid").exists():
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    if again:
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=20)
+    assert process.returncode != 0
+    return said
+
+
+def test_what_must_not_be_left_half_done_ends_by_itself(tmp_path: Path) -> None:
+    """As apt does, which lets the dpkg that it started come to its end."""
+    dpkg = "echo $$ > pid.part; mv pid.part pid; sleep 1; echo done > made"
+    said = interrupted(tmp_path, f"trap 'stop=1' INT; sh -c '{dpkg}' & wait; wait", 10)
+    assert "waiting for sh to end" in said
+    assert (tmp_path / "made").read_text() == "done\n"
+
+
+@pytest.mark.parametrize(("patience", "again"), [(0.5, False), (60, True)])
+def test_what_does_not_end_by_itself_is_forced(
+    tmp_path: Path, patience: float, *, again: bool
+) -> None:
+    program = "trap '' INT TERM; sleep 60 & echo $! > pid.part; mv pid.part pid; wait; wait"
+    began = time.monotonic()
+    interrupted(tmp_path, program, patience, again=again)
+    assert time.monotonic() - began < 15
+    assert gone(int((tmp_path / "pid").read_text()))
+
+
 def test_a_terminal_that_is_closed_leaves_nothing(tmp_path: Path) -> None:
     """Neither the command nor the scratch, whatever is said on the way out."""
     pid = tmp_path / "pid"

@@ -582,3 +582,20 @@ def test_the_archive_is_out_of_reach(
     assert fetch().version == "17.2"
     out = capsys.readouterr().out
     assert "as of 0 min ago, from the cache (distro: 127.0.0.1: connection refused)" in out
+
+
+@needs_apt
+@pytest.mark.parametrize(
+    "path", [f"/dists/{SUITE}/InRelease", f"/dists/{SUITE}/main/source/Sources.gz", "tarball"]
+)
+def test_apt_itself_cuts_off_what_has_no_end(archive: Archive, fetch: Fetch, path: str) -> None:
+    """It knows how large each file is, and of a release how large it may be."""
+    archive.upload("17.1-1", release("17.1"))
+    archive.publish()
+    path = "/pool/postgresql-17_17.1.orig.tar.gz" if path == "tarball" else path
+    for name in _INDEXES if "Sources" in path else ():
+        archive.server.files[f"/dists/{SUITE}/main/source/{name}"].endless = True
+    archive.server.files[path].endless = True
+    with pytest.raises(SourceError):
+        fetch()
+    assert 0 < archive.server.files[path].poured < 50_000_000

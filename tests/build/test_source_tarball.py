@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ptrack_build import REPO, source
-from ptrack_build.errors import HostError, SourceError
+from ptrack_build.errors import BadSource, HostError, SourceError
+from ptrack_build.source import tarball as tarball_provider
 from ptrack_build.source.archive import imported
 from ptrack_build.source.mirror import open_mirror
 from tests.build._source_fixtures import cache_root, server
@@ -217,6 +218,35 @@ def test_disk_full(server: Server, release: bytes, cache_root: Path) -> None:
     part.symlink_to("/dev/full")
     with pytest.raises(HostError, match="No space left"):
         fetch()
+    assert left() == [], "it would keep the disk full, and nothing else would name it"
+
+
+@pytest.mark.parametrize("path", ["/", "/v17.2/postgresql-17.2.tar.gz.sha256"])
+def test_a_list_or_checksum_without_end(
+    server: Server, release: bytes, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tarball_provider, "LIST_BYTES", 200_000)
+    server.release("17.2", release)
+    server.files[path].endless = True
+    with pytest.raises(BadSource, match=r"sends more than 0\.2 MB"):
+        fetch()
+    assert len(server.asked(path)) == 1
+
+
+@pytest.mark.parametrize("how", ["endless", "length"])
+def test_a_tarball_without_end(
+    server: Server, release: bytes, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tarball_provider, "TARBALL_BYTES", 2_000_000)
+    behaviour = server.release("17.2", release)
+    behaviour.endless, behaviour.length = how == "endless", 10**12
+    with pytest.raises(BadSource, match=r"\.tar\.gz sends more than 2 MB"):
+        fetch()
+    assert left() == []
+    assert nothing_taken(release)
+    assert len(server.asked(".tar.gz")) == 1
+    behaviour.endless, behaviour.length = False, None
+    assert fetch().version == "17.2"
 
 
 def test_another_version_inside(server: Server) -> None:

@@ -304,6 +304,33 @@ def test_what_mutants_are_run_with_is_theirs_alone(
     assert dict(os.environ) == before
 
 
+@pytest.mark.parametrize(
+    ("there", "wrong"),
+    [
+        ("", "is no directory"),
+        ("file", "is no directory"),
+        ("x" * 60, "is too long for the sockets of servers: at most 60 bytes"),
+    ],
+)
+def test_a_place_for_servers_that_is_none_is_said_before_anything_is_built(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, there: str, wrong: str
+) -> None:
+    del own_cache
+    monkeypatch.setattr(host, "server_user", lambda: None)
+    monkeypatch.setattr(suite, "prefix", lambda *_args, **_options: pytest.fail("it was built"))
+    place = tmp_path / (there or "nowhere")
+    if there == "file":
+        place.touch()
+    elif there:
+        place.mkdir()
+    monkeypatch.setenv("PTRACK_TEST_DIR", str(place))
+    for session in (suite.one, suite.mutants):
+        with pytest.raises(UsageError, match=re.escape(f"PTRACK_TEST_DIR={place} {wrong}")):
+            session(matrix.load().major("17"), [])
+    with pytest.raises(UsageError, match=re.escape(wrong)):
+        suite.every([matrix.load().major("17")], ["tests/test_map.py"])
+
+
 @pytest.mark.parametrize("named", ["abc", "-1", "1.5"])
 def test_a_number_of_workers_that_is_none(monkeypatch: pytest.MonkeyPatch, named: str) -> None:
     monkeypatch.setenv("PTRACK_TEST_WORKERS", named)

@@ -16,9 +16,15 @@ if TYPE_CHECKING:
 # 16384, 16384_fsm, 16384.1, 16384_vm.2; a temporary relation (t3_16384) does not match.
 _FILE = re.compile(r"(?P<rel>[0-9]+)(?:_(?P<fork>fsm|vm|init))?(?:\.(?P<segment>[0-9]+))?")
 
+# device, inode, size, and in ns mtime and ctime
+State = tuple[int, int, int, int, int]
+
 _PIECE = 1 << 20
-# far more than the grain of a file's times
-_YOUNG_NS = 100_000_000
+# A file changes twice within the grain of its times and looks as if it had changed once: what is
+# younger than that is read again. Some file systems count whole seconds, or two.
+_GRAIN_NS = 100_000_000
+_COARSE_GRAIN_NS = 2_100_000_000
+_SECOND_NS = 1_000_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +71,12 @@ def _tablespaces(data: Path) -> Iterator[Path]:
 class Reader:
     """Reads the files of one data directory again and again, and each only when it has changed.
 
-    Unchanged is what has the same inode, size and times, if these were old enough when it was
-    read that every later change is sure to have given it others.
+    Unchanged is what has the same device, inode, size and times, if these were old enough when it
+    was read that every later change is sure to have given it others.
     """
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[tuple[int, int, int, int], bytes]] = {}
+        self._known: dict[str, tuple[State, bytes]] = {}
 
     def read_all(self, data: Path) -> dict[str, bytes]:
         """The content of every relation file, by its path relative to ``data``.
@@ -92,17 +98,22 @@ class Reader:
                             content[path] = self._read(f"{directory}/{name}", path, known)
         return content
 
-    def _read(
-        self, name: str, path: str, known: Mapping[str, tuple[tuple[int, int, int, int], bytes]]
-    ) -> bytes:
-        young = time.time_ns() - _YOUNG_NS
-        stat = os.stat(name)  # noqa: PTH116
-        state = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    def _read(self, name: str, path: str, known: Mapping[str, tuple[State, bytes]]) -> bytes:
+        now = time.time_ns()  # before the times and the content are read
+        state = state_of(name)
+        *_, mtime, ctime = state
         old = known.get(path)
         content = old[1] if old is not None and old[0] == state else _content(name)
-        if max(stat.st_mtime_ns, stat.st_ctime_ns) < young:
+        whole = mtime % _SECOND_NS == 0 and ctime % _SECOND_NS == 0
+        if max(mtime, ctime) < now - (_COARSE_GRAIN_NS if whole else _GRAIN_NS):
             self._known[path] = (state, content)
         return content
+
+
+def state_of(name: str) -> State:
+    """What tells a file's content from its next one, but for the grain of the times."""
+    found = os.stat(name)  # noqa: PTH116
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _content(name: str) -> bytes:

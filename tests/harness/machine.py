@@ -33,7 +33,6 @@ import concurrent.futures
 import errno
 import fcntl
 import functools
-import os
 import re
 import signal
 import subprocess
@@ -57,6 +56,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from ptrack_build.host import switched_on
 from tests.harness import client, lsn, mapfile, oracle, system, verify
 from tests.harness.cluster import PTRACK, NotInTime, StartFailed
 from tests.harness.fault import Action, Fault, Kind
@@ -930,9 +930,7 @@ class Machine(RuleBasedStateMachine):
         """Remove every cluster of the example."""
         for session in self.sessions.values():
             session.close()
-        self.factory.destroy(
-            since=self._made, keep=self.failed and bool(os.environ.get("PTRACK_KEEP"))
-        )
+        self.factory.destroy(since=self._made, keep=self.failed and switched_on("PTRACK_KEEP"))
 
     def _node(self, cluster: Cluster, parents: Sequence[Parent], *, hintable: bool) -> Node:
         return Node(cluster, self.factory.shared, parents, hintable=hintable)
