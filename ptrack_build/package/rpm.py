@@ -210,13 +210,15 @@ def facts(tree: PatchedTree, builder: str) -> Facts:
     epoch = making.epoch(tree)
     plain = making.sortable(origin.version)
     snapshot = making.snapshot(origin, epoch)
-    again = making.revision()
+    # The revision last: packaged again is less than a later ptrack or minor. A snapshot's day is a
+    # number above any revision of the release that it comes after, and above any system's tag.
+    again = f".{revision}" if (revision := making.revision()) > 1 else ""
     return Facts(
         major=origin.major.number,
         version=origin.version,
         rpm_version=plain + (f"^git{snapshot}" if snapshot else ""),
-        release=f"{again}ptrack{__version__}",
-        extension_release=f"{again}.pg{plain}" + (f".git{snapshot}" if snapshot else ""),
+        release=f"1ptrack{__version__}{again}",
+        extension_release=f"1.pg{plain}" + (f".{snapshot}" if snapshot else "") + again,
         project=__version__,
         abi=making.abi(tree),
         cflags=origin.major.cflags,

@@ -83,9 +83,50 @@ def query(spec: Path, form: str, *options: str) -> list[str]:
 @_packages.with_rpmbuild
 def test_versions_sort_as_they_come_out() -> None:
     shown = [making.sortable(version) for version in _packages.RISING]
-    shown += [f"{shown[-1]}^git20240131.abcdef0", f"{shown[-1]}^git20240201.0123456"]
+    shown += [
+        f"{shown[-1]}^git{moment}"
+        for moment in (
+            "20240131.235958.fedcba9",
+            "20240131.235959.abcdef0",
+            "20240201.000000.0123456",
+        )
+    ]
     in_order(shown)
     in_order(f"1ptrack3.0.0.{tag}" for tag in ("deb13", "deb14~sid", "deb14"))  # releases
+
+
+@_packages.with_rpmbuild
+@pytest.mark.parametrize("tag", ["fc42", "el9", "deb12", "ubuntu24.04"])
+def test_what_is_packaged_again_comes_before_a_later_ptrack_minor_or_snapshot(
+    tag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = _packages.patched(tmp_path)
+
+    def releases(version: str, ptrack: str, revision: int, provider: str = "distro") -> list[str]:
+        """Those of server and extension."""
+        monkeypatch.setattr(rpm, "__version__", ptrack)
+        monkeypatch.setenv("PTRACK_REVISION", str(revision))
+        origin = dataclasses.replace(tree.source, version=version, provider=provider)
+        known = rpm.facts(dataclasses.replace(tree, source=origin), "Debian")
+        return [f"{known.release}.{tag}", f"{known.extension_release}.{tag}"]
+
+    rising = [("3.0.0", 1), ("3.0.0", 2), ("3.0.0", 10), ("3.0.1", 1), ("3.1.0", 1), ("3.1.0", 2)]
+    in_order(releases("17.11", *each)[0] for each in rising)
+    early = [
+        ("17beta1", 1),
+        ("17beta1", 2),
+        ("17rc1", 1),
+        ("17.0", 1),
+        ("17.11", 1),
+        ("17.11", 9999),
+    ]
+    in_order(
+        [
+            *(releases(version, "3.0.0", again)[1] for version, again in early),
+            *(releases("17.11", "3.0.0", again, "git")[1] for again in (1, 2)),
+            *(releases("17.12", "3.0.0", again)[1] for again in (1, 2)),
+        ]
+    )
 
 
 def in_order(versions: Iterable[str]) -> None:
@@ -427,7 +468,7 @@ def test_facts_are_read_off_the_tree(line: _packages.Line) -> None:
     tip = dataclasses.replace(tree.source, provider="git")
     known = rpm.facts(dataclasses.replace(tree, source=tip), "Debian")
     assert known.rpm_version == "17.4^git20231114.221320.ccccccc"
-    assert known.extension_release == "1.pg17.4.git20231114.221320.ccccccc"
+    assert known.extension_release == "1.pg17.4.20231114.221320.ccccccc"
     (tree.path / "src/include/storage/changetrack.h").write_text("")
     with pytest.raises(PackageError, match="does not define CHANGETRACK_ABI"):
         rpm.build(tree)
