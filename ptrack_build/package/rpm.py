@@ -60,14 +60,17 @@ FORMAT: Final = "rpm 1"  # of what is kept below the cache; part of the keys
 #: What belongs to the client's package; a major has those that it has.
 CLIENT_PROGRAMS: Final = (
     "clusterdb", "createdb", "createuser", "dropdb", "dropuser", "pg_amcheck", "pg_basebackup",
-    "pg_combinebackup", "pg_config", "pg_dump", "pg_dumpall", "pg_isready", "pg_receivewal",
-    "pg_recvlogical", "pg_restore", "pg_verifybackup", "pgbench", "psql", "reindexdb", "vacuumdb",
+    "pg_combinebackup", "pg_config", "pg_createsubscriber", "pg_dump", "pg_dumpall", "pg_isready",
+    "pg_receivewal", "pg_recvlogical", "pg_restore", "pg_verifybackup", "pg_waldump",
+    "pg_walsummary", "pgbench", "psql", "reindexdb", "vacuumdb",
 )  # fmt: skip
 
-#: Those that PGDG's packages of all majors take turns in having in /usr/bin.
+#: Those that PGDG's packages of all majors take turns in having in /usr/bin; a major has those that
+#: it has.
 ALTERNATIVES: Final = (
-    "clusterdb", "createdb", "createuser", "dropdb", "dropuser", "pg_basebackup", "pg_dump",
-    "pg_dumpall", "pg_restore", "psql", "reindexdb", "vacuumdb",
+    "clusterdb", "createdb", "createuser", "dropdb", "dropuser", "pg_basebackup",
+    "pg_combinebackup", "pg_createsubscriber", "pg_dump", "pg_dumpall", "pg_restore",
+    "pg_walsummary", "psql", "reindexdb", "vacuumdb",
 )  # fmt: skip
 
 NATIVE: Final = "built natively on {}: for trying, not for an rpm distribution"

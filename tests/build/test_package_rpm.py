@@ -160,17 +160,32 @@ def test_packages_stand_in_for_pgdg_s(major: matrix.Major, native: bool, tmp_pat
         found[name] = [relation.split(",") for relation in relations]
     native_only = {f"{ours}-native", f"{ours}-debuginfo"}
     assert (native_only <= set(found)) == native
+    evr = f"= {number}.3-1ptrack"
     for name in set(found) - native_only:
         plain = name.replace("pt", "", 1)
         provides, conflicts, requires = found[name]
-        assert any(each.startswith(f"{plain} = {number}.3-1ptrack") for each in provides), name
+        assert any(each.startswith(f"{plain} {evr}") for each in provides), name
+        # what any of PGDG's packages provides besides, for whichever major
+        unnumbered = name.replace(f"{number}pt", "", 1)
+        if "-libs" in name:
+            assert f"{unnumbered} = {number}" in provides
+        else:
+            assert any(each.startswith(f"{unnumbered} {evr}") for each in provides), name
+        also = {"-libs": "-ecpg-libs", "-devel": "-ecpg-devel"}.get(name.removeprefix(ours))
+        if also and number >= 18:  # packages of their own there
+            assert any(each.startswith(f"postgresql{number}{also} {evr}") for each in provides)
+            conflicts.remove(f"postgresql{number}{also}")
         assert conflicts[:-1] == [plain], name
         if native:  # of the system nothing is known to rpm but the shell
             others = {each.split(" ")[0].split("(")[0] for each in requires if each}
             assert {each for each in others if not each.startswith(ours)} <= {"rpmlib", "/bin/sh"}
-    assert f"postgresql{number}-ptrack-abi = 7" in found[f"{ours}-server"][0]
-    wanted = {"-libs", "-server", "-contrib", "-devel", "-plperl", "-plpython3", "-pltcl"}
-    assert {f"{ours}{suffix}" for suffix in (*wanted, "-llvmjit", "")} <= set(found)
+    server = found[f"{ours}-server"][0]
+    assert {f"postgresql{number}-ptrack-abi = 7", "user(postgres)", "group(postgres)"} <= {*server}
+    assert f"libpq5 = {number}.3" in found[f"{ours}-libs"][0]
+    suffixes = {"-libs", "-server", "-contrib", "-devel", "-plperl", "-plpython3", "-pltcl",
+                "-llvmjit", ""}  # fmt: skip
+    assert {f"{ours}{suffix}" for suffix in suffixes} <= set(found)
+    assert (f"{ours}-libs-oauth" in found) == (number >= 18)
 
 
 @_packages.with_rpmbuild
@@ -206,7 +221,7 @@ def test_the_documented_line_installs_what_a_server_needs_and_no_more(tmp_path: 
         for name in names:
             (place / name.replace("|", "-")).touch()
     page = (REPO / "docs" / "packages.md").read_text()
-    (words,) = re.findall(r"^    dnf install (.*)$", page, re.MULTILINE)
+    (words,) = re.findall(r"^    dnf install (\./.*)$", page, re.MULTILINE)
     named = subprocess.run(
         ["bash", "-c", f"printf '%s\\n' {words}"], cwd=place, check=True, capture_output=True,
         text=True,
@@ -235,6 +250,22 @@ def test_features_of_later_majors_are_not_asked_for(major: matrix.Major) -> None
     for flag, since in (("lz4", 14), ("zstd", 15), ("liburing", 18)):
         assert (f"--with-{flag}" in spec) == (major.number >= since)
     assert ("--enable-thread-safety" in spec) == (major.number < 17)
+
+
+def test_all_that_takes_turns_in_usr_bin_is_the_client_s() -> None:
+    assert {*rpm.ALTERNATIVES} <= {*rpm.CLIENT_PROGRAMS}
+    of_17 = {"pg_combinebackup", "pg_createsubscriber", "pg_walsummary"}
+    assert of_17 <= {*rpm.ALTERNATIVES}
+
+
+@_packages.with_rpmbuild
+def test_the_library_for_oauth_is_in_a_package_of_its_own(tmp_path: Path) -> None:
+    (major,) = (each for each in MAJORS if each.number == 18)
+    spec = written("server", major, tmp_path)
+    text = spec.read_text()
+    # before what takes all lib*.so for developers
+    assert text.index("claim libs-oauth") < text.index("\nlanguages\n")
+    assert "postgresql18pt-libs-oauth" not in query(spec, "%{NAME}\n", "--without=libcurl")
 
 
 @pytest.mark.skipif(not shutil.which("rpmlint"), reason="needs rpmlint")
