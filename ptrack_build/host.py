@@ -69,6 +69,7 @@ NEEDS: dict[str, Need] = {
     "createrepo": Need(
         programs=("createrepo_c",), apt=("createrepo-c",), dnf=("createrepo_c",)
     ),
+    "dnf": Need(programs=("dnf",), apt=("dnf",), dnf=("dnf",)),
     "gpg": Need(programs=("gpg", "gpgconf"), apt=("gpg", "gpg-agent", "gpgconf"), dnf=("gnupg2",)),
     "rpmlint": Need(programs=("rpmlint",), apt=("rpmlint",), dnf=("rpmlint",)),
     "rpmsign": Need(programs=("rpmsign",), apt=("rpm",), dnf=("rpm-sign",)),
