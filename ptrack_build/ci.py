@@ -38,6 +38,15 @@ NIGHT = {
     "mutants-16": "mutants-16",
 }
 
+#: Packages for other systems than the runner's, in containers of these, by the name of the job; a
+#: session after the other. What EL 9 has to run PostgreSQL's TAP tests with is in none of the
+#: repositories that its image asks.
+PACKAGES = {
+    "rpm-17-fedora": ("rpm-17 -- --image fedora:43",),
+    "rpm-17-el": ("rpm-17 -- --image almalinux:9 --without taptests",),
+    "deb-17-trixie": ("deb-17 -- --image debian:trixie", "verify-packages -- --system trixie"),
+}
+
 #: Where the workflows keep the cache, below the checkout: actions refuse paths with `..` in them,
 #: and upload-artifact passes over hidden directories.
 CACHE = "ptrack-cache"
@@ -94,10 +103,11 @@ def render(majors: Matrix, sessions: Mapping[str, Sequence[str]]) -> dict[Path, 
 
     listed = matrix(majors, sessions)
     checks = [words for words in listed["sessions"]["check"] if words.split()[0] not in NOT_PUSHED]
-    unknown = sorted({words.split()[0] for words in NIGHT.values()} - sessions.keys())
+    nightly = [*NIGHT.values(), *(words for each in PACKAGES.values() for words in each)]
+    unknown = sorted({words.split()[0] for words in nightly} - sessions.keys())
     if unknown:
         what = f"the night is to run {', '.join(unknown)}, which is no session"
-        raise PtrackError(what, hint="adapt NIGHT in ptrack_build/ci.py")
+        raise PtrackError(what, hint="adapt NIGHT and PACKAGES in ptrack_build/ci.py")
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -124,6 +134,7 @@ def render(majors: Matrix, sessions: Mapping[str, Sequence[str]]) -> dict[Path, 
             rows=listed["include"],
             checks=[(words.split()[0], words) for words in checks],
             night=NIGHT.items(),
+            packaged=PACKAGES.items(),
             cache=CACHE,
             packages=packages(wanted),
             model_packages=packages(("spin", "cc")),

@@ -65,9 +65,10 @@ NEEDS: dict[str, Need] = {
                 dnf=("tar", "xz", "bzip2")),
     "dpkg-dev": Need(programs=("dpkg-source",), apt=("dpkg-dev",), dnf=("dpkg-dev",)),
     "rpm-build": Need(
-        programs=("rpmbuild", "rpm2cpio", "cpio", "debugedit", "eu-strip"),
-        apt=("rpm", "cpio", "debugedit", "elfutils"),
-        dnf=("rpm-build", "cpio", "debugedit", "elfutils"),
+        # debugedit comes with rpmbuild: as a package that it needs, on EL 8 as a part of it
+        programs=("rpmbuild", "rpm2cpio", "cpio", "eu-strip"),
+        apt=("rpm", "cpio", "elfutils"),
+        dnf=("rpm-build", "cpio", "elfutils"),
     ),
     "apt-ftparchive": Need(
         programs=("apt-ftparchive",), apt=("apt-utils",), dnf=("apt-utils",)
@@ -75,6 +76,7 @@ NEEDS: dict[str, Need] = {
     "createrepo": Need(
         programs=("createrepo_c",), apt=("createrepo-c",), dnf=("createrepo_c",)
     ),
+    "dnf": Need(programs=("dnf",), apt=("dnf",), dnf=("dnf",)),
     "gpg": Need(programs=("gpg", "gpgconf"), apt=("gpg", "gpg-agent", "gpgconf"), dnf=("gnupg2",)),
     "rpmlint": Need(programs=("rpmlint",), apt=("rpmlint",), dnf=("rpmlint",)),
     "rpmsign": Need(programs=("rpmsign",), apt=("rpm",), dnf=("rpm-sign",)),

@@ -39,6 +39,7 @@ class Workshop:
         self._mounts = tuple(mounts)
         self._stack = contextlib.ExitStack()
         self._box: box.Box | None = None
+        self._faster = False  # whether ccache was looked for
         user = host.server_user()
         self._user = f"{user.uid}:{user.gid}" if user else f"{os.geteuid()}:{os.getegid()}"
 
@@ -107,16 +108,27 @@ class Workshop:
         self._image = image
 
     def ensure(self, needs: Iterable[str]) -> None:
-        """See Place; ccache is always wanted, since containers come and go."""
-        kind = self.manager()
-        listed = [host.NEEDS[name] for name in (*needs, "ccache")]
-        names = [name for each in listed for name in (each.dnf if kind == "dnf" else each.apt)]
+        """See Place; then ccache, if the image's archive has it, since containers come and go."""
+        names = self._packages(needs)
         try:
-            self.install(dict.fromkeys(names))
+            self.install(names)
         except CommandFailed as error:
             what = f"could not install {', '.join(names)} in {self.name}: {error.what}"
             hint = "see whether this machine reaches the image's package mirror"
             raise HostError(what, hint=hint, log=error.log) from error
+        if self._faster:
+            return
+        self._faster = True
+        try:
+            self.install(self._packages(["ccache"]))
+        except CommandFailed as error:
+            say(f"without ccache, which {self.name} could not be given: see {error.log}")
+
+    def _packages(self, needs: Iterable[str]) -> list[str]:
+        kind = self.manager()
+        listed = [host.NEEDS[name] for name in needs]
+        names = [name for each in listed for name in (each.dnf if kind == "dnf" else each.apt)]
+        return [*dict.fromkeys(names)]
 
 
 @contextlib.contextmanager

@@ -122,14 +122,19 @@ def make(dist: Path = DIST, *, unsigned: bool = False) -> Path:
 
 
 def trial(place: Path, folder: Path, key: signing.Key) -> str:
-    """Put an apt repository of one directory of dist/ into a folder; how apt is told of it.
+    """Put a repository of one directory of dist/ into a folder; how apt or dnf is told of it.
 
     Raises PackageError where the directory is damaged, and CommandFailed.
     """
     made = _release(place)
-    _apt([made], folder / "apt", key)
+    if made.kind == "rpm":
+        _yum([made], folder / "yum", key)
+        told = listing(made.system, unsigned=False)
+    else:
+        _apt([made], folder / "apt", key)
+        told = source(made.suite, unsigned=False)
     key.export(folder / KEY_FILE)
-    return source(made.suite, unsigned=False)
+    return told
 
 
 # ---- apt
@@ -232,6 +237,16 @@ def source(suite: str, *, unsigned: bool) -> str:
     return f"Types: deb\nURIs: URL/apt\nSuites: {suite}\nComponents: main\n{trust}\n"
 
 
+def listing(system: str, *, unsigned: bool) -> str:
+    """What dnf is told of a system's packages, URL standing for where the repository is served."""
+    checks = (
+        "gpgcheck=0\nrepo_gpgcheck=0"
+        if unsigned
+        else f"gpgcheck=1\nrepo_gpgcheck=1\ngpgkey=URL/{KEY_FILE}"
+    )
+    return f"[ptrack]\nname=PostgreSQL with ptrack\nbaseurl=URL/yum/{system}\n{checks}\n"
+
+
 def usage(place: Path, *, unsigned: bool) -> str:
     """How a machine uses the repository, URL standing for where place is served."""
     parts = []
@@ -245,12 +260,7 @@ def usage(place: Path, *, unsigned: bool) -> str:
             + textwrap.indent(source(suite, unsigned=unsigned).rstrip(), "    ")
         )
     for system in sorted(path.name for path in place.glob("yum/*")):
-        checks = (
-            "gpgcheck=0\nrepo_gpgcheck=0"
-            if unsigned
-            else f"gpgcheck=1\nrepo_gpgcheck=1\ngpgkey=URL/{KEY_FILE}"
-        )
-        text = f"[ptrack]\nname=PostgreSQL with ptrack\nbaseurl=URL/yum/{system}\n{checks}"
+        text = listing(system, unsigned=unsigned).rstrip()
         parts.append(f"{system}: /etc/yum.repos.d/ptrack.repo:\n" + textwrap.indent(text, "    "))
     return "\n".join(parts)
 

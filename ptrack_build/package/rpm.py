@@ -60,14 +60,17 @@ FORMAT: Final = "rpm 1"  # of what is kept below the cache; part of the keys
 #: What belongs to the client's package; a major has those that it has.
 CLIENT_PROGRAMS: Final = (
     "clusterdb", "createdb", "createuser", "dropdb", "dropuser", "pg_amcheck", "pg_basebackup",
-    "pg_combinebackup", "pg_config", "pg_dump", "pg_dumpall", "pg_isready", "pg_receivewal",
-    "pg_recvlogical", "pg_restore", "pg_verifybackup", "pgbench", "psql", "reindexdb", "vacuumdb",
+    "pg_combinebackup", "pg_config", "pg_createsubscriber", "pg_dump", "pg_dumpall", "pg_isready",
+    "pg_receivewal", "pg_recvlogical", "pg_restore", "pg_verifybackup", "pg_waldump",
+    "pg_walsummary", "pgbench", "psql", "reindexdb", "vacuumdb",
 )  # fmt: skip
 
-#: Those that PGDG's packages of all majors take turns in having in /usr/bin.
+#: Those that PGDG's packages of all majors take turns in having in /usr/bin; a major has those that
+#: it has.
 ALTERNATIVES: Final = (
-    "clusterdb", "createdb", "createuser", "dropdb", "dropuser", "pg_basebackup", "pg_dump",
-    "pg_dumpall", "pg_restore", "psql", "reindexdb", "vacuumdb",
+    "clusterdb", "createdb", "createuser", "dropdb", "dropuser", "pg_basebackup",
+    "pg_combinebackup", "pg_createsubscriber", "pg_dump", "pg_dumpall", "pg_restore",
+    "pg_walsummary", "psql", "reindexdb", "vacuumdb",
 )  # fmt: skip
 
 NATIVE: Final = "built natively on {}: for trying, not for an rpm distribution"
@@ -210,13 +213,15 @@ def facts(tree: PatchedTree, builder: str) -> Facts:
     epoch = making.epoch(tree)
     plain = making.sortable(origin.version)
     snapshot = making.snapshot(origin, epoch)
-    again = making.revision()
+    # The revision last: packaged again is less than a later ptrack or minor. A snapshot's day is a
+    # number above any revision of the release that it comes after, and above any system's tag.
+    again = f".{revision}" if (revision := making.revision()) > 1 else ""
     return Facts(
         major=origin.major.number,
         version=origin.version,
         rpm_version=plain + (f"^git{snapshot}" if snapshot else ""),
-        release=f"{again}ptrack{__version__}",
-        extension_release=f"{again}.pg{plain}" + (f".git{snapshot}" if snapshot else ""),
+        release=f"1ptrack{__version__}{again}",
+        extension_release=f"1.pg{plain}" + (f".{snapshot}" if snapshot else "") + again,
         project=__version__,
         abi=making.abi(tree),
         cflags=origin.major.cflags,

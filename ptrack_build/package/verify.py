@@ -210,8 +210,10 @@ def verify(
 
 
 def _rpms(each: Published) -> report.Outcome:
-    """Let rpmlint look at rpms; try them on a system made for them, where this machine can."""
-    from ptrack_build.package import rpmroot
+    """Let rpmlint look at rpms, and dnf install them from a repository; try them on a system made
+    for them, where this machine can.
+    """
+    from ptrack_build.package import rpmrepo, rpmroot
 
     began = time.monotonic()
     status: report.Status = "passed"
@@ -223,6 +225,15 @@ def _rpms(each: Published) -> report.Outcome:
         else:
             skipped += 1
             notes.append("skipped lint: there is no rpmlint")
+    except PtrackError as error:
+        say(str(error))
+        failures += 1
+        notes.append(error.what)
+    try:
+        passed += len(rpmrepo.verify(each.folder))
+    except HostError as error:
+        skipped += 1
+        notes.append(f"skipped repo: {error.what}")
     except PtrackError as error:
         say(str(error))
         failures += 1

@@ -81,7 +81,8 @@ def test_the_lock_holds_all_that_is_asked_for() -> None:
 
 def listed() -> list[dict[str, Any]]:
     """All sessions, as nox tells them to a CI."""
-    done = nox("-l", "--json", "-t", "build", "test", "demo", "mutants", "check", "all")
+    tags = ("build", "test", "demo", "mutants", "deb", "rpm", "package", "check", "all")
+    done = nox("-l", "--json", "-t", *tags)
     assert done.returncode == 0, done.stderr
     found: list[dict[str, Any]] = json.loads(done.stdout)
     return found
@@ -267,6 +268,15 @@ def test_the_night_runs_what_takes_long() -> None:
     }
     assert jobs <= set(asked)
     assert {name for name, _ in asked if "$" not in name} <= {each["session"] for each in listed()}
+
+
+def test_the_night_makes_packages_of_both_kinds_in_containers_of_their_systems() -> None:
+    text = ci.render(matrix.load(), sessions())[ci.TARGET / "nightly.yml"]
+    asked = set(re.findall(r"- run: \./nox -s (\S+) -- --image (\w+):", text))
+    assert {("rpm-17", "fedora"), ("rpm-17", "almalinux"), ("deb-17", "debian")} <= asked
+    job = text.partition("  deb-17-trixie:")[2]
+    made, verified = job.index("-s deb-17 "), job.index("-s verify-packages -- --system trixie\n")
+    assert made < verified
 
 
 def test_an_unknown_major_is_told_the_known_ones() -> None:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ptrack_build import cache, container, host
-from ptrack_build.container import engine
+from ptrack_build.container import Reference, engine
+from ptrack_build.container import image as images
+from ptrack_build.container.workshop import Workshop
 from ptrack_build.errors import HostError
 from ptrack_build.package import PackageError, Release, deb, rpm
 from tests.build import _packages
@@ -162,3 +164,42 @@ def test_build_dependencies_that_the_image_cannot_have_are_named(
     installed = [argv[4:] for argv in fake.commands if argv[:2] == ["apt-get", "install"]]
     assert ["no-such-thing"] in installed
     assert shutil.which("no-such-thing") is None
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.parametrize("there", [True, False])
+def test_without_ccache_packages_are_made_nevertheless(
+    there: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """EL has it in EPEL alone."""
+    fake = FakeEngine(held={"almalinux:9": FakeImage("sha256:el")})
+    installed: list[list[str]] = []
+
+    def answer(argv: list[str]) -> tuple[int, str] | None:
+        match argv:
+            case ["sh", "-c", _, "sh", "dnf"]:
+                return 0, "/usr/bin/dnf\n"
+            case ["sh", "-c", _, "sh", _]:
+                return 1, ""
+            case ["dnf", "install", "-y", *names]:
+                installed.append(names)
+                if "ccache" in names and not there:
+                    return 1, "Error: Unable to find a match: ccache\n"
+                return 0, ""
+            case ["dnf", "clean", "all"]:
+                return 0, ""
+            case _:
+                pytest.fail(f"{argv}")
+
+    fake.on_exec = answer
+    image = images.get(fake, Reference.parse("almalinux:9"))
+    where = Workshop(fake, image, [])
+    where.ensure(["rpm-build"])
+    where.ensure(["make"])
+    where.close()
+    needed = sorted(host.NEEDS["rpm-build"].dnf)
+    assert installed == [needed, ["ccache"], ["make"]]
+    # where it is no package of its own, rpm-build has it or brings it
+    assert "debugedit" not in needed
+    assert ("without ccache" in capsys.readouterr().out) is not there
+    assert fake.held.keys() == {"almalinux:9", *(tag for tag in fake.held if "derived" in tag)}

@@ -83,9 +83,50 @@ def query(spec: Path, form: str, *options: str) -> list[str]:
 @_packages.with_rpmbuild
 def test_versions_sort_as_they_come_out() -> None:
     shown = [making.sortable(version) for version in _packages.RISING]
-    shown += [f"{shown[-1]}^git20240131.abcdef0", f"{shown[-1]}^git20240201.0123456"]
+    shown += [
+        f"{shown[-1]}^git{moment}"
+        for moment in (
+            "20240131.235958.fedcba9",
+            "20240131.235959.abcdef0",
+            "20240201.000000.0123456",
+        )
+    ]
     in_order(shown)
     in_order(f"1ptrack3.0.0.{tag}" for tag in ("deb13", "deb14~sid", "deb14"))  # releases
+
+
+@_packages.with_rpmbuild
+@pytest.mark.parametrize("tag", ["fc42", "el9", "deb12", "ubuntu24.04"])
+def test_what_is_packaged_again_comes_before_a_later_ptrack_minor_or_snapshot(
+    tag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = _packages.patched(tmp_path)
+
+    def releases(version: str, ptrack: str, revision: int, provider: str = "distro") -> list[str]:
+        """Those of server and extension."""
+        monkeypatch.setattr(rpm, "__version__", ptrack)
+        monkeypatch.setenv("PTRACK_REVISION", str(revision))
+        origin = dataclasses.replace(tree.source, version=version, provider=provider)
+        known = rpm.facts(dataclasses.replace(tree, source=origin), "Debian")
+        return [f"{known.release}.{tag}", f"{known.extension_release}.{tag}"]
+
+    rising = [("3.0.0", 1), ("3.0.0", 2), ("3.0.0", 10), ("3.0.1", 1), ("3.1.0", 1), ("3.1.0", 2)]
+    in_order(releases("17.11", *each)[0] for each in rising)
+    early = [
+        ("17beta1", 1),
+        ("17beta1", 2),
+        ("17rc1", 1),
+        ("17.0", 1),
+        ("17.11", 1),
+        ("17.11", 9999),
+    ]
+    in_order(
+        [
+            *(releases(version, "3.0.0", again)[1] for version, again in early),
+            *(releases("17.11", "3.0.0", again, "git")[1] for again in (1, 2)),
+            *(releases("17.12", "3.0.0", again)[1] for again in (1, 2)),
+        ]
+    )
 
 
 def in_order(versions: Iterable[str]) -> None:
@@ -119,17 +160,32 @@ def test_packages_stand_in_for_pgdg_s(major: matrix.Major, native: bool, tmp_pat
         found[name] = [relation.split(",") for relation in relations]
     native_only = {f"{ours}-native", f"{ours}-debuginfo"}
     assert (native_only <= set(found)) == native
+    evr = f"= {number}.3-1ptrack"
     for name in set(found) - native_only:
         plain = name.replace("pt", "", 1)
         provides, conflicts, requires = found[name]
-        assert any(each.startswith(f"{plain} = {number}.3-1ptrack") for each in provides), name
+        assert any(each.startswith(f"{plain} {evr}") for each in provides), name
+        # what any of PGDG's packages provides besides, for whichever major
+        unnumbered = name.replace(f"{number}pt", "", 1)
+        if "-libs" in name:
+            assert f"{unnumbered} = {number}" in provides
+        else:
+            assert any(each.startswith(f"{unnumbered} {evr}") for each in provides), name
+        also = {"-libs": "-ecpg-libs", "-devel": "-ecpg-devel"}.get(name.removeprefix(ours))
+        if also and number >= 18:  # packages of their own there
+            assert any(each.startswith(f"postgresql{number}{also} {evr}") for each in provides)
+            conflicts.remove(f"postgresql{number}{also}")
         assert conflicts[:-1] == [plain], name
         if native:  # of the system nothing is known to rpm but the shell
             others = {each.split(" ")[0].split("(")[0] for each in requires if each}
             assert {each for each in others if not each.startswith(ours)} <= {"rpmlib", "/bin/sh"}
-    assert f"postgresql{number}-ptrack-abi = 7" in found[f"{ours}-server"][0]
-    wanted = {"-libs", "-server", "-contrib", "-devel", "-plperl", "-plpython3", "-pltcl"}
-    assert {f"{ours}{suffix}" for suffix in (*wanted, "-llvmjit", "")} <= set(found)
+    server = found[f"{ours}-server"][0]
+    assert {f"postgresql{number}-ptrack-abi = 7", "user(postgres)", "group(postgres)"} <= {*server}
+    assert f"libpq5 = {number}.3" in found[f"{ours}-libs"][0]
+    suffixes = {"-libs", "-server", "-contrib", "-devel", "-plperl", "-plpython3", "-pltcl",
+                "-llvmjit", ""}  # fmt: skip
+    assert {f"{ours}{suffix}" for suffix in suffixes} <= set(found)
+    assert (f"{ours}-libs-oauth" in found) == (number >= 18)
 
 
 @_packages.with_rpmbuild
@@ -165,7 +221,7 @@ def test_the_documented_line_installs_what_a_server_needs_and_no_more(tmp_path: 
         for name in names:
             (place / name.replace("|", "-")).touch()
     page = (REPO / "docs" / "packages.md").read_text()
-    (words,) = re.findall(r"^    dnf install (.*)$", page, re.MULTILINE)
+    (words,) = re.findall(r"^    dnf install (\./.*)$", page, re.MULTILINE)
     named = subprocess.run(
         ["bash", "-c", f"printf '%s\\n' {words}"], cwd=place, check=True, capture_output=True,
         text=True,
@@ -194,6 +250,22 @@ def test_features_of_later_majors_are_not_asked_for(major: matrix.Major) -> None
     for flag, since in (("lz4", 14), ("zstd", 15), ("liburing", 18)):
         assert (f"--with-{flag}" in spec) == (major.number >= since)
     assert ("--enable-thread-safety" in spec) == (major.number < 17)
+
+
+def test_all_that_takes_turns_in_usr_bin_is_the_client_s() -> None:
+    assert {*rpm.ALTERNATIVES} <= {*rpm.CLIENT_PROGRAMS}
+    of_17 = {"pg_combinebackup", "pg_createsubscriber", "pg_walsummary"}
+    assert of_17 <= {*rpm.ALTERNATIVES}
+
+
+@_packages.with_rpmbuild
+def test_the_library_for_oauth_is_in_a_package_of_its_own(tmp_path: Path) -> None:
+    (major,) = (each for each in MAJORS if each.number == 18)
+    spec = written("server", major, tmp_path)
+    text = spec.read_text()
+    # before what takes all lib*.so for developers
+    assert text.index("claim libs-oauth") < text.index("\nlanguages\n")
+    assert "postgresql18pt-libs-oauth" not in query(spec, "%{NAME}\n", "--without=libcurl")
 
 
 @pytest.mark.skipif(not shutil.which("rpmlint"), reason="needs rpmlint")
@@ -427,7 +499,7 @@ def test_facts_are_read_off_the_tree(line: _packages.Line) -> None:
     tip = dataclasses.replace(tree.source, provider="git")
     known = rpm.facts(dataclasses.replace(tree, source=tip), "Debian")
     assert known.rpm_version == "17.4^git20231114.221320.ccccccc"
-    assert known.extension_release == "1.pg17.4.git20231114.221320.ccccccc"
+    assert known.extension_release == "1.pg17.4.20231114.221320.ccccccc"
     (tree.path / "src/include/storage/changetrack.h").write_text("")
     with pytest.raises(PackageError, match="does not define CHANGETRACK_ABI"):
         rpm.build(tree)

@@ -33,6 +33,8 @@ needed = pytest.mark.skipif(
 )
 
 PROGRAMS = ("psql", "pg_dump")
+#: One that only other majors have.
+ABSENT = "pg_walsummary"
 #: Of all that a package can have below the prefix, what the scripts look at.
 FILES = {
     "": tuple(f"pgsql-17/{name}" for program in PROGRAMS
@@ -141,7 +143,7 @@ case $1 in
     preset) rm -f enabled ;;
     disable) rm -f enabled; [ $now = no ] || rm -f active ;;
     stop) rm -f active ;;
-    start | restart) cp loaded active ;;
+    start | restart) rm -f active; [ ! -e broken ] && cp loaded active ;;
     try-restart) [ ! -e active ] || cp loaded active ;;
     *) exit 1 ;;
 esac
@@ -167,17 +169,26 @@ class System:
 
     def rpm(self, *words: str) -> None:
         """Run rpm; scripts may say nothing that is no good news."""
+        assert self.told(*words) == ""
+
+    def told(self, *words: str) -> str:
+        """What rpm and the scripts say; no transaction fails for them."""
         argv = ["rpm", "--dbpath", str(self.place / "db"), "--nodeps", "--noplugins"]
         if DEBIAN:
             argv.append("--force-debian")
         argv += ["--define", f"_install_script_path {self.tools}:{PATH}"]
         done = subprocess.run([*argv, *words], check=False, capture_output=True, text=True)
-        assert (done.returncode, done.stderr) == (0, "")
+        assert done.returncode == 0
+        return done.stderr
+
+    def files(self, *patterns: str) -> list[str]:
+        """The packages whose names match."""
+        names = [name for name in self.packages if any(re.match(each, name) for each in patterns)]
+        return [str(self.packages[name]) for name in names]
 
     def install(self, *patterns: str) -> None:
         """Install or upgrade the packages whose names match."""
-        names = [name for name in self.packages if any(re.match(each, name) for each in patterns)]
-        self.rpm("-U", *(str(self.packages[name]) for name in names))
+        self.rpm("-U", *self.files(*patterns))
 
     def systemctl(self, *words: str) -> None:
         """As an administrator does."""
@@ -243,7 +254,7 @@ def specs() -> dict[str, str]:
     """Ours in two versions, and the plain one's."""
     (major,) = (each for each in matrix.load().majors if each.number == 17)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(rpm, "ALTERNATIVES", PROGRAMS)
+        patched.setattr(rpm, "ALTERNATIVES", (*PROGRAMS, ABSENT))
         made = rpm.render("server", facts_of(major))
     text = made["postgresql17pt.spec"]
     assert "ptrack" in made["postgresql-17.service"]  # by which %preun knows its own
@@ -328,6 +339,29 @@ def test_from_the_plain_server_and_back(system: System) -> None:
     system.rpm("-e", "instead-of-postgresql17")
     system.install(PLAIN_ALL, "instead-of-postgresql17pt-")
     system.check_complete(THEIRS)
+
+
+@needed
+def test_what_to_install_is_said_where_the_other_server_does_not_start(system: System) -> None:
+    system.install(PLAIN_ALL)
+    for command in ("enable", "start"):
+        system.systemctl(command, "postgresql-17.service")
+    (system.state / "broken").touch()
+    said = system.told("-U", *system.files(OURS_ALL, "instead-of-postgresql17-"))
+    (line,) = said.splitlines()
+    assert "postgresql-17 does not start" in line
+    assert "dnf install postgresql17pt-contrib" in line
+    assert "systemctl start postgresql-17" in line
+    assert (system.runs(), system.enabled) == ("nobody's", True)
+    (system.state / "broken").unlink()
+    system.systemctl("start", "postgresql-17.service")
+    (system.state / "broken").touch()
+    system.rpm("-e", "instead-of-postgresql17")
+    said = system.told("-U", *system.files(PLAIN_ALL, "instead-of-postgresql17pt-"))
+    (line,) = said.splitlines()
+    assert "take ptrack out of shared_preload_libraries" in line
+    assert "dnf install postgresql17-contrib" in line
+    system.check_nothing_noted()
 
 
 @needed

@@ -26,6 +26,7 @@ from ptrack_build.package import (
     deb,
     making,
     repo,
+    rpmrepo,
     rpmroot,
     signing,
     verify,
@@ -387,6 +388,47 @@ def test_a_package_that_cannot_be_installed_fails(
         verify.verify(dist=tmp_path)
     assert "held broken packages" in capsys.readouterr().out
     assert steps(fake) == []
+
+
+@pytest.fixture(autouse=True)
+def by_dnf(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is installed by dnf where a test does not say so."""
+    monkeypatch.setattr(rpmrepo, "verify", lambda _dist: ())
+
+
+@pytest.mark.usefixtures("fake")
+@pytest.mark.parametrize(
+    ("error", "status", "note"),
+    [
+        (None, "passed", ""),
+        (HostError("there is no dnf"), "incomplete", "skipped repo: there is no dnf"),
+        (PackageError("dnf refuses: install"), "failed", "dnf refuses: install"),
+    ],
+)
+def test_rpms_are_installed_from_a_repository(
+    error: Exception | None,
+    status: str,
+    note: str,
+    tmp_path: Path,
+    own_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = put(tmp_path, "17", kind="rpm")
+
+    def installed(dist: Path) -> tuple[str, ...]:
+        assert dist == folder
+        if error is not None:
+            raise error
+        return ("by name", "all together")
+
+    tried = rpmroot.Tried(steps=("it starts",), changed=1, reported=1)
+    monkeypatch.setattr(rpmroot, "lint", lambda _dist: True)
+    monkeypatch.setattr(rpmroot, "verify", lambda _dist: tried)
+    monkeypatch.setattr(rpmrepo, "verify", installed)
+    with contextlib.suppress(verify.VerifyFailed):
+        verify.verify(dist=tmp_path)
+    (row,) = json.loads((own_cache / "verify-packages.json").read_text())
+    assert (row["status"], row["tests"], row["note"]) == (status, 3 if error else 4, note)
 
 
 def test_rpms_are_tried_on_a_system_of_their_own(
