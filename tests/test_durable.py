@@ -129,6 +129,17 @@ def test_flush_before_anybody_reads(factory: Factory) -> None:
     oracle.check(snapshot, cluster, changed=21)
 
 
+def test_marked_before_anybody_reads(factory: Factory) -> None:
+    """A block has an old mark in the map's file and a new one in memory when the file is read."""
+    cluster = factory.create(checksums=True, max_worker_processes=0)  # no loader
+    pages(cluster, pages=400)
+    cluster.restart()
+    snapshot = oracle.take(cluster, usable=False)  # to ask for that would read the file
+    cluster.sql("DELETE FROM t WHERE i % 2 = 0")
+    oracle.evict(snapshot, cluster, changed=200)
+    oracle.check(snapshot, cluster, changed=200)
+
+
 def test_sp_gist_metapage(factory: Factory) -> None:
     """It changes without WAL, whatever the settings."""
     cluster = factory.create(checksums=True)
