@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from ptrack_build import ci, matrix
+from ptrack_build import ci, matrix, mutants
 from ptrack_build.errors import PtrackError
 from tests.build.conftest import REPO
 
@@ -265,9 +265,17 @@ def test_the_night_runs_what_takes_long() -> None:
         ("test-17", " -- --variant blocks-32k"),
         ("mutants-17", ""),
         ("mutants-16", ""),
+        ("mutants-14", ""),
     }
     assert jobs <= set(asked)
     assert {name for name, _ in asked if "$" not in name} <= {each["session"] for each in listed()}
+
+
+def test_each_mutant_is_tried_at_night() -> None:
+    """Some are of old majors, or of new ones."""
+    majors = {int(name[8:]) for name in ci.NIGHT if name.startswith("mutants-")}
+    for each in mutants.load():
+        assert majors & {*range(each.since, each.until + 1)}, each.name
 
 
 def test_the_night_makes_packages_of_both_kinds_in_containers_of_their_systems() -> None:
