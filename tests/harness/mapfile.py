@@ -17,15 +17,26 @@ PAGE = 4096
 
 #: Fields of the header: offset and size, bytes.
 FIELDS = {
+    "magic": (0, 4),
     "format": (4, 4),
     "init_lsn": (8, 8),
+    "sysid": (16, 8),
     "redo": (24, 8),
+    "whole_lsn": (32, 8),
     "tli": (40, 4),
+    "flags": (44, 4),
+    "nlines": (48, 4),
     "used": (52, 4),
     "blcksz": (56, 4),
     "segment_blocks": (60, 4),
+    "reset": (64, 4),
     "crc": (68, 4),
+    "reset_time": (72, 8),
+    "known_redo": (80, 8),
 }
+
+#: Where the header ends; the rest of its page is zeros, and under its checksum.
+HEADER = 88
 
 
 def at(page: int) -> slice:
