@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import struct
 from typing import TYPE_CHECKING
 
 import pytest
@@ -251,6 +252,24 @@ def test_unlogged_is_reset(factory: Factory) -> None:
     oracle.check(snapshot, cluster)
     cluster.sql("INSERT INTO u SELECT i, repeat('x', 300) FROM generate_series(1, 1000) i")
     oracle.check(snapshot, cluster)
+
+
+def test_unlogged_is_reported_whole(factory: Factory) -> None:
+    """Also a heap, whose init fork is empty, and whatever its pages look like."""
+    cluster = factory.create()
+    cluster.sql("CREATE UNLOGGED TABLE u (i int, x text)")
+    cluster.restart("immediate")
+    cluster.sql("INSERT INTO u SELECT i, repeat('x', 300) FROM generate_series(1, 3000) i")
+    cluster.evict()  # and marks it, before the parent
+    since = cluster.flush_wal()
+    path = cluster.path_of("u")
+    blocks = len(cluster.relation_bytes("u")) // cluster.block_size
+    with (cluster.data / path).open("r+b") as file:  # an LSN ends the walk from the end
+        file.seek((min(blocks, cluster.segment_blocks) - 1) * cluster.block_size)
+        file.write(struct.pack("=II", since >> 32, (since & 0xFFFFFFFF) - 64))
+    assert (cluster.data / f"{path}_init").stat().st_size == 0
+    assert cluster.reported("u", since) == set(range(blocks))
+    assert f"{path}_init" not in {row.path for row in cluster.pagemapset(since)}
 
 
 def test_index_build_and_checkpoint_then_crash(factory: Factory) -> None:

@@ -112,7 +112,8 @@ relfile_blocks(const RelFile *file)
 
 /*
  * Append the relations' files in a database's directory, without the empty
- * ones; one that does not exist has none.
+ * ones but for init forks, which tell that a relation is unlogged: that of a
+ * heap is empty.  One that does not exist has none.
  */
 void
 relfile_list(const char *path, RelFileList *list)
@@ -140,7 +141,7 @@ relfile_list(const char *path, RelFileList *list)
 					(errcode_for_file_access(),
 					 errmsg("could not stat file \"%s\": %m", file_path)));
 		}
-		if (!S_ISREG(st.st_mode) || st.st_size == 0)
+		if (!S_ISREG(st.st_mode) || (st.st_size == 0 && file.fork != INIT_FORKNUM))
 			continue;
 		file.size = (uint64) st.st_size;
 
