@@ -222,7 +222,10 @@ scan_file(BlockScan *scan, const char *dir, const PtrackFork *fork, const RelFil
 			uint64		first = base + k * PTRACK_CHUNK_BLOCKS;
 			uint64		bits = changed[k] | inflight_bits(scan, fork, first);
 
-			/* an SP-GiST index changes its metapage without WAL */
+			/*
+			 * An SP-GiST index changes its metapage without WAL.  nextval does so
+			 * to a sequence's page, if a checkpoint begins while it is at it.
+			 */
 			if (first == 0 && scan->replayed)
 				bits |= 1;
 			if (bits == 0)
