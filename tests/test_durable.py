@@ -6,6 +6,7 @@ or not on disk at all.
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -152,6 +153,27 @@ def test_free_space_map(factory: Factory) -> None:
     oracle.evict(snapshot, cluster, changed=20)
     found = oracle.compare(snapshot, cluster.files(), []).lost
     path = cluster.path_of("t") + "_fsm"
+    assert {1, 2} <= {one.block for one in found if one.path == path}, "the map did not change"
+    cluster.restart("immediate")
+    oracle.check(snapshot, cluster, mask_hints=True)
+
+
+def test_free_space_map_once_logged(factory: Factory) -> None:
+    """Its pages have LSNs of a time when its hints were logged, so no LSN tells them apart."""
+    cluster = factory.create(checksums=False, wal_log_hints=True)
+    pages(cluster)
+    cluster.sql("VACUUM t")
+    cluster.restart(wal_log_hints=False)
+    snapshot = oracle.take(cluster)
+    path = cluster.path_of("t") + "_fsm"
+    for block in range(3):
+        at = block * cluster.block_size
+        high, low = struct.unpack_from("=II", snapshot.content[path], at)
+        assert 1 << 20 <= high << 32 | low < snapshot.lsn, "it was not logged"
+    cluster.sql("DELETE FROM t WHERE i % 2 = 0")
+    cluster.sql("VACUUM (TRUNCATE false) t")
+    oracle.evict(snapshot, cluster, changed=20)
+    found = oracle.compare(snapshot, cluster.files(), []).lost
     assert {1, 2} <= {one.block for one in found if one.path == path}, "the map did not change"
     cluster.restart("immediate")
     oracle.check(snapshot, cluster, mask_hints=True)
