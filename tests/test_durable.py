@@ -6,6 +6,7 @@ or not on disk at all.
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -33,15 +34,30 @@ def test_appended_past_the_pool(factory: Factory) -> None:
 
 
 def _kept_when_lost(
-    factory: Factory, setup: str, first: str, statement: str, *, checkpoint: bool = False
+    factory: Factory,
+    setup: str,
+    first: str,
+    statement: str,
+    *,
+    index: str,
+    changed: int,
+    checkpoint: bool = False,
 ) -> None:
-    """What a statement has changed is reported although all its WAL is lost."""
+    """What a statement has changed is reported although all its WAL is lost.
+
+    changed: at least so many blocks of the index it has written past the buffer pool.
+    """
     cluster = factory.create(checksums=True, shared_buffers="16MB", wal_buffers="16MB")
     cluster.script(setup.split("; "))
     snapshot = oracle.take(cluster)
     with lost(cluster, first, checkpoint=checkpoint) as connection:
         connection.execute(statement.encode())
-    oracle.check(snapshot, cluster)
+        row = connection.execute("SELECT pg_relation_filepath(%s)", [index]).fetchone()
+    assert row is not None
+    found = oracle.compare(snapshot, cluster.files(), []).lost
+    written = [one for one in found if one.path.partition(".")[0] == row[0]]
+    assert len(written) >= changed, f"{len(written)} blocks were written past the pool"
+    oracle.check(snapshot, cluster, changed=changed)
 
 
 def test_index_build_over_a_checkpoint_lost(factory: Factory) -> None:
@@ -51,6 +67,8 @@ def test_index_build_over_a_checkpoint_lost(factory: Factory) -> None:
         "CREATE TABLE t AS SELECT i, md5(i::text) AS s FROM generate_series(1, 30000) i",
         "CREATE INDEX ON t (i)",
         "CREATE INDEX ON t (s)",
+        index="t_s_idx",
+        changed=40,
         checkpoint=True,
     )
 
@@ -63,6 +81,8 @@ def test_hash_index_splits_lost(factory: Factory) -> None:
         "INSERT INTO t SELECT generate_series(1, 2000)",
         "SELECT count(*) FROM t",
         "INSERT INTO t SELECT generate_series(1, 12000)",
+        index="t_hash",
+        changed=3,
     )
 
 
@@ -163,6 +183,27 @@ def test_free_space_map(factory: Factory) -> None:
     oracle.evict(snapshot, cluster, changed=20)
     found = oracle.compare(snapshot, cluster.files(), []).lost
     path = cluster.path_of("t") + "_fsm"
+    assert {1, 2} <= {one.block for one in found if one.path == path}, "the map did not change"
+    cluster.restart("immediate")
+    oracle.check(snapshot, cluster, mask_hints=True)
+
+
+def test_free_space_map_once_logged(factory: Factory) -> None:
+    """Its pages have LSNs of a time when its hints were logged, so no LSN tells them apart."""
+    cluster = factory.create(checksums=False, wal_log_hints=True)
+    pages(cluster)
+    cluster.sql("VACUUM t")
+    cluster.restart(wal_log_hints=False)
+    snapshot = oracle.take(cluster)
+    path = cluster.path_of("t") + "_fsm"
+    for block in range(3):
+        at = block * cluster.block_size
+        high, low = struct.unpack_from("=II", snapshot.content[path], at)
+        assert 1 << 20 <= high << 32 | low < snapshot.lsn, "it was not logged"
+    cluster.sql("DELETE FROM t WHERE i % 2 = 0")
+    cluster.sql("VACUUM (TRUNCATE false) t")
+    oracle.evict(snapshot, cluster, changed=20)
+    found = oracle.compare(snapshot, cluster.files(), []).lost
     assert {1, 2} <= {one.block for one in found if one.path == path}, "the map did not change"
     cluster.restart("immediate")
     oracle.check(snapshot, cluster, mask_hints=True)

@@ -106,6 +106,29 @@ def test_crash(bare: Shared, scenario: Scenario) -> None:
         raise
 
 
+@pytest.mark.major(since=15)
+def test_database_made_by_zeros(factory: Factory) -> None:
+    """A file is extended by its last block; the others come to be zeros, their pages in the pool.
+
+    The parent has the same names of files; no crash, so that nothing but marks tells of them.
+    """
+    cluster = factory.create(shared_buffers="16MB")
+    cluster.sql("CREATE DATABASE source")
+    pages(cluster, database="source")
+    again = "CREATE DATABASE d OID = 20001 TEMPLATE source STRATEGY wal_log"
+    cluster.sql(again)
+    path = cluster.path_of("t", database="d")
+    snapshot = oracle.take(cluster)
+    cluster.sql("DROP DATABASE d")
+    cluster.sql(again)
+    current = cluster.files()
+    found = oracle.compare(snapshot, current, []).lost
+    zeros = {one.block for one in found if one.path == path and not any(one.after)}
+    assert 0 in zeros, "the pages were written already"
+    oracle.look(snapshot, cluster, current=current)
+    oracle.check(snapshot, cluster)
+
+
 @pytest.mark.major(since=18)
 @pytest.mark.parametrize("statement", ["CREATE DATABASE", "ALTER DATABASE"])
 @pytest.mark.parametrize("crash", [False, True], ids=["running", "killed"])

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.harness import lsn
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -56,17 +58,27 @@ def lost(
     """A transaction whose WAL is lost: kill -9 before any of it is written, and a start.
 
     first: a statement before that, which brings the catalogs into the cache; then a checkpoint, if
-    asked for, during the transaction.
+    asked for, during the transaction. What the body does must not have WAL that was written: it
+    would be redone.
     """
     with cluster.connect(database=database, autocommit=False) as connection:
         connection.execute(first)
         if checkpoint:
             cluster.checkpoint()
         with cluster.paused("walwriter", "background writer", "checkpointer"):
+            before = _position(connection, "pg_current_wal_insert_lsn()")
             yield connection
+            written = _position(connection, "pg_current_wal_lsn()")
             cluster.kill_all()
         connection.close()
+    assert written <= before, "some of its WAL was written"
     cluster.start()
+
+
+def _position(connection: psycopg.Connection[tuple[Any, ...]], function: str) -> int:
+    row = connection.execute(f"SELECT {function}::text".encode()).fetchone()
+    assert row is not None
+    return lsn.parse(row[0])
 
 
 def grow_and_lose(
