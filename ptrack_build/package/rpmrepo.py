@@ -93,7 +93,7 @@ def verify(dist: Path) -> tuple[str, ...]:
             with signing.throwaway() as key:
                 told = repo.trial(dist, place / "repository", key)
             _standins(place / "standins", number, said["packages"], log)
-            with _served(place / "repository") as address:
+            with served(place / "repository") as address:
                 repos = _told(place, told.replace("URL", address))
 
                 def root(name: str) -> _Root:
@@ -157,7 +157,7 @@ def capabilities(packages: Iterable[Mapping[str, str]]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _served(place: Path) -> Iterator[str]:
+def served(place: Path) -> Iterator[str]:
     """The address on the loopback where a directory is served."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):

@@ -5,10 +5,7 @@ The keys are real, throw-away ones; the packages are real and empty; servers are
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import hashlib
-import http.server
 import json
 import os
 import shutil
@@ -42,6 +39,7 @@ from ptrack_build.package import (
     verify,
 )
 from ptrack_build.package import described as described_deb
+from ptrack_build.package.rpmrepo import served
 from tests.build.test_package import MADE_OF, SYSTEM
 
 if TYPE_CHECKING:
@@ -129,27 +127,6 @@ def content(place: Path, *, without: tuple[str, ...] = ()) -> dict[str, str]:
 
 
 # ---- apt
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    """Serves files and says nothing."""
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Nothing."""
-
-
-@contextlib.contextmanager
-def served(place: Path) -> Iterator[str]:
-    """The address of a server of these files, on the loopback."""
-    handler = functools.partial(Quiet, directory=str(place))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 @dataclass(frozen=True)
