@@ -142,7 +142,9 @@ def major_sessions(major: Major) -> None:
         options.add_argument("--no-write", action="store_true", help="print only")
         options.add_argument("--no-plots", action="store_true", help="leave matplotlib out")
         options.add_argument("--page", action="store_true", help="write page and plots anew only")
-        options.add_argument("--public", type=Path, metavar="CHECKOUT", help="ptrack 2.4 beside it")
+        options.add_argument(
+            "--public", type=options.path, metavar="CHECKOUT", help="ptrack 2.4 beside it"
+        )
         options.add_argument("families", nargs="*", help=", ".join(engine.FAMILIES))
         given = options.read()
         if given.page:
@@ -308,7 +310,7 @@ def drift(session: nox.Session) -> None:
     from ptrack_build import cores
 
     options = Options(session)
-    options.add_argument("--json", metavar="FILE", help="write the table there as JSON, too")
+    options.add_argument("--json", type=options.path, metavar="FILE", help="write the table there")
     options.add_argument("majors", nargs="*", metavar="NN", help="these majors only")
     given = options.read()
     majors = [MATRIX.major(name) for name in given.majors] or list(MATRIX.majors)

@@ -52,7 +52,8 @@ class Row:
 @contextlib.contextmanager
 def _cache_of_its_own() -> Iterator[Path]:
     """An empty cache on the file system of the usual one; removed at the end."""
-    path = cache.root() / f"bench-{os.getpid()}"
+    cache.sweep(cache.root())
+    path = cache.root() / f".bench.{os.getpid()}.part"
     before = os.environ.get("PTRACK_CACHE")
     os.environ["PTRACK_CACHE"] = str(path)
     try:

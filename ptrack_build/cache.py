@@ -184,7 +184,7 @@ def building(final: Path, mark: str = "") -> Iterator[Path]:
     """
     parent = final.parent
     parent.mkdir(parents=True, exist_ok=True)
-    _sweep(parent)
+    sweep(parent)
     scratch = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".part", dir=parent))
     scratch.chmod(0o755)
     try:
@@ -241,7 +241,8 @@ def remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def _sweep(parent: Path) -> None:
+def sweep(parent: Path) -> None:
+    """Remove what runs that were killed long ago left of their scratch in a directory."""
     limit = time.time() - STALE_SECONDS
     for leftover in parent.glob(".*.part"):
         with contextlib.suppress(OSError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptrack_build import cache, host, patch, report, source
@@ -14,6 +13,7 @@ from ptrack_build.source.base import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from ptrack_build.matrix import Major
     from ptrack_build.source import SourceTree
@@ -183,17 +183,17 @@ def write(majors: Sequence[Major], *, anew: bool, named: Sequence[str] = ()) -> 
     _require(sources.lacking, majors, named)
 
 
-def drift(majors: Sequence[Major], *, json_file: str | None) -> None:
+def drift(majors: Sequence[Major], *, json_file: Path | None) -> None:
     """Look at the branch tips as they are now. Raises PatchError when a tip conflicts."""
     sources = _reachable(majors, spec="git", refresh=True)
     rows = [patch.drift(tree) for tree in sources.found.values()]
     if rows:
         say(patch.drift_table(rows))
     sources.tell("not looked at")
-    if json_file is not None:
-        cache.write(Path(json_file), patch.drift_json(rows) + "\n")
-    else:
+    if json_file is None:
         say(patch.drift_json(rows))
+    elif rows:
+        cache.write(json_file, patch.drift_json(rows) + "\n")
     conflicts = [row.major for row in rows if row.status == "conflict"]
     if conflicts:
         what = f"the templates do not fit the tip of {', '.join(conflicts)}"

@@ -33,6 +33,7 @@ shared_preload_libraries = 'ptrack'
 ptrack.map_size = {map_mb}
 listen_addresses = ''
 unix_socket_directories = '{sockets}'
+unix_socket_permissions = 0700  # any role is trusted: nobody else's affair
 max_wal_size = 2GB
 fsync = off
 """

@@ -23,7 +23,7 @@ from ptrack_build.progress import say, step
 from ptrack_build.run import call
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
 APT_LISTS = Path("/var/lib/apt/lists")
 LISTS_STALE_SECONDS = 24 * 3600
@@ -38,16 +38,18 @@ _HALF = re.compile(rb"\nStatus: \w+ \w+ (unpacked|half-installed|half-configured
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """Something a step needs: programs on the PATH and headers, and the packages that have them."""
+    """What a step needs (programs on the PATH, headers, modules of perl), and packages with it."""
 
     programs: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
     headers: tuple[str, ...] = ()
     apt: tuple[str, ...]
     dnf: tuple[str, ...]
 
     def met(self) -> bool:
         """Whether all of it is there."""
-        return all(map(shutil.which, self.programs)) and all(map(_header, self.headers))
+        there = all(map(shutil.which, self.programs)) and all(map(_header, self.headers))
+        return there and _modules(self.modules)
 
 
 NEEDS: dict[str, Need] = {
@@ -57,6 +59,7 @@ NEEDS: dict[str, Need] = {
     "flex": Need(programs=("flex",), apt=("flex",), dnf=("flex",)),
     "perl": Need(
         programs=("perl",),
+        modules=("FindBin", "File::Compare", "Opcode"),
         apt=("perl",),
         dnf=("perl-interpreter", "perl-FindBin", "perl-File-Compare", "perl-Opcode"),
     ),
@@ -130,6 +133,12 @@ def _include_directories() -> tuple[Path, ...]:
 
 def _header(name: str) -> bool:
     return any((folder / name).is_file() for folder in _include_directories())
+
+
+def _modules(names: Sequence[str]) -> bool:
+    """Whether perl has them: some systems have a perl without its library."""
+    words = ["perl", *(f"-M{name}" for name in names), "-e", "1"]
+    return not names or call(words, check=False, capture=True, quiet=True).returncode == 0
 
 
 def compiler() -> list[str]:

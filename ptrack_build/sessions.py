@@ -80,6 +80,10 @@ class Options(argparse.ArgumentParser):
         """Raise what is reported without a traceback."""
         raise UsageError(message, hint=f"./nox -s {self.session.name} -- --help")
 
+    def path(self, word: str) -> Path:
+        """The type of an option that is a path: a relative one is so to where nox was called."""
+        return Path(self.session.invoked_from) / word
+
     def read(self) -> argparse.Namespace:
         """All words must be known."""
         return self.parse_args(self.session.posargs)

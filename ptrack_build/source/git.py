@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from ptrack_build import cache
-from ptrack_build.errors import BadSource, CommandFailed, SourceError
+from ptrack_build.errors import BadSource, CommandFailed, SourceError, UsageError
 from ptrack_build.progress import step
 from ptrack_build.source import net
 from ptrack_build.source.base import (
@@ -21,6 +21,9 @@ from ptrack_build.source.base import (
     offline,
 )
 from ptrack_build.source.mirror import git, git_remote
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 #: PostgreSQL's own git server, then its mirror on GitHub.
 SERVERS = (
@@ -64,15 +67,13 @@ class GitProvider:
             if not repositories:
                 what = "PTRACK_OFFLINE is set"
                 raise Unreachable(what)
-        # what is asked is what git makes of it: a user's url.<base>.insteadOf counts
-        urls = {r: r if is_local(r) else rewritten(r) for r in repositories}
-        silent = net.unreachable((u for u in urls.values()), refresh=want.refresh)
+        silent = unreachable(repositories, refresh=want.refresh)
         reasons: list[str] = []
         kind: type[SourceError] = SourceError
         bad = False
-        for repository, url in urls.items():
-            if url in silent:
-                reasons.append(silent[url])
+        for repository in repositories:
+            if repository in silent:
+                reasons.append(silent[repository])
                 kind = Unreachable
                 continue
             try:
@@ -105,6 +106,7 @@ class GitProvider:
                         "--no-tags",
                         "--no-write-fetch-head",
                         "--depth=1",
+                        "--",
                         repository,
                         f"+{found if not _is_id(found) else commit}:{_ref(want, commit)}",
                         log=log,
@@ -134,6 +136,9 @@ def _repository(word: str) -> str:
     path = cache.expanded(word, SETTING)
     if path.is_dir():
         return str(path.absolute())
+    if word.startswith("-"):
+        what = f"{SETTING}={word} is an option, not a repository"
+        raise UsageError(what, hint="give a directory or an address")
     scheme = word.partition("://")[0]
     return net.checked(word, SETTING) if scheme in net.PORTS else word
 
@@ -143,10 +148,26 @@ def is_local(repository: str) -> bool:
     return repository.startswith(("/", "file://"))
 
 
+def unreachable(repositories: Iterable[str], *, refresh: bool = False) -> dict[str, str]:
+    """Of these repositories those whose server does not answer, with the reason.
+
+    What is looked for is what git would ask: a user's url.<base>.insteadOf counts, and what is
+    behind git's own http.proxy is left to git.
+    """
+    urls = {r: rewritten(r) for r in repositories if not is_local(r)}
+    direct = [url for url in urls.values() if not _proxied(url)]
+    reasons = net.unreachable(direct, refresh=refresh)
+    return {r: reasons[url] for r, url in urls.items() if url in reasons}
+
+
 def rewritten(repository: str) -> str:
     """What a user's url.<base>.insteadOf makes of a repository's address."""
-    done = git("ls-remote", "--get-url", repository, check=False)
+    done = git("ls-remote", "--get-url", "--", repository, check=False)
     return done.stdout.decode().strip() or repository
+
+
+def _proxied(url: str) -> bool:
+    return bool(git("config", "--get-urlmatch", "http.proxy", url, check=False).stdout.strip())
 
 
 def _is_id(name: str) -> bool:
@@ -176,7 +197,7 @@ def _ask(repository: str, name: str) -> tuple[str, str]:
         f"refs/tags/{name}^{{}}",
         f"refs/remotes/*/{name}",
     )
-    out = git_remote("ls-remote", repository, *patterns, timeout=ASK_SECONDS).stdout
+    out = git_remote("ls-remote", "--", repository, *patterns, timeout=ASK_SECONDS).stdout
     found = [line.split("\t", 1) for line in out.splitlines() if "\t" in line]
     for kind in ("refs/heads/", "refs/tags/", "refs/remotes/"):
         for commit, ref in found:

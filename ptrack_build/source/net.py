@@ -57,12 +57,15 @@ def checked(url: str, setting: str, schemes: Iterable[str] = PORTS) -> str:
 
 
 def endpoint(url: str) -> tuple[str, int] | None:
-    """Host and port that a URL leads to, or None where that cannot be told (a file, a proxy)."""
+    """Host and port that a URL leads to, or None where that cannot be told (a file, a proxy).
+
+    Nor can it of ssh, whose own configuration says what a host's name stands for and what to pass.
+    """
     try:
         parts = urlsplit(url)
     except ValueError:
         return None
-    if parts.scheme not in PORTS or not parts.hostname:
+    if parts.scheme not in PORTS or parts.scheme == "ssh" or not parts.hostname:
         return None
     if parts.scheme in {"http", "https"}:
         proxies = getproxies()

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 from ptrack_build import cache
 from ptrack_build.errors import CommandFailed, SourceError
 from ptrack_build.progress import step
-from ptrack_build.source import net
 from ptrack_build.source.base import SourceTree, Unreachable, check_space, offline, version_key
-from ptrack_build.source.git import GitProvider, is_local, reason_of, rewritten
+from ptrack_build.source.git import GitProvider, is_local, reason_of, unreachable
 from ptrack_build.source.mirror import git, git_remote
 
 if TYPE_CHECKING:
@@ -58,9 +57,8 @@ def _tagged(repository: str, major: Major, paths: Sequence[str]) -> list[SourceT
     if offline():
         what = "PTRACK_OFFLINE is set"
         raise Unreachable(what)
-    url = rewritten(repository)
-    if silent := net.unreachable([url]):
-        raise Unreachable(silent[url])
+    if silent := unreachable([repository]):
+        raise Unreachable(silent[repository])
     with cache.lock("releases.git", "fetches releases"):
         return _fetched(repository, major, paths)
 

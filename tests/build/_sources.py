@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from ptrack_build.matrix import Major
 
@@ -255,6 +256,7 @@ def git_over_http(top: Path) -> Iterator[tuple[str, list[str]]]:
 
         def backend(self, body: bytes) -> None:
             path, _, query = self.path.partition("?")
+            path = urlsplit(path).path  # whole addresses are what a proxy is asked for
             asked.append(path)
             env = os.environ | {
                 "GIT_PROJECT_ROOT": str(top),

@@ -84,6 +84,15 @@ def test_the_readme_names_every_session_and_document() -> None:
     assert documents == set(re.findall(r"^- \[(docs/.*?)\]\(\1\)", readme, re.MULTILINE))
 
 
+def test_no_merge_was_left_half_done() -> None:
+    rooms = ("docs", "extension", "packaging", "patches", "ptrack_build", "templates", "tests")
+    files = [path for room in rooms for path in (REPO / room).rglob("*") if path.is_file()]
+    files += [path for path in REPO.iterdir() if path.is_file()]
+    assert REPO / "docs" / "architecture.md" in files
+    left = re.compile(rb"^(<{7}|>{7})( |$)", re.MULTILINE)
+    assert not [path for path in files if left.search(path.read_bytes())]
+
+
 def test_versions_differ_in_one_header() -> None:
     sources = list((REPO / "extension").rglob("*.[ch]"))
     asking = {path.name for path in sources if "PG_VERSION_NUM" in path.read_text()}

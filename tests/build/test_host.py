@@ -91,6 +91,16 @@ def test_no_compiler(bare: Path) -> None:
     assert "gcc" in (caught.value.hint or "")
 
 
+def test_a_perl_without_its_library(bare: Path) -> None:
+    assert host.missing(["perl"]) == ["perl"]
+    perl = bare / "perl"
+    perl.write_text('#!/bin/sh\nfor word; do test "$word" != -MFindBin || exit 2; done\n')
+    perl.chmod(0o755)
+    assert host.missing(["perl"]) == ["perl"]
+    perl.write_text("#!/bin/sh\n")
+    assert host.missing(["perl"]) == []
+
+
 def test_a_compiler_that_is_named_but_absent(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     del bare
     monkeypatch.setenv("CC", "gcc-99 -m64")

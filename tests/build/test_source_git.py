@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ptrack_build import REPO, source
-from ptrack_build.errors import BadSource, CommandFailed, HostError, SourceError
+from ptrack_build.errors import BadSource, CommandFailed, HostError, SourceError, UsageError
 from ptrack_build.patch.objects import Objects
 from ptrack_build.source import net
 from ptrack_build.source.mirror import Entry, Mirror, open_mirror
@@ -347,6 +347,34 @@ def test_over_http(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert source.fetch(major("17"), refresh=True).commit == moved
     monkeypatch.setenv("PTRACK_REFRESH", "1")
     assert source.fetch(major("17")).commit == moved
+
+
+def test_behind_the_proxy_that_git_knows(
+    repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with git_over_http(repo.parent) as (proxy, asked):
+        config = tmp_path / "gitconfig"
+        config.write_text(f'[http "http://pg.invalid"]\n\tproxy = {proxy}\n')
+        monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
+        monkeypatch.setenv("PTRACK_PG_GIT", "http://pg.invalid/pg/.git")
+        assert source.fetch(major("17")).version == "17.2"
+        assert asked
+        monkeypatch.setenv("PTRACK_PG_GIT", "http://other.invalid/pg/.git")
+        with pytest.raises(SourceError, match=r"other\.invalid: "):
+            source.fetch(major("16"))
+
+
+def test_what_cannot_be_looked_for_is_left_to_git() -> None:
+    assert net.endpoint("https://a.example/pg.git") == ("a.example", 443)
+    assert net.endpoint("ssh://alias/pg.git") is None  # its name is ssh's own affair
+
+
+def test_an_option_is_no_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = tmp_path / "done"
+    monkeypatch.setenv("PTRACK_PG_GIT", f"--upload-pack=touch${{IFS}}{done}")
+    with pytest.raises(UsageError, match="is an option, not a repository"):
+        source.fetch(major("17"), spec="git")
+    assert not done.exists()
 
 
 def test_two_at_once(repo: Path) -> None:

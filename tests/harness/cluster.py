@@ -44,6 +44,7 @@ _POLL_SECONDS = 0.004
 BASE: Mapping[str, Value] = {
     "listen_addresses": "",
     "port": PORT,
+    "unix_socket_permissions": "0700",
     "shared_buffers": "1MB",
     "max_connections": 20,
     "max_worker_processes": 6,
