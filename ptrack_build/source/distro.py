@@ -387,8 +387,9 @@ class Apt:
         lines += [f'{name} "{value}";' for name, value in settings.items()]
         cache.write(home / "apt.conf", "\n".join(lines) + "\n")
         if os.geteuid() == 0 and not cache.private_parents(home / "download"):
-            # whom apt's downloads run as, so that they need not run as root
-            with contextlib.suppress(LookupError, PermissionError):
+            # whom apt's downloads run as, so that they need not run as root; a container's root may
+            # be a user who cannot give it away
+            with contextlib.suppress(LookupError, OSError):
                 shutil.chown(home / "download", "_apt")
         return home
 

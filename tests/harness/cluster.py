@@ -314,8 +314,7 @@ class Cluster:
         if self._process.poll() is None:
             system.send(self.pid, signal.SIGSTOP)
             pids = system.children(self.pid)
-            for pid in (*pids, self.pid):
-                system.send(pid, signal.SIGKILL)
+            system.kill(*pids, self.pid)
             self._process.wait()
             deadline = time.monotonic() + _STOP_SECONDS
             while any(system.alive(pid) for pid in pids) and time.monotonic() < deadline:
@@ -361,12 +360,12 @@ class Cluster:
         """kill -9 one process, as soon as there is one, and wait for nothing."""
         if backend_type == "client backend":
             with contextlib.suppress(psycopg.Error), self.connect() as connection:
-                system.send(connection.info.backend_pid, signal.SIGKILL)
+                system.kill(connection.info.backend_pid)
                 connection.execute("SELECT pg_sleep(60)")
             return
         query = "SELECT FROM pg_stat_activity WHERE backend_type = %s"
         self.wait_for(lambda: bool(self.sql(query, backend_type)), f"a {backend_type}")
-        system.send(self.process(backend_type), signal.SIGKILL)
+        system.kill(self.process(backend_type))
 
     def process(self, backend_type: str) -> int:
         """Process id of a server process, by its type in pg_stat_activity."""

@@ -13,6 +13,7 @@ import functools
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -21,11 +22,13 @@ from typing import IO, TYPE_CHECKING, Any
 from ptrack_build.host import server_user
 
 if TYPE_CHECKING:
-    import signal
     from collections.abc import Iterator, Mapping, Sequence
 
 _NAPS = 10
 _NAP_SECONDS = 0.01
+_STOPPED_SECONDS = 10.0
+_DEAD = frozenset("ZX")
+_STOPPED = frozenset("tTZX")
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -191,11 +194,31 @@ def children(pid: int) -> list[int]:
 
 def alive(pid: int) -> bool:
     """Whether a process exists and is not a zombie."""
+    return _state(pid) not in _DEAD
+
+
+def kill(*pids: int) -> None:
+    """kill -9 processes, when all of them have stopped, and so each between two system calls.
+
+    A write that is killed may have written half a page. PostgreSQL mends that from a page image
+    in WAL, and does not start where full_page_writes has been off.
+    """
+    for pid in pids:
+        send(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + _STOPPED_SECONDS
+    while any(_state(pid) not in _STOPPED for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    for pid in pids:
+        send(pid, signal.SIGKILL)
+
+
+def _state(pid: int) -> str:
+    """The state of a process as /proc has it, a letter; X if it is gone."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
+        return "X"
+    return stat.rpartition(")")[2].split()[0]
 
 
 def title(pid: int) -> bytes:
