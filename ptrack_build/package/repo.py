@@ -244,7 +244,10 @@ def listing(system: str, *, unsigned: bool) -> str:
         if unsigned
         else f"gpgcheck=1\nrepo_gpgcheck=1\ngpgkey=URL/{KEY_FILE}"
     )
-    return f"[ptrack]\nname=PostgreSQL with ptrack\nbaseurl=URL/yum/{system}\n{checks}\n"
+    # EL 8 and 9 have a module `postgresql`, and dnf hides whatever provides a name of its packages,
+    # as ours provide postgresql-server: not from a repository that says this.
+    head = f"[ptrack]\nname=PostgreSQL with ptrack\nbaseurl=URL/yum/{system}\nmodule_hotfixes=1\n"
+    return f"{head}{checks}\n"
 
 
 def usage(place: Path, *, unsigned: bool) -> str:

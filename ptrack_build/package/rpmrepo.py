@@ -3,10 +3,11 @@
     dist/<system>/postgresql-NN ── verify ──▶ what went well
 
 dnf knows two repositories: a signed one of the packages, as `repo` makes it, served on the
-loopback, and one of stand-ins: a package that provides all that ours require of a distribution,
-and PGDG's server with contrib, of a later minor. So what names, Requires, Provides and Conflicts
-come to is dnf's answer, wherever the packages were made. No script runs, since an empty root has no
-shell: what they do is tried where the system is a real one (see rpmroot).
+loopback, and one of stand-ins: a package that provides all that ours require of a distribution, a
+module of a server, as EL 8 has it, and PGDG's server with contrib, of a later minor. So what names,
+Requires, Provides and Conflicts come to is dnf's answer, wherever the packages were made. No script
+runs, since an empty root has no shell: what they do is tried where the system is a real one (see
+rpmroot).
 """
 
 from __future__ import annotations
@@ -43,8 +44,37 @@ License: PostgreSQL
 %description
 A stand-in.
 
+%package -n postgresql-server
+Version: 10
+Summary: Stands in for the one of a module
+
+%description -n postgresql-server
+A stand-in.
+
+%files -n postgresql-server
+
 {plain}
 %files
+"""
+#: EL 8's dnf takes its module unasked, and hides what else provides a name of its packages.
+MODULE: Final = """---
+document: modulemd
+version: 2
+data:
+  name: postgresql
+  stream: "10"
+  version: 1
+  context: standin
+  arch: {arch}
+  summary: A stand-in
+  description: A stand-in
+  license: {{module: [MIT]}}
+  dependencies: [{{requires: {{platform: [el8]}}}}]
+  artifacts: {{rpms: ["postgresql-server-0:10-1.noarch"]}}
+---
+document: modulemd-defaults
+version: 1
+data: {{module: postgresql, stream: "10"}}
 """
 
 #: PGDG's packages as far as they have to do with each other.
@@ -92,12 +122,12 @@ def verify(dist: Path) -> tuple[str, ...]:
         try:
             with signing.throwaway() as key:
                 told = repo.trial(dist, place / "repository", key)
-            _standins(place / "standins", number, said["packages"], log)
+            arch = said["system"]["architecture"]
+            _standins(place / "standins", number, arch, said["packages"], log)
             with served(place / "repository") as address:
                 repos = _told(place, told.replace("URL", address))
 
                 def root(name: str) -> _Root:
-                    arch = said["system"]["architecture"]
                     return _Root(path=place / name, repos=repos, arch=arch, log=log)
 
                 steps = _steps(number, said["packages"], root)
@@ -112,7 +142,9 @@ def verify(dist: Path) -> tuple[str, ...]:
     return steps
 
 
-def _standins(place: Path, number: str, packages: Iterable[Mapping[str, str]], log: Path) -> None:
+def _standins(
+    place: Path, number: str, arch: str, packages: Iterable[Mapping[str, str]], log: Path
+) -> None:
     """Make the repository of what is not ours."""
     wanted = capabilities(packages)
     plain = [
@@ -139,6 +171,10 @@ def _standins(place: Path, number: str, packages: Iterable[Mapping[str, str]], l
     argv = ["rpmbuild", "-bb", "--target=noarch", *defined, str(spec)]
     call(argv, log=log, quiet=True)
     call(["createrepo_c", "--quiet", str(place)], log=log, quiet=True)
+    module = place / "modules.yaml"
+    module.write_text(MODULE.format(arch=arch), encoding="utf-8")
+    argv = ["modifyrepo_c", "--mdtype=modules", str(module), str(place / "repodata")]
+    call(argv, log=log, quiet=True)
 
 
 def capabilities(packages: Iterable[Mapping[str, str]]) -> list[str]:
@@ -204,6 +240,7 @@ class _Root:
             "persistdir": state / "persist",
             "logdir": state / "log",
             "tsflags": "noscripts,notriggers",
+            "module_platform_id": "platform:el8",
         }
         argv = ["dnf", "-y", f"--installroot={self.path}", f"--forcearch={self.arch}",
                 "--releasever=1", "--noplugins"]  # fmt: skip
@@ -260,7 +297,7 @@ def _steps(
     other.has(*with_server, f"{ours}-contrib")
     return (
         f"{module} brings our server, by name, out of a signed repository",
-        f"all {len(every)} packages go together",
+        f"all {len(every)} packages go together, beside a distribution's module",
         "a newer server of PGDG's takes the place of ours in no upgrade, and is refused beside it",
         "ours take the place of PGDG's, one for each, where that is asked for",
     )

@@ -672,7 +672,12 @@ def test_purging_the_plain_server_in_the_same_run_is_refused(
     assert scripts.run("preinst", "upgrade", "17.1-1").returncode == 0
     done = scripts.run("preinst", "install")
     assert done.returncode == int(refused), done.stderr
-    assert ("Run it again without --purge" in done.stderr) is refused
+    # apt goes on to unpack what came with it, and takes no files until that is mended
+    assert ("apt --fix-broken install" in done.stderr) is refused
+    # a selection stays, whatever apt is told
+    told = status.startswith("purge ") and refused
+    assert ("echo postgresql-17 deinstall | dpkg --set-selections" in done.stderr) is told
+    assert ("the same again without --purge" in done.stderr) is (refused and not told)
 
 
 #: debconf as a script sees it: what is asked is noted, and ANSWER is what it gets.

@@ -189,6 +189,21 @@ def test_packages_stand_in_for_pgdg_s(major: matrix.Major, native: bool, tmp_pat
 
 
 @_packages.with_rpmbuild
+@pytest.mark.parametrize(
+    ("options", "needed"),
+    [((), True), (("--without", "icu"), False), (("--with", "native"), False)],
+)
+def test_headers_that_the_server_s_include_come_with_them(
+    options: tuple[str, ...], needed: bool, tmp_path: Path
+) -> None:
+    """As with PGDG's: an extension that includes utils/pg_locale.h needs unicode/ucol.h."""
+    spec = written("server", MAJORS[5], tmp_path)
+    rows = query(spec, "%{NAME}|[%{REQUIRENEVRS},]\n", *options)
+    requires = dict(row.split("|") for row in rows)[f"postgresql{MAJORS[5].number}pt-devel"]
+    assert ("libicu-devel" in requires.split(",")) is needed
+
+
+@_packages.with_rpmbuild
 @pytest.mark.parametrize("major", MAJORS, ids=lambda major: major.name)
 def test_the_extension_needs_the_hooks_it_was_compiled_with(
     major: matrix.Major, tmp_path: Path

@@ -17,7 +17,7 @@ import pytest
 
 from ptrack_build import matrix
 from ptrack_build.errors import HostError
-from ptrack_build.package import PackageError, Release, publish, rpm, rpmrepo
+from ptrack_build.package import PackageError, Release, publish, repo, rpm, rpmrepo
 from tests.build import _packages
 from tests.build.test_package import MADE_OF
 from tests.build.test_package_rpm import facts_of
@@ -99,6 +99,22 @@ def test_a_server_that_conflicts_with_none_is_found_out(tmp_path: Path) -> None:
 
     with pytest.raises(PackageError, match="dnf does not refuse: install postgresql18-server"):
         rpmrepo.verify(built(tmp_path, alter=alter))
+
+
+@needed
+@pytest.mark.usefixtures("own_cache")
+def test_a_repository_that_a_distribution_s_module_hides_is_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As EL 8 does, whose module has a postgresql-server, which ours provide."""
+    said = repo.listing
+
+    def listing(system: str, *, unsigned: bool) -> str:
+        return said(system, unsigned=unsigned).replace("module_hotfixes=1\n", "")
+
+    monkeypatch.setattr(repo, "listing", listing)
+    with pytest.raises(PackageError, match="is filtered out by modular filtering"):
+        rpmrepo.verify(built(tmp_path))
 
 
 def test_what_nobody_of_ours_provides_is_the_system_s() -> None:

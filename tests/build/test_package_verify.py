@@ -598,12 +598,13 @@ def test_a_change_of_any_kind_is_listed_and_what_changes_anyway_is_not(tmp_path:
 
 #: Programs of a system on which servers can be swapped. Which one is installed is in `server`,
 #: whose configuration is left in `left`, that of the plain one in `unpurged`, how many rows there
-#: are in `rows`.
+#: are in `rows`. What is unpacked without its server is in `broken`: apt takes no files then.
 SWAP = {
     "apt-get": """case "$*" in
 *--assume-no*)
     printf 'The following packages will be REMOVED:\n  postgresql-17\n0 upgraded\n'
     exit 1 ;;
+*--fix-broken*) rm -f broken ;;
 *install*plain*)
     [ ! -e server ] || [ "$(cat server)" = plain ] || echo postgresql-17pt > left
     echo plain > server
@@ -616,9 +617,12 @@ SWAP = {
     rm server
     [ "${SPOILT:-}" != drops ] || rm -r etc/postgresql/17
     echo 'error: postgresql-17 is to be purged in the same run, and'
+    [ "${SPOILT:-}" = no-way-out ] || echo '  apt --fix-broken install'
     [ "${SPOILT:-}" != not-refused ] || exit 0
+    touch broken
     exit 1 ;;
 *install*)
+    [ ! -e broken ] || exit 100
     echo "$@" 'note: do not purge postgresql-17 now: its script'
     echo "which are this server's; see $PWD/usr/share/doc/postgresql-17pt/README.Debian"
     rm -f left
@@ -761,6 +765,7 @@ def complaint(done: subprocess.CompletedProcess[str]) -> str:
         ("", ""),
         ("not-refused", "FAILED: --purge is not refused"),
         ("drops", "FAILED: --purge was refused, and 17/main is gone"),
+        ("no-way-out", "FAILED: nothing is said of what is unpacked"),
         ("gz", "FAILED: there is no {root}/usr/share/doc/postgresql-17pt/README.Debian"),
         ("spares-nothing", "FAILED: 17/main does not run on plain"),
         (

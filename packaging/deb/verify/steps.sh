@@ -356,6 +356,9 @@ swap)
 	grep -q "error: postgresql-$MAJOR is to be purged in the same run" "$state/said" || fail "--purge failed otherwise"
 	[ -e "/etc/postgresql/$MAJOR/main/postgresql.conf" ] && [ -e "/var/lib/postgresql/$MAJOR/main/PG_VERSION" ] ||
 		fail "--purge was refused, and $MAJOR/main is gone"
+	# As the error says: what is unpacked without its server is out of the way first, or apt takes no files.
+	grep -q 'apt --fix-broken install' "$state/said" || fail "nothing is said of what is unpacked"
+	apt-get --fix-broken install -y --no-install-recommends
 	install $PACKAGES > "$state/said" 2>&1 || { cat "$state/said"; fail "ours could not be installed"; }
 	cat "$state/said"
 	grep -q "note: do not purge postgresql-$MAJOR now" "$state/said" || fail "nothing was said of purging"
