@@ -1009,6 +1009,7 @@ class Machine(RuleBasedStateMachine):
         logical=st.booleans(),
         fsync=st.sampled_from([False, False, False, True]),
         map_size=st.sampled_from(SIZES),
+        io_method=st.sampled_from(("worker", "sync")),
     )
     def begin(
         self,
@@ -1019,6 +1020,7 @@ class Machine(RuleBasedStateMachine):
         logical: bool,
         fsync: bool,
         map_size: int,
+        io_method: str,
     ) -> None:
         """Choose the cluster."""
         self.checksums = checksums
@@ -1030,6 +1032,8 @@ class Machine(RuleBasedStateMachine):
             "fsync": fsync,
             "ptrack.map_size": map_size,
         }
+        if self.factory.install.major >= 18:
+            self.settings["io_method"] = io_method
 
     @rule(changes=_some(_slot, st.sampled_from(sorted(DML)), st.integers(0, 9)))
     @_step
