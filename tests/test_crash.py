@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import struct
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.harness import client, fault, lsn, oracle, walpage, workload
+from tests.harness.cluster import StartFailed
 from tests.harness.fault import Action, Fault, Kind
 from tests.harness.grown import pages
 from tests.harness.oracle import LostBlocks
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 
     from tests.harness.cluster import Cluster
     from tests.harness.factory import Factory
+
+
+IO_METHODS = pytest.mark.major(since=18)  # has the setting
 
 
 def _clean(cluster: Cluster) -> None:
@@ -47,6 +52,18 @@ def _kill_postmaster(cluster: Cluster) -> None:
     cluster.start()
 
 
+def _start(cluster: Cluster) -> None:
+    """Start, or skip where the server or the kernel is without the io_method that it is to have."""
+    absent = r'invalid value for parameter "io_method".*|could not setup io_uring queue.*'
+    try:
+        cluster.start()
+    except StartFailed as failed:
+        said = re.search(absent, failed.log)
+        if said is None:
+            raise
+        pytest.skip(said[0])
+
+
 @pytest.mark.parametrize(
     ("end", "checksums", "settings"),
     [
@@ -65,6 +82,9 @@ def _kill_postmaster(cluster: Cluster) -> None:
         pytest.param(_kill_checkpointer, True, {}, id="kill checkpointer, checksums"),
         pytest.param(_kill_postmaster, True, {}, id="kill postmaster"),
         pytest.param(_immediate, True, {"wal_level": "logical"}, id="immediate, logical"),
+        # 18's default is worker
+        pytest.param(_immediate, True, {"io_method": "sync"}, id="sync", marks=IO_METHODS),
+        pytest.param(_immediate, True, {"io_method": "io_uring"}, id="io_uring", marks=IO_METHODS),
     ],
 )
 def test_everything(
@@ -76,7 +96,7 @@ def test_everything(
 ) -> None:
     cluster = factory.create(checksums=checksums, start=False)
     cluster.configure(settings)
-    cluster.start()
+    _start(cluster)
     workload.prepare(cluster)
     scenarios = workload.available(cluster)
     workload.set_up(cluster, scenarios)
@@ -161,6 +181,42 @@ def test_hint_bits_without_images(factory: Factory) -> None:
     found = oracle.evict(snapshot, cluster, changed=21)  # hint bits alone
     cluster.restart("immediate")
     oracle.check(snapshot, cluster, changed=found)
+
+
+@IO_METHODS
+@pytest.mark.parametrize("method", ["sync", "worker", "io_uring"])
+def test_hint_bits_set_by_readers(factory: Factory, method: str, *, checksums: bool) -> None:
+    """Whoever reads the pages for them; a reader writes some of what it has changed itself."""
+    cluster = factory.create(
+        checksums=checksums,
+        start=False,
+        full_page_writes=False,
+        io_method=method,
+        io_workers=1,
+    )
+    _start(cluster)
+    rows = "generate_series(1, 3000) i"
+    cluster.sql(f"CREATE TABLE t AS SELECT i, repeat('x', 900) AS x FROM {rows}")
+    snapshot = oracle.take(cluster)
+    cluster.evict()  # so that they are read from the disk
+    cluster.sql("SELECT count(*) FROM t")
+    found = oracle.evict(snapshot, cluster, changed=301)  # hint bits alone
+    oracle.look(snapshot, cluster)
+    if method == "worker":
+        cluster.kill_child("io worker")
+    else:
+        cluster.restart("immediate")
+    oracle.check(snapshot, cluster, mask_hints=not checksums, changed=found)
+
+    again = oracle.take(cluster)
+    cluster.evict()
+    cluster.sql("UPDATE t SET i = -i WHERE i % 9 = 0")
+    cluster.evict()
+    cluster.sql("VACUUM t")
+    oracle.evict(again, cluster, changed=301)
+    oracle.look(again, cluster)
+    cluster.restart("immediate")
+    oracle.check(again, cluster, mask_hints=not checksums, changed=301)
 
 
 def test_visibility_map_cleared(factory: Factory) -> None:

@@ -1,28 +1,36 @@
 """Each protection, taken out, makes the test fail that is there for it.
 
+And what takes a server of other objects: lives of a cluster without the core patch.
+
 Slow: it links a server or a program for each mutant of the core. `./nox -s mutants-NN` runs it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
 import sys
-import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from ptrack_build import cache, mutants
-from tests.harness.cluster import PTRACK, Cluster
+from ptrack_build import cache, mutants, patch
+from ptrack_build.patch import committed
+from tests.harness import oracle, workload
+from tests.harness.cluster import PTRACK
 from tests.harness.install import Install
+from tests.harness.parent import CHANGE, TABLE, before, refused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from ptrack_build.mutants import Laboratory, Mutant
+    from tests.harness.cluster import Cluster
+    from tests.harness.factory import Factory
 
 ROOT = Path(__file__).parent.parent
 
@@ -78,41 +86,189 @@ def test_caught(laboratory: Laboratory, mutant: Mutant, tmp_path: Path) -> None:
         cache.remove(place)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ("", "ptrack needs a PostgreSQL server with the ptrack core patch"),
-        (
-            "const int changetrack_abi = CHANGETRACK_ABI + 1;",
-            r"built for version (\d+) of the ptrack core patch, and .* version (?!\1)\d",
-        ),
-    ],
-    ids=["no core patch", "another one"],
-)
-def test_server_that_the_library_is_not_for(laboratory: Laboratory, line: str, said: str) -> None:
-    """It does not start with the library, and says why; without it, it does."""
-    old = r"^const int\tchangetrack_abi = CHANGETRACK_ABI;$"
+def _taken_out(diff: str) -> list[mutants.Change]:
+    """What makes the server of the core patch PostgreSQL's own: no line that it adds is left."""
+    changes = []
+    for part in f"\n{diff}".split("\ndiff --git ")[1:]:
+        file = part.partition(" b/")[0].removeprefix("a/")
+        runs = Counter(re.findall(r"(?:^\+(?!\+\+ ).*\n)+", part, re.MULTILINE))
+        for run in sorted(runs, key=len, reverse=True):
+            lines = re.escape(re.sub(r"^\+", "", run, flags=re.MULTILINE))
+            changes.append(mutants.Change(file=file, old=f"^{lines}", times=runs[run]))
+    return [change for change in changes if change.file.startswith("src/backend/")]
+
+
+@pytest.fixture(scope="module")
+def unpatched(laboratory: Laboratory) -> Iterator[Install]:
+    """The same with a server that is without the core patch."""
+    diff = committed.read(laboratory.prefix.tree.source.major, patch.PATCHES)
     place = laboratory.make(
         mutants.Mutant(
-            name="server of something else", part=mutants.Part.CORE, rule="", tests=[],
-            changes=[mutants.Change(file="src/backend/storage/smgr/md.c", old=old, new=line)],
+            name="server without the core patch", part=mutants.Part.CORE, rule="", tests=[],
+            changes=_taken_out(diff.body),
         )
     )  # fmt: skip
-    home = Path(tempfile.mkdtemp(prefix="pt-", dir="/tmp"))
-    home.chmod(0o755)
-    cluster = Cluster(Install.at(place), home / "it", "other")
     try:
-        cluster.init(checksums=False)
-        cluster.adopt()
-        cluster.start()
-        cluster.stop()
-        cluster.configure(PTRACK)
-        assert re.search(said, cluster.start_fails())
+        made = Install.at(place)
+        assert b"changetrack" not in made.program("postgres").read_bytes()
+        yield made
     finally:
-        cluster.destroy()
-        cache.remove(home)
+        cache.remove(place)
+
+
+@contextlib.contextmanager
+def _life(cluster: Cluster, install: Install, *, standing_alone: bool = False) -> Iterator[None]:
+    """A life of a cluster under another installation's server, without the library.
+
+    The body ends it. Then the cluster is as it was before, and not started.
+    """
+    own = cluster.install
+    cluster.install = install
+    cluster.configure(shared_preload_libraries="")
+    if not standing_alone:
+        cluster.start()
+    yield
+    assert not cluster.running
+    cluster.install = own
+    cluster.configure(PTRACK)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_server_without_the_core_patch(factory: Factory, unpatched: Install) -> None:
+    """It does not start with the library, says why, and leaves the map as it was."""
+    cluster = factory.create(checksums=True)
+    snapshot = before(cluster)
+    cluster.stop()
+    with _life(cluster, unpatched, standing_alone=True):
+        cluster.configure(PTRACK)
+        log = cluster.start_fails()
+    assert "ptrack needs a PostgreSQL server with the ptrack core patch" in log
+    cluster.start()
+    cluster.sql(CHANGE)
+    oracle.check(snapshot, cluster, changed=20)
+
+
+def _stops(cluster: Cluster) -> None:
+    cluster.stop()
+
+
+def _is_killed(cluster: Cluster) -> None:
+    cluster.kill_all()
+
+
+def _is_killed_after_a_checkpoint(cluster: Cluster) -> None:
+    cluster.checkpoint()
+    cluster.kill_all()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("end", [_stops, _is_killed, _is_killed_after_a_checkpoint])
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_life_without_the_core_patch(
+    factory: Factory, unpatched: Install, mode: str, end: Callable[[Cluster], None]
+) -> None:
+    """The map is refused, or all that the life has written is replayed, and reported."""
+    cluster = factory.create(checksums=True, full_page_writes=False)
+    workload.prepare(cluster)
+    scenarios = [one for one in workload.available(cluster) if not one.checkpoints]
+    workload.set_up(cluster, scenarios)
+    table = before(cluster)
+    snapshot = oracle.take(cluster)
+    cluster.sql(CHANGE)
+    cluster.stop(mode)
+    with _life(cluster, unpatched):
+        redo = cluster.redo()
+        workload.change(cluster, scenarios)
+        oracle.evict(snapshot, cluster, changed=501)
+        assert cluster.redo() == redo, "a checkpoint"
+        end(cluster)
+    cluster.start()
+    if mode == "fast" and end is _is_killed:
+        assert cluster.init_lsn() <= snapshot.lsn, "the map was refused"
+        oracle.check(snapshot, cluster, changed=500)
+    else:
+        refused(table, cluster)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("killed", [False, True], ids=["ends", "is killed"])
+def test_stand_alone_without_the_core_patch(
+    factory: Factory, unpatched: Install, *, killed: bool
+) -> None:
+    cluster = factory.create(checksums=True, full_page_writes=False)
+    snapshot = before(cluster)
+    cluster.stop()
+    with _life(cluster, unpatched, standing_alone=True):
+        evict = "SELECT sum(pg_prewarm('filler')) FROM generate_series(1, 6)"
+        cluster.single_user(CHANGE, evict, killed=killed)
+    assert oracle.compare(snapshot, cluster.files(), []).changed >= 20
+    cluster.start()
+    if killed:
+        assert cluster.init_lsn() <= snapshot.lsn, "the map was refused"
+        oracle.check(snapshot, cluster, changed=20)
+    else:
+        refused(snapshot, cluster)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("restartpoint", [False, True], ids=["", "restartpoint"])
+@pytest.mark.parametrize("end", [_stops, _is_killed])
+def test_standby_without_the_core_patch(
+    factory: Factory, unpatched: Install, end: Callable[[Cluster], None], *, restartpoint: bool
+) -> None:
+    primary = factory.create(checksums=True, full_page_writes=False)
+    primary.sql(TABLE)
+    primary.sql("VACUUM (FREEZE) t")
+    standby = factory.standby(primary)
+    snapshot = oracle.take(standby, primary=primary)
+    standby.stop()
+    with _life(standby, unpatched):
+        primary.sql(CHANGE)
+        standby.catch_up(primary)
+        if restartpoint:
+            standby.restartpoint(primary)
+        oracle.evict(snapshot, standby, changed=20)
+        end(standby)
+    standby.start()
+    standby.catch_up(primary)
+    if restartpoint:
+        assert not 0 < standby.init_lsn() <= snapshot.lsn
+        again = oracle.take(standby, primary=primary)
+        primary.sql(CHANGE)
+        standby.restartpoint(primary)
+        oracle.check(again, standby, changed=20)
+    else:
+        assert 0 < standby.init_lsn() <= snapshot.lsn, "the map was refused"
+        oracle.look(snapshot, standby)
+        standby.restartpoint(primary)
+        oracle.check(snapshot, standby, changed=20)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_server_of_another_core_patch(factory: Factory, laboratory: Laboratory) -> None:
+    """It does not start with the library, and says why."""
+    old = r"^const int\tchangetrack_abi = CHANGETRACK_ABI;$"
+    new = "const int changetrack_abi = CHANGETRACK_ABI + 1;"
+    place = laboratory.make(
+        mutants.Mutant(
+            name="server of another core patch", part=mutants.Part.CORE, rule="", tests=[],
+            changes=[mutants.Change(file="src/backend/storage/smgr/md.c", old=old, new=new)],
+        )
+    )  # fmt: skip
+    try:
+        cluster = factory.create(start=False)
+        with _life(cluster, Install.at(place)):
+            cluster.stop()
+            cluster.configure(PTRACK)
+            log = cluster.start_fails()
+        said = r"built for version (\d+) of the ptrack core patch, and .* version (?!\1)\d"
+        assert re.search(said, log)
+    finally:
         cache.remove(place)
 
 

@@ -258,6 +258,10 @@ DATABASE: Mapping[str, Sequence[str]] = {
         "DROP DATABASE IF EXISTS d2",
         "CREATE DATABASE d2 TEMPLATE d1 {oid} {file_copy}",
     ),
+    "same oid, wal_log": (
+        "DROP DATABASE IF EXISTS d2",
+        "CREATE DATABASE d2 TEMPLATE d1 {oid} {wal_log}",
+    ),
     "to ts": ("ALTER DATABASE d2 SET TABLESPACE ts",),
     "out and back": (
         "ALTER DATABASE d2 SET TABLESPACE ts",
@@ -271,6 +275,11 @@ DATABASE: Mapping[str, Sequence[str]] = {
         "\\c d1",
         "UPDATE t SET i = -i WHERE i % 9 = 0",
         "DELETE FROM t WHERE i % 50 = 0",
+    ),
+    "cut": ("\\c d1", "DELETE FROM t WHERE i > 40", "VACUUM t"),
+    "grow": (
+        "\\c d2",
+        "INSERT INTO t SELECT i, repeat('x', 200) FROM generate_series(1, 500) i",
     ),
 }
 
@@ -313,7 +322,8 @@ INTERRUPTED: Sequence[tuple[str, str]] = (
     ("rewrite", "set logged"), ("rewrite", "set unlogged"), ("rewrite", "to ts"),
     ("rewrite", "truncate and fill"), ("rewrite", "anew"), ("index", "build"),
     ("index", "build concurrently"), ("index", "reindex concurrently"), ("database", "file_copy"),
-    ("database", "wal_log"), ("database", "out and back"), ("writes", "checkpoint"),
+    ("database", "wal_log"), ("database", "same oid"), ("database", "same oid, wal_log"),
+    ("database", "grow"), ("database", "out and back"), ("writes", "checkpoint"),
     ("writes", "evict"),
 )  # fmt: skip
 
@@ -726,6 +736,13 @@ def fresh(factory: Factory, *, checksums: bool) -> Cluster:
     return cluster
 
 
+#: What a database's move or copy meets where a crash has cut another one short: its files, which
+#: belong to no database.
+_IN_THE_WAY = re.compile(
+    r"are already in tablespace|data directory with the specified OID \d+ already exists"
+)
+
+
 class Held(NamedTuple):
     """What somebody is to be stopped in the middle of, and where.
 
@@ -772,11 +789,9 @@ class Work(threading.Thread):
                     connection = self.cluster.connect(statement[2:].strip())
                 else:
                     connection.execute(statement.encode())
-        except psycopg.errors.ObjectNotInPrerequisiteState as error:
-            # a database's move that a crash has cut short leaves files where it was to go
-            if "are already in tablespace" not in str(error):
-                raise
         except psycopg.Error as error:
+            if _IN_THE_WAY.search(str(error)):
+                return
             if threading.current_thread() is not self:
                 raise
             self.error = error
@@ -968,20 +983,21 @@ class Machine(RuleBasedStateMachine):
         given = {"t": slot, "m": method, "c": METHODS[method], "n": 3}
         strategies = cluster.major >= 15
         if family == "database":
-            # A standby that replays the drop does not mark what goes (docs/engine.md, 9).
-            reuse = strategies and self.standby is None
             given = {
                 "file_copy": "STRATEGY file_copy" if strategies else "",
                 "wal_log": "STRATEGY wal_log" if strategies else "",
-                "oid": "OID = 70007" if reuse else "",
+                "oid": "OID = 70007" if strategies else "",
             }
             moves = what in ("to ts", "out and back")
             if moves and int(cluster.value("SHOW server_version_num")) < MOVES_REPLAYED.get(
                 cluster.major, 0
             ):
                 self._drop_standby()
-            if moves and not cluster.sql("SELECT FROM pg_database WHERE datname = 'd2'"):
+            exists = "SELECT FROM pg_database WHERE datname = 'd2'"
+            if (moves or what == "grow") and not cluster.sql(exists):
                 cluster.sql("CREATE DATABASE d2 TEMPLATE d1")
+            if what.startswith("same oid") and self.standby is not None:
+                TALLY.counts["OIDs reused beside a standby"] += 1
         return Work(cluster, [one.format(**given) for one in FAMILIES[family][what]])
 
     # ---- SQL
@@ -993,6 +1009,7 @@ class Machine(RuleBasedStateMachine):
         logical=st.booleans(),
         fsync=st.sampled_from([False, False, False, True]),
         map_size=st.sampled_from(SIZES),
+        io_method=st.sampled_from(("worker", "sync")),
     )
     def begin(
         self,
@@ -1003,6 +1020,7 @@ class Machine(RuleBasedStateMachine):
         logical: bool,
         fsync: bool,
         map_size: int,
+        io_method: str,
     ) -> None:
         """Choose the cluster."""
         self.checksums = checksums
@@ -1014,6 +1032,8 @@ class Machine(RuleBasedStateMachine):
             "fsync": fsync,
             "ptrack.map_size": map_size,
         }
+        if self.factory.install.major >= 18:
+            self.settings["io_method"] = io_method
 
     @rule(changes=_some(_slot, st.sampled_from(sorted(DML)), st.integers(0, 9)))
     @_step
