@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import time
 from dataclasses import dataclass, field
@@ -171,9 +172,7 @@ class Bench:
 
     def _new(self, name: str, install: Install | None = None) -> Cluster:
         self._made += 1
-        return Cluster(
-            install or self.install, self.place / f"{self._made}-{name.replace(' ', '-')}", name
-        )
+        return Cluster(install or self.install, self.place / f"{self._made}-{_plain(name)}", name)
 
     @contextlib.contextmanager
     def template(self, statements: Sequence[str] = (), **settings: Value) -> Iterator[Cluster]:
@@ -218,6 +217,11 @@ class Bench:
             start(cluster, arm)
         settle()
         return turned
+
+
+def _plain(name: str) -> str:
+    """A name for a directory of sockets: a comma would make two of it, for server and client."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", name)
 
 
 def _no_kept_wal(cluster: Cluster) -> dict[str, Value]:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from benchmarks import build_line
-from benchmarks.engine import extra, results, sampling
+from benchmarks.engine import extra, results, sampling, servers
 from benchmarks.engine.results import Family, Row
 from ptrack_build import REPO, host
 from ptrack_build import compile as compiling
+from tests.harness.install import Install
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -102,6 +103,18 @@ def test_families_of_an_earlier_run_stay_if_the_machine_is_the_same() -> None:
     assert [f["extension"] for f in both["families"].values()] == ["1", "2"]
     elsewhere = results.merged(first, about() | {"cores": 99}, [other], {})
     assert list(elsewhere["families"]) == ["other"]
+
+
+@pytest.mark.parametrize("public", [True, False])
+def test_the_sockets_of_every_arm_are_in_one_directory(tmp_path: Path, *, public: bool) -> None:
+    install = Install(
+        prefix=tmp_path, bindir=tmp_path, sharedir=tmp_path, version="17.1", major=17
+    )  # fmt: skip
+    bench = servers.Bench(install=install, place=tmp_path, public=install if public else None)
+    arms = bench.tracking(64, 1024)
+    assert len(arms) == (4 if public else 2)
+    for arm in (servers.OFF, servers.CONTROL, *arms):
+        assert re.fullmatch(r"[\w.-]+", bench._new(arm.name).root.name)
 
 
 def test_the_formula_gives_what_the_documentation_says() -> None:
