@@ -45,17 +45,17 @@ def measure(
         what = f"there is no family of rows named {unknown[0]!r}"
         raise UsageError(what, hint=f"one or more of: {', '.join(FAMILIES)}")
     if public_checkout is not None:
-        public.check(public_checkout)
+        public.diff(major, public_checkout)
     built = suite.prefix(major, compiling.RELEASE, locked=locked)
     host.check_reachable(built.path, host.server_user())
     write = write and not quick and public_checkout is None
-    theirs: list[str] = []
+    others: list[str] = []
     if public_checkout is not None:
-        theirs = [f"--public={public.prefix(major, public_checkout, locked=locked).path}"]
+        others.append(f"--public={public.prefix(built.tree.source, public_checkout).path}")
     words = [
         str(suite.tools()), "-m", "benchmarks.engine", f"--prefix={built.path}",
         f"--major={major.name}", f"--version={built.version}", f"--extension={built.key[:16]}",
-        *theirs, *(["--quick"] if quick else []), *([] if write else ["--no-write"]), *families,
+        *others, *(["--quick"] if quick else []), *([] if write else ["--no-write"]), *families,
     ]  # fmt: skip
     status = suite.patiently(words)
     if status != 0:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from benchmarks import build_line
-from benchmarks.engine import extra, results, sampling, servers
+from benchmarks.engine import extra, public, results, sampling, servers
 from benchmarks.engine.results import Family, Row
-from ptrack_build import REPO, host
+from ptrack_build import REPO, host, matrix
 from ptrack_build import compile as compiling
+from ptrack_build.errors import UsageError
 from tests.harness.install import Install
 
 if TYPE_CHECKING:
@@ -141,6 +142,25 @@ def test_the_bare_build_is_of_the_same_flags_and_jobs(
     configure, *makes = ran
     assert configure[1:] == compiling.flags(fake.tree, compiling.RELEASE)
     assert [words[:2] for words in makes] == [("make", f"-j{host.jobs()}")] * len(makes)
+
+
+def test_a_checkout_of_the_public_ptrack_is_looked_at_before_anything_is_built(
+    tmp_path: Path,
+) -> None:
+    major = matrix.load().major("15")
+    (tmp_path / "HEAD").touch()
+    (tmp_path / "objects").mkdir()
+    with pytest.raises(UsageError, match=r"lacks ptrack\.control") as bare:
+        public.diff(major, tmp_path)
+    assert f"git clone {tmp_path}" in str(bare.value.hint)
+    (tmp_path / "ptrack.control").touch()
+    with pytest.raises(UsageError, match="no patch for REL_15_STABLE"):
+        public.diff(major, tmp_path)
+    patches = tmp_path / "patches"
+    patches.mkdir()
+    for name in ("master", "REL_15_STABLE"):
+        (patches / f"{name}-ptrack-core.diff").touch()
+        assert public.diff(major, tmp_path).name == f"{name}-ptrack-core.diff"
 
 
 def test_the_lock_of_the_plots_has_hashes_and_names_no_address() -> None:
