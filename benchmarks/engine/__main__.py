@@ -29,6 +29,7 @@ MEASURES: dict[str, Callable[[Bench], Family]] = {
     "checkpoint": checkpoints.measure,
     "query": queries.measure,
     "write": writes.measure,
+    "disabled": writes.disabled,
     "start": starts.measure,
     "extra": extra.measure,
     "mark": marks.measure,
@@ -45,6 +46,7 @@ def main() -> int:
     options.add_argument("--version", required=True)
     options.add_argument("--extension", required=True)
     options.add_argument("--public", type=Path)
+    options.add_argument("--unpatched", type=Path)
     options.add_argument("--quick", action="store_true")
     options.add_argument("--no-write", action="store_true")
     options.add_argument("families", nargs="*")
@@ -58,6 +60,7 @@ def main() -> int:
             place=place,
             scale=0.2 if given.quick else 1.0,
             public=Install.at(given.public) if given.public else None,
+            unpatched=Install.at(given.unpatched) if given.unpatched else None,
         )
         for name in names:
             load = os.getloadavg()[0]

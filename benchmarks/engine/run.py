@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.engine import public, results
+from benchmarks.engine import public, results, unpatched
 from ptrack_build import REPO, cache, host, suite
 from ptrack_build import compile as compiling
 from ptrack_build.errors import CommandFailed, PtrackError, UsageError
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ptrack_build.matrix import Major
 
-FAMILIES = ("checkpoint", "query", "write", "start", "extra", "mark", "growth")
+FAMILIES = ("checkpoint", "query", "write", "disabled", "start", "extra", "mark", "growth")
 HERE = Path(__file__).parents[1]
 LOCK = REPO / "requirements" / "bench.txt"
 
@@ -52,6 +52,8 @@ def measure(
     others: list[str] = []
     if public_checkout is not None:
         others.append(f"--public={public.prefix(built.tree.source, public_checkout).path}")
+    if not families or "disabled" in families:
+        others.append(f"--unpatched={unpatched.server(built.tree.source)}")
     words = [
         str(suite.tools()), "-m", "benchmarks.engine", f"--prefix={built.path}",
         f"--major={major.name}", f"--version={built.version}", f"--extension={built.key[:16]}",
