@@ -60,11 +60,11 @@ def measure(
         *others, *(["--quick"] if quick else []), *([] if write else ["--no-write"]), *families,
     ]  # fmt: skip
     status = suite.patiently(words)
+    if write and (status == 0 or results.stored(files(major.name)[0])):
+        publish(major, plots=plots)  # what there is, for it has taken long
     if status != 0:
         what = f"the benchmarks ended with status {status}"
         raise BenchFailed(what, hint="the lines above say why")
-    if write:
-        publish(major, plots=plots)
 
 
 def publish(major: Major, *, plots: bool = True) -> None:
@@ -90,8 +90,11 @@ def _plot(data: Path) -> None:
         say(f"plots are skipped, for matplotlib could not be installed: {error}")
         return
     env = {"MPLCONFIGDIR": str(cache.directory("memo", "matplotlib"))}
-    with step("plots"):
-        call([python, HERE / "engine" / "plots.py", data], env=env, quiet=True)
+    try:
+        with step("plots"):
+            call([python, HERE / "engine" / "plots.py", data], env=env, quiet=True)
+    except CommandFailed as error:
+        say(f"plots could not be drawn: {error}")
 
 
 def _matplotlib() -> Path:

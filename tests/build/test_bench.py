@@ -8,11 +8,13 @@ import math
 import random
 import re
 import shutil
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from benchmarks import build_line
+from benchmarks.engine import __main__ as program
 from benchmarks.engine import extra, public, results, run, sampling, servers, unpatched
 from benchmarks.engine.results import Family, Row
 from ptrack_build import REPO, host, matrix
@@ -187,6 +189,32 @@ def test_a_checkout_of_the_public_ptrack_is_looked_at_before_anything_is_built(
     for name in ("master", "REL_15_STABLE"):
         (patches / f"{name}-ptrack-core.diff").touch()
         assert public.diff(major, tmp_path).name == f"{name}-ptrack-core.diff"
+
+
+def test_a_family_that_fails_leaves_the_others_their_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "engine.json"
+
+    def failing(_bench: servers.Bench) -> Family:
+        what = "no"
+        raise AssertionError(what)
+
+    def good(_bench: servers.Bench) -> Family:
+        row = Row(what="r", spread=spread(1, 1, 1), unit="ms")
+        return Family(name="growth", about="A. B.", rows=[row])
+
+    monkeypatch.setattr(program, "files", lambda _major: (file, file.with_suffix(".md")))
+    monkeypatch.setattr(program, "module", lambda *_args: install(tmp_path))
+    monkeypatch.setattr(program, "terminate_politely", lambda: None)
+    monkeypatch.setattr(program, "MEASURES", {**program.MEASURES, "mark": failing, "growth": good})
+    words = ["engine", "--prefix=/", "--major=17", "--version=17.1", "--extension=1"]
+    monkeypatch.setattr(sys, "argv", [*words, "mark", "growth"])
+    assert program.main() == 1
+    stored = results.stored(file)
+    assert list(stored["families"]) == ["growth"]
+    page = results.markdown(stored, "bench-17", [])
+    assert "It took 0 minutes." in page
 
 
 def test_every_family_of_rows_is_documented() -> None:
