@@ -182,6 +182,22 @@ def build(tree: PatchedTree, variant: Variant, *, extension: Path = EXTENSION) -
     )
 
 
+def server(tree: PatchedTree, variant: Variant) -> Path:
+    """The server of a tree alone, without the extension, compiled where that has not been done.
+
+    For what is measured beside. Raises what build() raises.
+    """
+    os.umask(0o022)
+    plan = _plan(tree, variant)
+    final = cache.directory("server") / plan.key[:32]
+    if not _finished(final):
+        with cache.lock(f"PostgreSQL {plan.slot}"):
+            _server(plan)
+    with contextlib.suppress(OSError):
+        os.utime(final / ".ptrack")
+    return final
+
+
 # ---- keys
 
 

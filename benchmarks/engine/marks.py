@@ -1,4 +1,4 @@
-"""What a mark costs, alone and among writers, and what the map takes of memory."""
+"""What a mark costs, alone and among writers, what a change without one does, and the memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.engine import sampling
 from benchmarks.engine.results import Family, Row
-from benchmarks.engine.servers import OFF, Arm, fill_map, on
+from benchmarks.engine.servers import DISABLED, OFF, Arm, fill_map, on
 from ptrack_build import host
 from ptrack_build.progress import step
 
@@ -28,7 +28,7 @@ KINDS = (
 
 
 def _mark(cluster: Cluster, rel: int, kind: tuple[str, int, int, bool, int], seed: int) -> float:
-    """Nanoseconds a mark, as the process that makes them sees it."""
+    """Nanoseconds a mark, of the time that the process which makes them has a core."""
     _, span, space, scattered, count = kind
     nanoseconds = cluster.value(
         f"SELECT bench_marks({rel}, {scattered}, {span}, {space}, {count}, {seed})"
@@ -41,7 +41,7 @@ def measure(bench: Bench) -> Family:
     arms = (OFF, on(64), on(1024))
     rows: list[Row] = []
     series: dict[str, dict[str, list[float]]] = {}
-    with bench.template() as template, bench.copies(template, arms) as clusters:
+    with bench.template() as template, bench.copies(template, (*arms, DISABLED)) as clusters:
         for arm in arms[1:]:
             fill_map(clusters[arm], arm)
         for kind in KINDS:
@@ -56,7 +56,24 @@ def measure(bench: Bench) -> Family:
             series[f"a mark, {kind[0]}, ns"] = {arm.name: times[arm] for arm in arms}
             rows += [_row(f"a mark, {kind[0]}, {arm.what}", arm, times) for arm in arms[1:]]
 
-        cores = host.cpus()
+        # by the same calls: what is not tracked
+        for title, rel, others in (
+            ("a change of a temporary relation", -2, arms),
+            ("a change that is not tracked", 2, (OFF, DISABLED)),
+        ):
+            with step(title.replace("a change", "changes")):
+                times = sampling.rounds(
+                    others,
+                    bench.rounds(10),
+                    lambda arm, number, rel=rel: _mark(  # type: ignore[misc]
+                        clusters[arm], rel, KINDS[0], number
+                    ),
+                )
+            for arm in others[1:]:
+                what = f"{title}, neighbouring blocks, {arm.what}"
+                series[f"{what}, ns"] = {each.name: times[each] for each in (OFF, arm)}
+                rows.append(_row(what, arm, times))
+
         for title, kind, apart in (
             ("each in a relation of its own", KINDS[0], True),
             ("scattered over 1 TB", KINDS[1], True),
@@ -77,8 +94,7 @@ def measure(bench: Bench) -> Family:
                                 range(writers),
                             )
                         )
-                    # what is more than the cores waits for its turn, which is not the mark's cost
-                    return sum(each) / writers * min(1.0, cores / writers)
+                    return sum(each) / writers
 
                 with step(f"{writers} writers, {title}"):
                     times = sampling.rounds(arms, bench.rounds(4), together)
@@ -91,9 +107,9 @@ def measure(bench: Bench) -> Family:
         rows += _memory(clusters)
     return Family(
         name="mark",
-        about="Marks. Nanoseconds between the two hooks of md.c around a change, without the "
-        "change, in a server process; a write of 8 kB into the page cache takes one to three "
-        f"thousand. With more writers than the {cores} cores, time on a core is counted.",
+        about="Marks. Nanoseconds on a core between the two hooks of md.c around a change, without "
+        "the change, in a server process; a write of 8 kB into the page cache takes one to three "
+        f"thousand. No more than {host.cpus()} writers run at a time here: these are the cores.",
         rows=rows,
         series=series,
     )
@@ -111,7 +127,7 @@ def _row(what: str, arm: Arm, times: dict[Arm, list[float]]) -> Row:
 def _memory(clusters: dict[Arm, Cluster]) -> list[Row]:
     rows = []
     for arm, cluster in clusters.items():
-        if arm.map_mb is None or cluster.major < 13:  # pg_shmem_allocations
+        if not arm.map_mb or cluster.major < 13:  # pg_shmem_allocations
             continue
         taken = int(
             cluster.value(

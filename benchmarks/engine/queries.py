@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from benchmarks.engine import checkpoints, sampling
 from benchmarks.engine.results import Family, Row
 from benchmarks.engine.servers import (
     MADE_UP,
+    NONE_BEFORE,
     SEGMENT,
     Arm,
     fill_map,
@@ -31,7 +31,6 @@ GIB = 64
 #: What 2.4 needed, by the size of its map.
 NOTHING_BEFORE = {64: "475 ms", 1024: "730 ms"}
 ALL_BEFORE = {64: "670 ms", 1024: "1040 ms"}
-NONE_BEFORE: Mapping[int, str] = MappingProxyType({})
 GROWTH_GIB = (64, 256, 1024, 4096, 10240)
 
 

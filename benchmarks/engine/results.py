@@ -186,6 +186,8 @@ def markdown(
         rest = family["about"].partition(".")[2].strip()
         # what else ran is in the times
         load = f"Load average before it: {family.get('load_before', 0):g}."
+        if "minutes" in family:
+            load += f" It took {family['minutes']:g} minutes."
         lines += [f"{rest} {load}".strip(), ""]
         lines += table(family["rows"])
     return "\n".join(lines) + "\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.engine import public, results
+from benchmarks.engine import public, results, unpatched
 from ptrack_build import REPO, cache, host, suite
 from ptrack_build import compile as compiling
 from ptrack_build.errors import CommandFailed, PtrackError, UsageError
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ptrack_build.matrix import Major
 
-FAMILIES = ("checkpoint", "query", "write", "start", "extra", "mark", "growth")
+FAMILIES = ("checkpoint", "query", "write", "disabled", "start", "extra", "mark", "growth")
 HERE = Path(__file__).parents[1]
 LOCK = REPO / "requirements" / "bench.txt"
 
@@ -45,24 +45,26 @@ def measure(
         what = f"there is no family of rows named {unknown[0]!r}"
         raise UsageError(what, hint=f"one or more of: {', '.join(FAMILIES)}")
     if public_checkout is not None:
-        public.check(public_checkout)
+        public.diff(major, public_checkout)
     built = suite.prefix(major, compiling.RELEASE, locked=locked)
     host.check_reachable(built.path, host.server_user())
     write = write and not quick and public_checkout is None
-    theirs: list[str] = []
+    others: list[str] = []
     if public_checkout is not None:
-        theirs = [f"--public={public.prefix(major, public_checkout, locked=locked).path}"]
+        others.append(f"--public={public.prefix(built.tree.source, public_checkout).path}")
+    if not families or "disabled" in families:
+        others.append(f"--unpatched={unpatched.server(built.tree.source)}")
     words = [
         str(suite.tools()), "-m", "benchmarks.engine", f"--prefix={built.path}",
         f"--major={major.name}", f"--version={built.version}", f"--extension={built.key[:16]}",
-        *theirs, *(["--quick"] if quick else []), *([] if write else ["--no-write"]), *families,
+        *others, *(["--quick"] if quick else []), *([] if write else ["--no-write"]), *families,
     ]  # fmt: skip
     status = suite.patiently(words)
+    if write and (status == 0 or results.stored(files(major.name)[0])):
+        publish(major, plots=plots)  # what there is, for it has taken long
     if status != 0:
         what = f"the benchmarks ended with status {status}"
         raise BenchFailed(what, hint="the lines above say why")
-    if write:
-        publish(major, plots=plots)
 
 
 def publish(major: Major, *, plots: bool = True) -> None:
@@ -88,8 +90,11 @@ def _plot(data: Path) -> None:
         say(f"plots are skipped, for matplotlib could not be installed: {error}")
         return
     env = {"MPLCONFIGDIR": str(cache.directory("memo", "matplotlib"))}
-    with step("plots"):
-        call([python, HERE / "engine" / "plots.py", data], env=env, quiet=True)
+    try:
+        with step("plots"):
+            call([python, HERE / "engine" / "plots.py", data], env=env, quiet=True)
+    except CommandFailed as error:
+        say(f"plots could not be drawn: {error}")
 
 
 def _matplotlib() -> Path:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from benchmarks.engine import results, sampling
@@ -62,17 +64,19 @@ FUNCTIONS = (
 class Arm:
     """One way to run the server.
 
-    map_mb: None for a server that does not load ptrack; public: ptrack 2.4, on its own server.
+    map_mb: None for a server that does not load ptrack, 0 for one that does and has no map;
+    public: ptrack 2.4, on its own server; unpatched: a server without the core patch.
     """
 
     name: str
     map_mb: int | None = None
     public: bool = False
+    unpatched: bool = False
 
     @property
     def what(self) -> str:
         """For the name of a row."""
-        return f"{self.name} map"
+        return f"{self.name} map" if self.map_mb else self.name
 
     @property
     def settings(self) -> dict[str, Value]:
@@ -85,6 +89,13 @@ class Arm:
 OFF = Arm(name="off")
 #: Off once more: how far two servers lie apart that do not differ.
 CONTROL = Arm(name="off again")
+#: The library is loaded, and tracks nothing.
+DISABLED = Arm(name="ptrack.map_size = 0", map_mb=0)
+UNPATCHED = Arm(name="unpatched", unpatched=True)
+#: The same once more, as CONTROL is for OFF.
+UNPATCHED_CONTROL = Arm(name="unpatched again", unpatched=True)
+#: Where 2.4 was not measured.
+NONE_BEFORE: Mapping[int, str] = MappingProxyType({})
 
 
 def row(
@@ -143,13 +154,15 @@ class Bench:
     """Where all of it happens.
 
     place: a directory of the servers' user; scale: of the numbers of rounds, 1 for those that
-    results are published from; public: an installation of ptrack 2.4 to measure beside.
+    results are published from; public: an installation of ptrack 2.4 to measure beside;
+    unpatched: one without the core patch, for the arms that are so.
     """
 
     install: Install
     place: Path
     scale: float = 1.0
     public: Install | None = None
+    unpatched: Install | None = None
     _made: int = field(default=0, init=False)
 
     def rounds(self, count: int) -> int:
@@ -167,13 +180,13 @@ class Bench:
 
     def installed(self, arm: Arm) -> Install:
         """Where an arm's server is."""
-        return self.public if arm.public and self.public is not None else self.install
+        install = self.public if arm.public else self.unpatched if arm.unpatched else self.install
+        assert install is not None, f"there is no server for the arm {arm.name}"
+        return install
 
     def _new(self, name: str, install: Install | None = None) -> Cluster:
         self._made += 1
-        return Cluster(
-            install or self.install, self.place / f"{self._made}-{name.replace(' ', '-')}", name
-        )
+        return Cluster(install or self.install, self.place / f"{self._made}-{_plain(name)}", name)
 
     @contextlib.contextmanager
     def template(self, statements: Sequence[str] = (), **settings: Value) -> Iterator[Cluster]:
@@ -220,6 +233,11 @@ class Bench:
         return turned
 
 
+def _plain(name: str) -> str:
+    """A name for a directory of sockets: a comma would make two of it, for server and client."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", name)
+
+
 def _no_kept_wal(cluster: Cluster) -> dict[str, Value]:
     return {"wal_keep_size" if cluster.major >= 13 else "wal_keep_segments": 0}
 
@@ -228,7 +246,7 @@ def start(cluster: Cluster, arm: Arm) -> None:
     """Start a cluster as an arm, with the extension where that is loaded."""
     cluster.configure(arm.settings)
     cluster.start()
-    if arm.map_mb is not None:
+    if arm.map_mb:
         cluster.sql("CREATE EXTENSION IF NOT EXISTS ptrack")
         cluster.checkpoint()
 
@@ -258,7 +276,7 @@ def processor(cluster: Cluster) -> float:
 
 def fill_map(cluster: Cluster, arm: Arm) -> None:
     """Marks all over the map, as it looks after a life; then a checkpoint that writes it out."""
-    assert arm.map_mb is not None
+    assert arm.map_mb
     if arm.public:  # writes all of its map in any case
         cluster.checkpoint()
         return

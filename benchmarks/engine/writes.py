@@ -3,6 +3,9 @@
 The effects looked for are below what tells two servers apart that are set up alike. So there are
 four servers, two of them without ptrack; each in turn is each arm; and a ratio is to the mean of
 the two without, round by round. How far those two lie apart is told as well.
+
+What the core patch and the library cost where nothing is tracked is measured in the same way,
+against two servers without the patch.
 """
 
 from __future__ import annotations
@@ -14,15 +17,29 @@ from typing import TYPE_CHECKING
 
 from benchmarks.engine import sampling
 from benchmarks.engine.results import Family, Row
-from benchmarks.engine.servers import CONTROL, OFF, Arm, processor, row, settle, timed
+from benchmarks.engine.servers import (
+    CONTROL,
+    DISABLED,
+    NONE_BEFORE,
+    OFF,
+    UNPATCHED,
+    UNPATCHED_CONTROL,
+    Arm,
+    processor,
+    row,
+    settle,
+    timed,
+)
 from ptrack_build.progress import step
+from ptrack_build.run import call
 from tests.harness import system
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from benchmarks.engine.servers import Bench
     from tests.harness.cluster import Cluster
+    from tests.harness.install import Install
 
 LOAD_MB = 200
 #: 35 rows a page
@@ -30,7 +47,9 @@ LOAD_ROWS = LOAD_MB * 128 * 35
 CLIENTS = 2
 SCALE = 20
 TRANSACTIONS = 8_000
-#: 16 batches in each arm: 2,000 tables
+#: With fsync on, where each waits for the disk.
+TRANSACTIONS_SYNCED = 1_000
+#: 16 batches in each arm: 2,000 tables; half of that with fsync on
 TABLES_A_BATCH = 125
 INDEX_ROWS = 1_000_000
 
@@ -57,21 +76,42 @@ def _load(cluster: Cluster, number: int) -> tuple[float, ...]:
     return copy, copy + checkpoint, used
 
 
-def _updates(cluster: Cluster, number: int) -> tuple[float, ...]:
+def _updates(cluster: Cluster, number: int, transactions: int = TRANSACTIONS) -> tuple[float, ...]:
     """Transactions a second, and milliseconds of all cores for a thousand."""
     cluster.checkpoint()
     used = processor(cluster)
     out = cluster.run(
         "pgbench", "-n", "-M", "prepared", "-f", cluster.root.parent / "update.sql",
-        "-c", str(CLIENTS), "-j", "1", "-t", str(TRANSACTIONS), "-s", str(SCALE),
+        "-c", str(CLIENTS), "-j", "1", "-t", str(transactions), "-s", str(SCALE),
         f"--random-seed={number}", "postgres",
     ).stdout  # fmt: skip
     found = re.findall(r"^tps = ([0-9.]+)", out, re.MULTILINE)
     if not found:
         what = f"pgbench told no tps:\n{out}"
         raise AssertionError(what)
-    used = (processor(cluster) - used) / (CLIENTS * TRANSACTIONS / 1000)
+    used = (processor(cluster) - used) / (CLIENTS * transactions / 1000)
     return float(found[-1]), used  # the last one leaves out the time to connect
+
+
+def _updates_synced(cluster: Cluster, number: int) -> tuple[float, ...]:
+    """The same, of fewer transactions."""
+    return _updates(cluster, number, TRANSACTIONS_SYNCED)
+
+
+def _temporary(cluster: Cluster, number: int) -> tuple[float, ...]:
+    """Milliseconds of COPY into a temporary table, of that and an UPDATE, and of all cores.
+
+    temp_buffers holds a twenty-fifth of it: the rest is written, and read again.
+    """
+    del number
+    with cluster.connect() as connection:
+        connection.execute(b"CREATE TEMPORARY TABLE passing (id int, filler text)")
+        used = processor(cluster)
+        copy = timed(connection, f"COPY passing FROM '{cluster.root.parent / 'load'}'")
+        update = timed(connection, "UPDATE passing SET id = -id")
+        used = processor(cluster) - used
+        connection.execute(b"DROP TABLE passing")
+    return copy, copy + update, used
 
 
 def _tables(cluster: Cluster, number: int) -> tuple[float, ...]:
@@ -118,44 +158,72 @@ class Work:
     at_least: bool = False
 
 
+def _load_work(*, fsync: bool, rounds: int, before: Mapping[int, str] = NONE_BEFORE) -> Work:
+    state, load = _state(fsync=fsync), f"load of {LOAD_MB} MB"
+    return Work(
+        titles=(
+            f"{load}, {state}",
+            f"{load} and a checkpoint, {state}",
+            f"{load} and a checkpoint, {state}, processor time",
+        ),
+        unit="ms",
+        one=_load,
+        fsync=fsync,
+        rounds=rounds,
+        limits=() if fsync else (1.01, 1.01),
+        before=before,
+    )
+
+
+def _updates_work(*, fsync: bool, rounds: int, before: Mapping[int, str] = NONE_BEFORE) -> Work:
+    state = _state(fsync=fsync)
+    return Work(
+        titles=(
+            f"single-row updates, pgbench with {CLIENTS} clients, {state}, tps",
+            f"single-row updates, {state}, processor time",
+        ),
+        unit="1/s, ms",
+        one=_updates_synced if fsync else _updates,
+        fsync=fsync,
+        rounds=rounds,
+        limits=() if fsync else (0.995,),
+        before=before,
+        at_least=True,
+    )
+
+
+def _temporary_work() -> Work:
+    title = f"temporary table, {LOAD_MB} MB of COPY"
+    return Work(
+        titles=(
+            title,
+            f"{title} and an UPDATE of all of it",
+            f"{title} and UPDATE, processor time",
+        ),
+        unit="ms",
+        one=_temporary,
+        fsync=False,  # nothing of it is ever synced
+        rounds=4,
+        limits=(1.01, 1.01),
+    )
+
+
+def _state(*, fsync: bool) -> str:
+    return f"fsync {'on' if fsync else 'off'}"
+
+
 def _works() -> list[Work]:
     works = []
     for fsync in (False, True):
-        state = f"fsync {'on' if fsync else 'off'}"
-        load = f"load of {LOAD_MB} MB"
-        works.append(
-            Work(
-                titles=(
-                    f"{load}, {state}",
-                    f"{load} and a checkpoint, {state}",
-                    f"{load} and a checkpoint, {state}, processor time",
-                ),
-                unit="ms",
-                one=_load,
-                fsync=fsync,
-                rounds=2 if fsync else 6,
-                limits=() if fsync else (1.01, 1.01),
-                before=LOAD_BEFORE,
-            )
-        )
-        if not fsync:
-            works.append(
-                Work(
-                    titles=(
-                        f"single-row updates, pgbench with {CLIENTS} clients, tps",
-                        "single-row updates, processor time",
-                    ),
-                    unit="1/s, ms",
-                    one=_updates,
-                    fsync=fsync,
-                    rounds=6,
-                    limits=(0.995,),
-                    before=UPDATES_BEFORE,
-                    at_least=True,
-                )
-            )
+        rounds, state = 2 if fsync else 6, _state(fsync=fsync)
         works += [
-            Work(titles=(title,), unit="ms", one=one, fsync=fsync, rounds=4)
+            _load_work(fsync=fsync, rounds=rounds, before=LOAD_BEFORE),
+            _updates_work(fsync=fsync, rounds=rounds, before=UPDATES_BEFORE),
+        ]
+        if not fsync:
+            works.append(_temporary_work())
+        works += [
+            Work(titles=(title,), unit="ms", one=one, fsync=fsync, rounds=2 if fsync else 4)
             for title, one in (
                 (f"CREATE TABLE (id int PRIMARY KEY), {state}", _tables),
                 (f"CREATE INDEX on {INDEX_ROWS:,} rows, {state}", _index),
@@ -165,8 +233,52 @@ def _works() -> list[Work]:
 
 
 def measure(bench: Bench) -> Family:
-    """All of it, each server being each arm in turn."""
+    """Tracking against the same server without: each of four servers being each arm in turn."""
     arms = (OFF, *bench.tracking(64, 1024), CONTROL)
+    works = _works()
+    found = _found(bench, arms, works)
+    return _family(
+        "write",
+        "Writers. Ratios of a server with ptrack to the mean of two without, each of four "
+        "servers being each in turn; off/off is what tells two servers apart that do not differ.",
+        works,
+        found,
+        _Base(arms=(OFF, CONTROL), name="off", over=", on/off"),
+    )
+
+
+def disabled(bench: Bench) -> Family:
+    """A server with the core patch and no tracking against one of the same source without it."""
+    arms = (UNPATCHED, OFF, DISABLED, UNPATCHED_CONTROL)
+    patched, pristine = (_configured(bench.installed(arm)) for arm in (OFF, UNPATCHED))
+    assert patched == pristine, (patched, pristine)
+    works = [
+        _load_work(fsync=False, rounds=4),
+        _updates_work(fsync=False, rounds=4),
+        _temporary_work(),
+    ]
+    found = _found(bench, arms, works)
+    return _family(
+        "disabled",
+        "Disabled. Ratios of a server with the core patch that does not track (off: the library is "
+        "not loaded; ptrack.map_size = 0: it is, and has no map) to the mean of two without the "
+        "patch, of the same source and flags, each of four clusters being each in turn.",
+        works,
+        found,
+        _Base(arms=(UNPATCHED, UNPATCHED_CONTROL), name="unpatched", over="/unpatched"),
+    )
+
+
+def _configured(install: Install) -> list[str]:
+    """How a server was compiled, as it says itself."""
+    argv = [str(install.program("pg_config")), "--version", "--configure", "--cc", "--cflags"]
+    return call(argv, capture=True, quiet=True).stdout.splitlines()
+
+
+def _found(
+    bench: Bench, arms: tuple[Arm, ...], works: Sequence[Work]
+) -> list[dict[Arm, list[tuple[float, ...]]]]:
+    """What each work returned, by arm, in the order of the rounds."""
     rows_to_load = f"SELECT i, repeat(chr(65 + i % 26), 190) FROM generate_series(1, {LOAD_ROWS}) i"
     source = (
         f"CREATE TABLE source AS SELECT hashint4(i) AS n FROM generate_series(1, {INDEX_ROWS}) i",
@@ -176,7 +288,6 @@ def measure(bench: Bench) -> Family:
     script = bench.place / "update.sql"
     script.write_text(UPDATE)
     system.own(script)
-    works = _works()
     found: list[dict[Arm, list[tuple[float, ...]]]] = [{arm: [] for arm in arms} for _ in works]
     with contextlib.ExitStack() as stack:
         template = stack.enter_context(bench.template(source))
@@ -191,23 +302,7 @@ def measure(bench: Bench) -> Family:
                 for work, values in zip(works, found, strict=True):
                     for arm, part in _turn(bench, work, clusters, turn).items():
                         values[arm] += part
-
-    rows: list[Row] = []
-    series: dict[str, dict[str, list[float]]] = {}
-    for work, values in zip(works, found, strict=True):
-        columns = {arm: list(zip(*values[arm], strict=True)) for arm in arms}
-        for i, title in enumerate(work.titles):
-            times = {arm: list(columns[arm][i]) for arm in arms}
-            series[f"{title}, {work.unit}"] = {arm.name: times[arm] for arm in arms}
-            limit = work.limits[i] if i < len(work.limits) else None
-            rows += _rows(title, times, limit, work.before, at_least=work.at_least)
-    return Family(
-        name="write",
-        about="Writers. Ratios of a server with ptrack to the mean of two without, each of four "
-        "servers being each in turn; off/off is what tells two servers apart that do not differ.",
-        rows=rows,
-        series=series,
-    )
+    return found
 
 
 def _turn(
@@ -225,27 +320,56 @@ def _turn(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Base:
+    """What the other arms are divided by.
+
+    arms: two that do not differ; name: of their mean; over: what of that the name of a row says.
+    """
+
+    arms: tuple[Arm, Arm]
+    name: str
+    over: str
+
+
+def _family(
+    name: str, about: str, works: Sequence[Work],
+    found: Sequence[dict[Arm, list[tuple[float, ...]]]], base: _Base,
+) -> Family:  # fmt: skip
+    rows: list[Row] = []
+    series: dict[str, dict[str, list[float]]] = {}
+    for work, values in zip(works, found, strict=True):
+        columns = {arm: list(zip(*each, strict=True)) for arm, each in values.items()}
+        for i, title in enumerate(work.titles):
+            times = {arm: list(each[i]) for arm, each in columns.items()}
+            series[f"{title}, {work.unit}"] = {arm.name: times[arm] for arm in times}
+            limit = work.limits[i] if i < len(work.limits) else None
+            rows += _rows(title, times, limit, work.before, base, at_least=work.at_least)
+    return Family(name=name, about=about, rows=rows, series=series)
+
+
 def _rows(
     what: str, times: dict[Arm, list[float]], limit: float | None,
-    before: Mapping[int, str], *, at_least: bool,
+    before: Mapping[int, str], base: _Base, *, at_least: bool,
 ) -> list[Row]:  # fmt: skip
-    off = sampling.mean(times[OFF], times[CONTROL])
-    arms = [arm for arm in times if arm.map_mb is not None]
+    one, other = base.arms
+    mean = sampling.mean(times[one], times[other])
     rows = [
         row(
-            f"{what}, {arm.what}, on/off",
+            f"{what}, {arm.what}{base.over}",
             arm,
-            sampling.ratio(times[arm], off),
+            sampling.ratio(times[arm], mean),
             limit,
             before,
             unit="x",
             at_least=at_least,
             medians={
-                "off": sampling.spread(off).median,
+                base.name: sampling.spread(mean).median,
                 arm.name: sampling.spread(times[arm]).median,
             },
         )
-        for arm in arms
+        for arm in times
+        if arm not in base.arms
     ]
-    control = sampling.ratio(times[CONTROL], times[OFF])
-    return [*rows, Row(what=f"{what}, off/off", spread=control, unit="x")]
+    control = sampling.ratio(times[other], times[one])
+    return [*rows, Row(what=f"{what}, {base.name}/{base.name}", spread=control, unit="x")]

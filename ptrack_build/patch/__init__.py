@@ -49,7 +49,8 @@ MOST_LINES: Final = 80
 LAYOUT: Final = "tree 2"  # of an exported tree; part of its key
 WHOLE: Final = ".ptrack-whole"  # written last, so that what somebody's rm has left is no tree
 
-How = Literal["applied", "offset", "rendered"]
+Fitted = Literal["applied", "offset", "rendered"]
+How = Literal[Fitted, "unpatched"]
 Status = Literal["clean", "offset", "rendered", "conflict"]
 
 
@@ -60,7 +61,8 @@ class PatchedTree:
     path: its files, all of one time, read-only by convention (build outside of it); key: equal for
     equal contents; patch_digest: SHA-256 of the patch as it fits this source; how: "applied" as
     committed, "offset" where the source has moved, "rendered" where the committed diff was of no
-    use; notes: what a reader of the build's output should know.
+    use, "unpatched" of a server that is measured beside, without the patch; notes: what a reader of
+    the build's output should know.
     """
 
     source: SourceTree
@@ -183,7 +185,7 @@ class _Fit:
     new: the files to build; error: why there are none.
     """
 
-    how: How
+    how: Fitted
     old: dict[str, File]
     new: dict[str, File]
     changed: tuple[str, ...]

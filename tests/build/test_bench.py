@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 import random
 import re
+import shutil
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from benchmarks import build_line
-from benchmarks.engine import extra, results, sampling
+from benchmarks.engine import __main__ as program
+from benchmarks.engine import extra, public, results, run, sampling, servers, unpatched
 from benchmarks.engine.results import Family, Row
-from ptrack_build import REPO, host
+from ptrack_build import REPO, host, matrix
 from ptrack_build import compile as compiling
+from ptrack_build.errors import UsageError
+from tests.harness.install import Install
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +31,10 @@ if TYPE_CHECKING:
 
 def spread(median: float, low: float, high: float) -> sampling.Spread:
     return sampling.Spread(median=median, low=low, high=high, samples=9)
+
+
+def install(path: Path) -> Install:
+    return Install(prefix=path, bindir=path, sharedir=path, version="17.1", major=17)
 
 
 def test_each_arm_has_its_turn_and_the_order_turns_round() -> None:
@@ -104,6 +115,16 @@ def test_families_of_an_earlier_run_stay_if_the_machine_is_the_same() -> None:
     assert list(elsewhere["families"]) == ["other"]
 
 
+@pytest.mark.parametrize("public", [True, False])
+def test_the_sockets_of_every_arm_are_in_one_directory(tmp_path: Path, *, public: bool) -> None:
+    here = install(tmp_path)
+    bench = servers.Bench(install=here, place=tmp_path, public=here if public else None)
+    arms = bench.tracking(64, 1024)
+    assert len(arms) == (4 if public else 2)
+    for arm in (servers.OFF, servers.CONTROL, servers.DISABLED, servers.UNPATCHED, *arms):
+        assert re.fullmatch(r"[\w.-]+", bench._new(arm.name).root.name)
+
+
 def test_the_formula_gives_what_the_documentation_says() -> None:
     table = (REPO / "docs" / "operating.md").read_text()
     cells = re.search(r"^\| 1024 \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", table, re.MULTILINE)
@@ -128,6 +149,77 @@ def test_the_bare_build_is_of_the_same_flags_and_jobs(
     configure, *makes = ran
     assert configure[1:] == compiling.flags(fake.tree, compiling.RELEASE)
     assert [words[:2] for words in makes] == [("make", f"-j{host.jobs()}")] * len(makes)
+
+
+@pytest.mark.skipif(not (shutil.which("gcc") and shutil.which("make")), reason="gcc and make")
+def test_the_server_without_the_patch_is_of_the_same_source_and_flags(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "ensure", lambda *_args, **_options: None)
+    monkeypatch.setattr(
+        unpatched, "exported", lambda *_args: contextlib.nullcontext(fake.tree.path)
+    )
+    ours = compiling.build(fake.tree, compiling.RELEASE, extension=fake.extension)
+    theirs = unpatched.server(fake.tree.source)
+    one, other = (
+        json.loads((path / ".ptrack" / "info.json").read_text()) for path in (ours.path, theirs)
+    )
+    same = ("version", "source", "configure", "compiler", "libraries")
+    assert [one[name] for name in same] == [other[name] for name in same]
+    assert (one["patch"]["how"], other["patch"]["how"]) == ("applied", "unpatched")
+    assert not (theirs / "lib" / "ptrack.so").exists()
+    monkeypatch.setenv("FAKE_CONFIGURE_FAILS", "1")
+    assert unpatched.server(fake.tree.source) == theirs
+
+
+def test_a_checkout_of_the_public_ptrack_is_looked_at_before_anything_is_built(
+    tmp_path: Path,
+) -> None:
+    major = matrix.load().major("15")
+    (tmp_path / "HEAD").touch()
+    (tmp_path / "objects").mkdir()
+    with pytest.raises(UsageError, match=r"lacks ptrack\.control") as bare:
+        public.diff(major, tmp_path)
+    assert f"git clone {tmp_path}" in str(bare.value.hint)
+    (tmp_path / "ptrack.control").touch()
+    with pytest.raises(UsageError, match="no patch for REL_15_STABLE"):
+        public.diff(major, tmp_path)
+    patches = tmp_path / "patches"
+    patches.mkdir()
+    for name in ("master", "REL_15_STABLE"):
+        (patches / f"{name}-ptrack-core.diff").touch()
+        assert public.diff(major, tmp_path).name == f"{name}-ptrack-core.diff"
+
+
+def test_a_family_that_fails_leaves_the_others_their_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "engine.json"
+
+    def failing(_bench: servers.Bench) -> Family:
+        what = "no"
+        raise AssertionError(what)
+
+    def good(_bench: servers.Bench) -> Family:
+        row = Row(what="r", spread=spread(1, 1, 1), unit="ms")
+        return Family(name="growth", about="A. B.", rows=[row])
+
+    monkeypatch.setattr(program, "files", lambda _major: (file, file.with_suffix(".md")))
+    monkeypatch.setattr(program, "module", lambda *_args: install(tmp_path))
+    monkeypatch.setattr(program, "terminate_politely", lambda: None)
+    monkeypatch.setattr(program, "MEASURES", {**program.MEASURES, "mark": failing, "growth": good})
+    words = ["engine", "--prefix=/", "--major=17", "--version=17.1", "--extension=1"]
+    monkeypatch.setattr(sys, "argv", [*words, "mark", "growth"])
+    assert program.main() == 1
+    stored = results.stored(file)
+    assert list(stored["families"]) == ["growth"]
+    page = results.markdown(stored, "bench-17", [])
+    assert "It took 0 minutes." in page
+
+
+def test_every_family_of_rows_is_documented() -> None:
+    page = (REPO / "docs" / "benchmarks.md").read_text()
+    assert tuple(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == run.FAMILIES
 
 
 def test_the_lock_of_the_plots_has_hashes_and_names_no_address() -> None:
