@@ -11,6 +11,12 @@
  * that is complete, and copies the page at any time after that.  Queries come at any time after that.  The server may crash between
  * any two steps, also in recovery, and loses the WAL that is not durable.
  *
+ * Another backup has begun with the first redo point.  Where it has not ended,
+ * what comes after the first crash has its backup_label, and replays from there:
+ * the same cluster (an exclusive backup), or what has been copied by then, and
+ * is restored.  That has the map's file as it was at first, and pg_control and
+ * the page as they are in the end.
+ *
  * LSNs in the map are twice a position, so that the end of a record (odd, if
  * the next record begins behind a WAL page's header) can be told from the
  * beginning of the next.
@@ -27,12 +33,13 @@
 #define CHECKPOINTS 2
 #endif
 #define POSITIONS 10		/* of WAL */
+#define FIRST 1				/* redo point */
 
 mtype = { nothing, change, hint };
 
 /* WAL, of which a crash keeps what lies before "durable" */
-byte ins = 1;
-byte durable = 1;
+byte ins = FIRST;
+byte durable = FIRST;
 mtype kind[POSITIONS] = nothing;
 bool image[POSITIONS];
 byte logged[POSITIONS];	/* what the page holds after the record */
@@ -42,14 +49,17 @@ byte logged[POSITIONS];	/* what the page holds after the record */
 byte disk;				/* the page: contents ... */
 byte disk_lsn;			/* ... and the last record in it */
 byte file_slot;			/* the map's file: the block's mark ... */
-byte file_redo = 1;		/* ... and the header */
-byte control_redo = 1;	/* pg_control */
+byte file_redo = FIRST;		/* ... and the header */
+byte control_redo = FIRST;	/* pg_control */
+byte file_known;		/* the header's known_redo, where it is above file_redo */
+byte label = FIRST;		/* backup_label's, or 0 */
 
 /* in memory */
 bool recovery;
 bool consistent;		/* recovery answers queries: a standby */
 byte replaying;			/* the record that is being replayed */
-byte redo_ptr = 1;		/* RedoRecPtr */
+byte known;				/* known_redo, of a start that replays */
+byte redo_ptr = FIRST;		/* RedoRecPtr */
 bool in_pool;
 byte pool;
 byte pool_lsn;
@@ -78,7 +88,11 @@ inline now(lsn)
 #ifdef NO_REPLAY_POSITION
 		lsn = 2 * replaying - (replaying == PAGE_START -> 1 : 0)
 #else
-		lsn = 2 * replaying
+		lsn = 2 * replaying;
+		/* RULE KNOWN_REDO ptrack_now (map.c): lsn is not compared with known_redo */
+#ifndef NO_KNOWN_REDO
+		RAISE(lsn, 2 * known)
+#endif
 #endif
 	fi
 }
@@ -120,7 +134,7 @@ inline write_buffers()
 /* ptrack_file_flush: the file is written in one piece here, flush.pml has its steps */
 inline flush_map()
 {
-	atomic { file_slot = slot; };
+	atomic { RAISE(durable, redo); file_slot = slot };
 	file_redo = redo
 }
 
@@ -152,7 +166,7 @@ inline update_control()
 	atomic {
 		ins++;			/* the checkpoint's record */
 		durable = ins;
-		forget(control_redo, redo);
+		if :: label == 0 -> forget(control_redo, redo) :: else fi;
 		control_redo = redo;
 		redo = 0
 	}
@@ -274,7 +288,33 @@ end:
 	od
 }
 
-/* the map's part of the start, replay, and the checkpoint at its end */
+/* ptrack_file_start, and pg_control as replay begins: what it has had of the redo point is gone then */
+inline start()
+{
+	if :: label != 0 -> replaying = label :: else -> replaying = control_redo fi;
+	refused(file_redo < replaying);
+	slot = file_slot;
+	/* RULE KNOWN_CONTROL ptrack_file_start (mapload.c): pg_control's redo point is not looked at where there is a backup_label */
+#ifdef NO_KNOWN_CONTROL
+	known = replaying;
+#else
+	known = control_redo;
+#endif
+	/* RULE KNOWN_HEADER ptrack_file_start (mapload.c): the header is not looked at */
+	/* RULE KNOWN_KEPT ptrack_file_start (mapload.c): the header's known_redo is not looked at */
+#ifndef NO_KNOWN_HEADER
+	RAISE(known, file_redo);
+#ifndef NO_KNOWN_KEPT
+	RAISE(known, file_known);
+#endif
+#endif
+	/* note_in_file */
+	if :: known > file_redo -> file_known = known :: else fi;
+	control_redo = replaying;
+	label = 0
+}
+
+/* the start, replay, and the checkpoint at its end */
 proctype Startup()
 {
 	byte lsn;
@@ -286,10 +326,7 @@ end:
 	:: atomic {
 			down && busy == 0 -> down = false;
 			busy++;
-			/* ptrack_file_start */
-			refused(file_redo < control_redo);
-			slot = file_slot;
-			replaying = control_redo
+			start()
 		};
 		{
 			do
@@ -307,7 +344,13 @@ end:
 			/* the end-of-recovery checkpoint */
 			atomic { redo = ins; redo_ptr = ins };
 			checkpoint_guts();
-			atomic { update_control(); recovery = false; consistent = false; replaying = 0; END }
+			atomic {
+				update_control();
+				recovery = false; consistent = false; replaying = 0;
+				/* the header's redo point is above it */
+				known = 0; file_known = 0;
+				END
+			}
 		} CRASHED(lsn = 0; redo = 0)
 	od
 }
@@ -323,12 +366,17 @@ end:
 			down = true;
 			recovery = true;
 			consistent = false;
-			replaying = 0;
+			replaying = 0; known = 0;
 			in_pool = false; pool = 0; pool_lsn = 0; dirty = false; page_lock = false;
 			slot = 0; published = false;
 			/* what is left of the WAL */
 			forget(durable, ins);
-			ins = durable
+			ins = durable;
+			if
+			:: label != 0 -> file_slot = 0; file_redo = label; file_known = 0	/* restored */
+			:: label != 0 -> forget(label, control_redo); label = 0			/* it had ended */
+			:: true
+			fi
 		}
 	od
 }

@@ -37,6 +37,14 @@
 #define CHECKPOINTS 1	/* beside those of starts and stops */
 #endif
 #define POSITIONS 20	/* of WAL */
+#define FIRST 3			/* redo point */
+
+/* labelled.pml begins with a standby that is behind its disk */
+#ifdef LABELLED
+#define STANDBY	true
+#else
+#define STANDBY	false
+#endif
 
 mtype = { stopped, replaying, running };
 
@@ -51,20 +59,31 @@ mtype = { stopped, replaying, running };
 #define PAGE(n)		(4 + (n))	/* image of a page */
 #define COPY		6			/* of a file with one old page */
 
-mtype state = running;
 bool library = true;
 bool clean;				/* pg_control says "shut down" */
-byte ins = 4;
-byte durable = 4;
+byte ins = FIRST + 1;
+byte durable = FIRST + 1;
 byte record[POSITIONS];
-byte control_redo = 3;
+byte control_redo = FIRST;
+bool production;		/* pg_control does not say that it was in recovery */
+#ifndef LABELLED
+mtype state = running;
 byte position;			/* of replay */
 byte consistent;		/* where replay is, or was, past what had been on disk */
 byte ended;				/* minRecoveryPoint, where it is behind the disk, or may come to be */
-bool production;		/* pg_control does not say that it was in recovery */
 byte claimed;			/* where the server calls itself consistent */
-byte known;				/* control_redo as this life began; 0 where claimed is past the disk */
+byte known;				/* known_redo of this life; 0 where claimed is past the disk */
 bool ahead;				/* the map's, of this life */
+#else
+mtype state = replaying;
+byte position = FIRST;
+byte consistent = FIRST + 1;
+byte ended = FIRST + 1;
+byte claimed = FIRST + 1;
+byte known = FIRST;
+bool ahead = true;
+#endif
+byte label;				/* labelled.pml's: START WAL LOCATION of a backup that has begun, or 0 */
 byte redo;				/* of the checkpoint that is under way, or 0 */
 bool flushed;			/* and whether its header is written */
 
@@ -80,13 +99,13 @@ byte next;				/* the block that comes with it */
 /* the map */
 byte slot[2];
 byte whole_lsn;
-bool replayed;
+bool replayed = STANDBY;
 
 /* and its file */
 byte file_slot[2];
-byte file_redo = 3;
+byte file_redo = FIRST;
 byte file_whole;
-bool file_ahead;
+bool file_ahead = STANDBY;
 
 /* a backup, and whether what is on disk differs from its copies */
 byte since;
@@ -99,7 +118,8 @@ byte changes;
 byte checkpoints;
 bool apart;				/* a life without the library has been */
 
-#define NOW		(state == replaying -> position : ins)
+/* ptrack_now; known_redo is above the position only where replay began with a label */
+#define NOW		(state == replaying -> (position > known -> position : known) : ins)
 /* a restartpoint's is that of a checkpoint whose record has been replayed */
 #define LATEST_REDO	(state == replaying -> position - 1 : ins)
 #define IDLE	(cutting == 0 && appending == 0 && growing == 0 && copying == 0)
@@ -222,14 +242,20 @@ inline forget()
 	pool[0] = 0; pool[1] = 0;
 	cutting = 0; appending = 0; growing = 0; copying = 0; next = 0;
 	redo = 0; flushed = false; position = 0; consistent = 0; claimed = 0; known = 0; ahead = false
+#ifdef LABELLED
+	; start_redo = 0
+#endif
 }
+
+/* start_of_replay */
+#define START	(label != 0 -> label : control_redo)
 
 /* judge_file; a map that is refused begins anew, and is not asked: load.pml has that */
 /* RULE STAMP judge_file (mapload.c): the header's redo point is not compared with the start's */
 #ifdef NO_STAMP
 #define ACCEPTED	true
 #else
-#define ACCEPTED	(file_redo >= control_redo)
+#define ACCEPTED	(file_redo >= START)
 #endif
 
 /* ptrack_file_start, or the start of a server without them */
@@ -249,13 +275,22 @@ inline start(with)
 	if
 	:: clean -> state = running
 	:: !clean ->
-		state = replaying; position = control_redo; consistent = ins;
+		state = replaying; position = START; consistent = ins;
 		claimed = (ended != 0 -> ended : ins);
 		if
 		:: library ->
 			ahead = file_ahead;
 			if :: production && ended != 0 -> ahead = true :: else fi;
-			if :: ahead && ended != 0 -> known = control_redo :: else fi;
+			if
+			:: ahead && ended != 0 ->
+				known = control_redo;
+				RAISE(known, file_redo);
+#ifdef LABELLED
+				RAISE(known, file_known);
+				file_known = known		/* each header has it from now on */
+#endif
+			:: else
+			fi;
 			/* RULE AHEAD_LATER ptrack_file_start (mapload.c): ahead is not set where there is no minRecoveryPoint */
 #ifndef NO_AHEAD_LATER
 			if :: production -> ahead = true :: else fi;
@@ -268,7 +303,13 @@ inline start(with)
 			if :: production && ended == 0 -> ended = ins :: else fi
 		/* what it leaves of that is a limit (docs/model.md) */
 		:: !library -> ended = 0
-		fi
+		fi;
+		/* pg_control has the label's as replay begins */
+		control_redo = START;
+#ifdef LABELLED
+		start_redo = (known != 0 -> control_redo : 0);
+#endif
+		label = 0
 	fi;
 	production = false;
 	clean = false
@@ -307,7 +348,7 @@ inline update_control()
 	:: else
 	fi;
 	i = control_redo;
-	do :: i < redo -> record[i] = 0; i++ :: else -> break od;
+	do :: label == 0 && i < redo -> record[i] = 0; i++ :: else -> break od;
 	i = 0;
 	control_redo = redo;
 	if
@@ -328,6 +369,10 @@ inline stop()
 	ins = durable;
 	production = state == running;
 	state = stopped; library = true;
+#ifdef LABELLED
+	/* what comes next is what that backup has, or not */
+	if :: label != 0 -> label = 0 :: true fi;
+#endif
 	forget()
 }
 
@@ -366,7 +411,10 @@ inline stop()
 #ifdef NO_EARLY
 #define EVERYTHING	false
 #else
-#define EVERYTHING	(since <= known)
+#ifndef EARLY_UNTIL
+#define EARLY_UNTIL	known
+#endif
+#define EVERYTHING	(since <= EARLY_UNTIL)
 #endif
 
 #define CHANGED(n)		(copied > (n) && changed[n] && page[n] != GONE && \
@@ -381,7 +429,7 @@ end:
 	/* starts */
 	:: atomic { state == stopped && lives < LIVES && ACCEPTED -> start(true) }
 	:: atomic { state == stopped && !ACCEPTED -> refused(!apart) }
-	:: atomic { state == stopped && lives + 1 < LIVES -> start(false) }
+	:: atomic { state == stopped && lives + 1 < LIVES && !STANDBY -> start(false) }
 
 	/* replay */
 	:: atomic {
@@ -403,14 +451,17 @@ end:
 			:: page[1] != GONE -> record[ins] = CUT(1)
 			:: record[ins] = PAGE(0)
 			:: record[ins] = PAGE(1)
+#ifdef LABELLED
+			:: true			/* a checkpoint's */
+#endif
 			fi;
 			ins++; durable = ins
 		}
 	/* the end of recovery, or a promotion: its checkpoint comes later */
 	:: atomic {
-			state == replaying && position == ins ->
+			state == replaying && position == ins && !STANDBY ->
 			consistent = (library -> ins : 0); state = running; position = 0;
-			ended = ins; claimed = 0; known = 0;
+			ended = ins; claimed = 0; known = 0; label = 0;
 			if :: redo == 0 -> redo = ins :: ins++ fi
 		}
 
@@ -482,6 +533,10 @@ end:
 			SERVES && since != 0 && copied < 2 ->
 			changed[copied] = false; absent[copied] = page[copied] == GONE; copied++
 		}
+#ifdef LABELLED
+	/* another one, with a label */
+	:: atomic { SERVES && known != 0 && !labels -> labels = true; label = control_redo }
+#endif
 	/* a query */
 	:: atomic {
 			SERVES && library && copied > 0 ->

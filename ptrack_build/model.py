@@ -75,7 +75,7 @@ class Verdict:
 
 #: In order of the protocol; common.pml is included by all.
 NAMES = (
-    "dirty", "buffered", "unbuffered", "grown", "truncate", "flush", "through", "load",
+    "dirty", "buffered", "unbuffered", "grown", "truncate", "labelled", "flush", "through", "load",
     "basebackup",
 )  # fmt: skip
 

@@ -318,6 +318,24 @@ def test_resetwal_behind_the_map(faulty: tuple[Cluster, Fault]) -> None:
     safe(snapshot, cluster)
 
 
+def test_resetwal_removes_the_map_durably(faulty: tuple[Cluster, Fault]) -> None:
+    """It must not come back after a loss of power: what begins now can be behind it."""
+    cluster, orders = faulty
+    cluster.checkpoint()
+    cluster.stop()
+    control = cluster.data / "global/pg_control"
+    old = control.read_bytes()
+    orders.order("/global$", Kind.SYNC, Action.FAIL)
+    done = cluster.run("pg_resetwal", cluster.data, check=False, env=cluster.env)
+    assert done.returncode != 0, "the directory was not synced"
+    assert not cluster.map.exists(), "it was synced before the map was removed"
+    assert control.read_bytes() == old, "it was synced after pg_control was written"
+    orders.order("/global$", Kind.SYNC)
+    cluster.run("pg_resetwal", cluster.data, env=cluster.env)
+    assert orders.count == 1, "whoever removed it need not have synced"
+    assert control.read_bytes() != old
+
+
 def test_durable_mark_that_fails(faulty: tuple[Cluster, Fault]) -> None:
     """No file that a start would accept may stay behind when what it marks is changed."""
     cluster, orders = faulty

@@ -162,16 +162,27 @@ class Cluster:
         return self.install.program(name)
 
     def run(
-        self, name: str, *args: str | Path, check: bool = True, stdin: str | None = None
+        self,
+        name: str,
+        *args: str | Path,
+        check: bool = True,
+        stdin: str | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run a program of the installation as the server's user; output is in stdout.
+
+        env: added to its environment.
 
         Raises:
             system.ProgramFailed: it failed and ``check`` is set.
         """
-        env = {"PGHOST": str(self.root), "PGPORT": str(PORT), "PGUSER": "postgres"}
+        own = {"PGHOST": str(self.root), "PGPORT": str(PORT), "PGUSER": "postgres"}
         return system.run(
-            [self.program(name), *args], cwd=self.root, check=check, stdin=stdin, env=env
+            [self.program(name), *args],
+            cwd=self.root,
+            check=check,
+            stdin=stdin,
+            env={**own, **(env or {})},
         )
 
     def tablespace(self, name: str) -> Path:
