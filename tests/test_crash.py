@@ -188,11 +188,7 @@ def test_hint_bits_without_images(factory: Factory) -> None:
 def test_hint_bits_set_by_readers(factory: Factory, method: str, *, checksums: bool) -> None:
     """Whoever reads the pages for them; a reader writes some of what it has changed itself."""
     cluster = factory.create(
-        checksums=checksums,
-        start=False,
-        full_page_writes=False,
-        io_method=method,
-        io_workers=1,
+        checksums=checksums, start=False, full_page_writes=False, io_method=method
     )
     _start(cluster)
     rows = "generate_series(1, 3000) i"
