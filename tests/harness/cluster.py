@@ -374,13 +374,14 @@ class Cluster:
                 system.kill(connection.info.backend_pid)
                 connection.execute("SELECT pg_sleep(60)")
             return
-        query = "SELECT FROM pg_stat_activity WHERE backend_type = %s"
+        query = "SELECT pid FROM pg_stat_activity WHERE backend_type = %s"
         self.wait_for(lambda: bool(self.sql(query, backend_type)), f"a {backend_type}")
-        system.kill(self.process(backend_type))
+        (pid,), *_ = self.sql(query, backend_type)  # there are several io workers
+        system.kill(pid)
 
     def process(self, backend_type: str) -> int:
-        """Process id of a server process, by its type in pg_stat_activity; of several, any."""
-        query = "SELECT pid FROM pg_stat_activity WHERE backend_type = %s LIMIT 1"
+        """Process id of a server process, by its type in pg_stat_activity: the only one of it."""
+        query = "SELECT pid FROM pg_stat_activity WHERE backend_type = %s"
         pid: int = self.value(query, backend_type)
         return pid
 
