@@ -130,7 +130,7 @@ def test_query_while_a_table_grows_and_shrinks(cluster: Cluster) -> None:
 
 
 def test_small_map_many_relations(factory: Factory) -> None:
-    """More chunks than the map has slots: collisions add blocks and take none away."""
+    """Many share lines of the map, and writers slots: collisions add blocks and take none away."""
     cluster = factory.create(checksums=True, ptrack__map_size=1)
     cluster.sql(
         "DO $$ BEGIN FOR i IN 1..250 LOOP "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import client, fault, lsn, oracle, walpage, workload
+from tests.harness import client, fault, lsn, oracle, system, walpage, workload
 from tests.harness.cluster import StartFailed
 from tests.harness.fault import Action, Fault, Kind
 from tests.harness.grown import pages
@@ -385,6 +385,58 @@ def test_killed_in_the_replay_of_a_backup(factory: Factory) -> None:
         restored.start()
         assert 0 < restored.init_lsn() <= snapshot.lsn
         assert oracle.look(snapshot, restored).changed > 5
+
+
+def test_stopped_in_the_replay_of_a_backup(factory: Factory) -> None:
+    """Its restartpoint is before another backup that had begun, and stamps the map's file.
+
+    Only what the header keeps beside that tells the next start of the other one. Replay is held up
+    by WAL that is not there yet: pages come again as of before their hint bits were set.
+    """
+    cluster = factory.create(checksums=True)
+    pages(cluster, pages=60)
+    pages(cluster, "other", pages=400)
+    second: list[oracle.Snapshot] = []
+    redo = 0
+    missing = ""
+
+    def early() -> None:
+        nonlocal redo, missing
+        cluster.checkpoint()
+        redo = cluster.redo()
+        cluster.sql("SELECT pg_switch_wal()")
+        cluster.flush_wal()
+        missing = cluster.value("SELECT pg_walfile_name(pg_current_wal_lsn())")
+        cluster.sql("DELETE FROM t WHERE i % 8 = 3")
+        cluster.sql("SELECT count(*) FROM t")
+        cluster.sql("UPDATE other SET i = -i")
+        second.append(oracle.take(cluster))
+
+    backup = client.full(cluster, early=early)
+    (snapshot,) = second
+    assert backup.start < redo < snapshot.lsn
+    restored = factory.empty("restored")
+    client.restore(backup, restored)
+    restored.configure(log_min_messages="debug2")
+    if restored.major >= 15:
+        restored.configure(recovery_prefetch=False)  # what is read is replayed
+    restored.write("standby.signal", "")
+    wal = restored.data / "pg_wal"
+    aside = system.make_dir(restored.root / "aside")
+    for path in [path for path in wal.iterdir() if path.is_file() and path.name >= missing]:
+        path.rename(aside / path.name)
+    restored.start(wait=False)
+    restored.wait_for(
+        lambda: f'could not open file "pg_wal/{missing}"' in restored.log_text(), "the end of WAL"
+    )
+    restored.stop("fast")
+    assert lsn.parse(restored.control()["Latest checkpoint's REDO location"]) == redo
+    for path in aside.iterdir():
+        path.rename(wal / path.name)
+    restored.start()
+    restored.evict()
+    assert 0 < restored.init_lsn() <= snapshot.lsn
+    assert oracle.look(snapshot, restored).changed > 5
 
 
 @pytest.mark.major(until=14)

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from tests.harness import oracle
-from tests.harness.grown import lost, pages
+from tests.harness.grown import grow_hash, lost, pages
 
 if TYPE_CHECKING:
     from tests.harness.factory import Factory
@@ -84,6 +84,30 @@ def test_hash_index_splits_lost(factory: Factory) -> None:
         index="t_hash",
         changed=3,
     )
+
+
+def test_appended_where_there_is_something(factory: Factory) -> None:
+    """A hash index that has grown, and lost all WAL of that, is extended by the same page again."""
+    cluster = factory.create(checksums=True, shared_buffers="16MB", wal_buffers="16MB")
+    cluster.script(["CREATE TABLE t (i int)", "CREATE INDEX t_hash ON t USING hash (i)"])
+    cluster.sql("INSERT INTO t SELECT generate_series(1, 2000)")
+    cluster.checkpoint()
+    before = len(cluster.relation_bytes("t_hash"))
+    with lost(cluster, "SELECT count(*) FROM t") as connection:
+        grow_hash(connection)
+    snapshot = oracle.take(cluster)
+    grown = cluster.relation_bytes("t_hash")
+    last = grown[-cluster.block_size :]
+    assert len(grown) > before
+    assert any(last), "nothing was written past the pool"
+
+    def again() -> bytes:
+        cluster.sql("INSERT INTO t SELECT generate_series(1, 20)")
+        return cluster.relation_bytes("t_hash")
+
+    others = (now for now in (again() for _ in range(1000)) if now[-cluster.block_size :] != last)
+    assert len(next(others, b"")) == len(grown), "that page was not written again"
+    oracle.check(snapshot, cluster)
 
 
 @pytest.mark.parametrize("archive", [False, True], ids=["", "archive_mode"])

@@ -19,6 +19,7 @@ from tests.harness.parent import CHANGE, TABLE, before, copied, refused, safe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from tests.harness.cluster import Cluster
     from tests.harness.factory import Factory
@@ -336,6 +337,54 @@ def test_resetwal_removes_the_map_durably(faulty: tuple[Cluster, Fault]) -> None
     assert control.read_bytes() != old
 
 
+def _removes_the_map_durably(cluster: Cluster, orders: Fault, *argv: str | Path) -> None:
+    """A program syncs the directory when the map is gone, and before it writes a block.
+
+    Also where it is gone already: whoever removed it need not have synced.
+    """
+    before_it = cluster.files()
+    for _ in range(2):
+        orders.order("/global$", Kind.SYNC, Action.FAIL)
+        done = cluster.run(*map(str, argv), check=False, env=cluster.env)
+        assert done.returncode != 0, "the directory was not synced"
+        assert not cluster.map.exists(), "it was synced before the map was removed"
+        assert cluster.files() == before_it, "it was synced after a block was written"
+    orders.clear()
+    cluster.run(*map(str, argv), env=cluster.env)
+    assert cluster.files() != before_it
+
+
+def test_checksums_removes_the_map_durably(factory: Factory) -> None:
+    """It must not come back after a loss of power: an interrupted run leaves no other trace."""
+    cluster = factory.create(start=False)
+    with Fault(cluster, factory.shared) as orders:
+        cluster.start()
+        cluster.checkpoint()
+        cluster.stop()
+        assert cluster.map.exists()
+        argv = ("pg_checksums", "--enable", "--no-sync", "-D", cluster.data)
+        _removes_the_map_durably(cluster, orders, *argv)
+
+
+def test_rewind_removes_the_map_durably(factory: Factory) -> None:
+    """The same where blocks are taken from another server, and pg_control comes last."""
+    primary = factory.create(checksums=True, start=False)
+    with Fault(primary, factory.shared) as orders:
+        primary.start()
+        primary.sql(TABLE)
+        standby = factory.standby(primary)
+        standby.catch_up(primary)
+        standby.promote()
+        standby.checkpoint()
+        primary.sql(CHANGE)
+        primary.stop()
+        standby.stop()
+        assert primary.map.exists()
+        source = f"--source-pgdata={standby.data}"
+        argv = ("pg_rewind", "--no-sync", source, "-D", primary.data)
+        _removes_the_map_durably(primary, orders, *argv)
+
+
 def test_durable_mark_that_fails(faulty: tuple[Cluster, Fault]) -> None:
     """No file that a start would accept may stay behind when what it marks is changed."""
     cluster, orders = faulty
@@ -499,6 +548,42 @@ def test_start_with_too_many_open_files(faulty: tuple[Cluster, Fault], error: in
     orders.clear()
     cluster.start()
     oracle.check(snapshot, cluster, changed=20)
+
+
+def test_flush_that_cannot_read_the_old_map(factory: Factory) -> None:
+    """Of another size, it is replaced when all of it has been read, and not before."""
+    cluster = factory.create(checksums=True, start=False, max_worker_processes=0)  # no loader
+    with Fault(cluster, factory.shared) as orders:
+        cluster.start()
+        snapshot = before(cluster)
+        cluster.sql(CHANGE)
+        cluster.restart(ptrack__map_size=3)
+        cluster.sql(MORE)
+        orders.order(f"{MAP}$", Kind.OPEN, Action.FAIL, error=errno.EACCES)
+        cluster.checkpoint()
+        assert orders.count > 0, "nobody has tried"
+        orders.clear()
+        cluster.checkpoint()
+    cluster.restart("immediate")
+    oracle.check(snapshot, cluster, changed=20)
+
+
+def test_start_that_cannot_write_the_header(factory: Factory) -> None:
+    """What pg_control will not say again is noted before anything is replayed, or the map goes."""
+    cluster = factory.create(checksums=True, start=False)
+    with Fault(cluster, factory.shared) as orders:
+        cluster.start()
+        snapshot = before(cluster)
+        cluster.kill_all()
+        cluster.write("standby.signal", "")
+        orders.order(f"{MAP}$", Kind.WRITE, Action.FAIL)
+        cluster.start()
+        assert orders.count == 1
+        orders.clear()
+        assert "ptrack init: could not write map file" in cluster.log_text()
+        assert cluster.init_lsn() > snapshot.lsn, "the parent is taken"
+        cluster.promote()
+        refused(snapshot, cluster)
 
 
 # ---- writers held up
@@ -748,6 +833,23 @@ def test_backup_starts_while_a_directory_is_copied(faulty: tuple[Cluster, Fault]
             orders.clear()
         oracle.check(snapshot, cluster)
         cluster.sql("ALTER DATABASE d SET TABLESPACE pg_default")
+
+
+def test_backup_starts_while_a_directory_is_copied_without_fsync(factory: Factory) -> None:
+    """Its end is told as well: the process has other blocks in flight soon, and no copy."""
+    cluster = factory.create(checksums=True, start=False, fsync=False)
+    with Fault(cluster, factory.shared) as orders, contextlib.ExitStack() as stack:
+        cluster.start()
+        cluster.sql(f"CREATE TABLESPACE ts LOCATION '{cluster.tablespace('ts')}'")
+        cluster.sql("CREATE DATABASE d")
+        connection = stack.enter_context(cluster.connect())
+        orders.order("/ts/PG_", Kind.WRITE, Action.STOP_BEFORE, number=3)
+        with beside(lambda: connection.execute("ALTER DATABASE d SET TABLESPACE ts")):
+            orders.wait()
+            snapshot = oracle.take(cluster)
+            orders.clear()
+        connection.execute("CREATE TABLE t AS SELECT generate_series(1, 20000)")
+        oracle.check(snapshot, cluster, changed=100)
 
 
 @pytest.mark.major(since=15)

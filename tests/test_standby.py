@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -319,6 +320,22 @@ def test_stopped_in_recovery_and_asked_early_as_a_standby(factory: Factory) -> N
     oracle.look(snapshot, standby)
 
 
+def _killed_without_wal_of_its_own(first: Cluster, second: Cluster) -> None:
+    """Kill a primary when its standby has all WAL that it has."""
+    with first.paused("walwriter", "background writer", "checkpointer"):
+        second.catch_up(first)
+        first.kill_all()
+
+
+def _follows(first: Cluster, second: Cluster) -> None:
+    """Let a primary that was killed be the standby of what was its standby."""
+    second.promote()
+    first.write("standby.signal", "")
+    first.configure(primary_conninfo=second.conninfo(), recovery_target_timeline="latest")
+    first.start()
+    first.catch_up(second)
+
+
 @pytest.mark.parametrize("stopped", [False, True], ids=["at once", "after a stop in recovery"])
 def test_killed_primary_as_a_standby_killed_again(factory: Factory, *, stopped: bool) -> None:
     """Its background writer, which asked while there was none, never moves minRecoveryPoint.
@@ -329,18 +346,12 @@ def test_killed_primary_as_a_standby_killed_again(factory: Factory, *, stopped: 
     first, second = pair.primary, pair.standby
     pages(first, pages=60)
     snapshot = oracle.take(first)
-    with first.paused("walwriter", "background writer", "checkpointer"):  # WAL that only it has
-        second.catch_up(first)
-        first.kill_all()
+    _killed_without_wal_of_its_own(first, second)
     if stopped:
         if fault.compiler() is None:
             pytest.skip("needs a C compiler")
         _stopped_in_crash_recovery(factory, first)
-    second.promote()
-    first.write("standby.signal", "")
-    first.configure(primary_conninfo=second.conninfo(), recovery_target_timeline="latest")
-    first.start()
-    first.catch_up(second)
+    _follows(first, second)
     early = first.position()
     control = (first.data / "global/pg_control").read_bytes()
     second.sql("UPDATE t SET i = -i WHERE i % 8 = 3")
@@ -353,6 +364,48 @@ def test_killed_primary_as_a_standby_killed_again(factory: Factory, *, stopped: 
     first.start()
     assert first.position() < second.position()
     oracle.look(snapshot, first)
+
+
+def test_restored_of_a_killed_primary_as_a_standby(factory: Factory) -> None:
+    """A base backup of it; a parent begins at a later restartpoint, and only then is it copied.
+
+    Restored, it begins before that parent, and calls itself consistent before it has come to what
+    was written after it. As above, pg_control is put back.
+    """
+    first = factory.create(checksums=True)
+    second = factory.standby(first)
+    pages(first, pages=60)
+    _killed_without_wal_of_its_own(first, second)
+    _follows(first, second)
+    first.restartpoint(second)
+    parents: list[Snapshot] = []
+    positions: list[int] = []
+    control = b""
+
+    def early() -> None:
+        nonlocal control
+        parents.append(oracle.take(first, primary=second))
+        positions.append(first.position())
+        control = (first.data / "global/pg_control").read_bytes()
+        second.sql("UPDATE t SET i = -i WHERE i % 8 = 3")
+        first.catch_up(second)
+        positions.append(first.position())
+        oracle.evict(parents[0], first, changed=7)
+
+    backup = client.full(first, early=early)
+    (snapshot,) = parents
+    consistent, written = positions
+    assert backup.start < snapshot.lsn
+    other = {**backup.other, "global/pg_control": control}
+    restored = factory.empty("restored")
+    client.restore(dataclasses.replace(backup, other=other), restored)
+    restored.configure(primary_conninfo="", recovery_target_lsn=lsn.show(consistent))
+    restored.configure(recovery_target_inclusive=False, recovery_target_action="pause")
+    restored.start()
+    assert restored.position() < written
+    assert 0 < restored.init_lsn() <= snapshot.lsn
+    assert oracle.look(snapshot, restored).changed >= 7
+    assert "may be consistent before it has come to what is on disk" in restored.log_text()
 
 
 @pytest.mark.parametrize("end", [_clean, _immediate, _kill_all])

@@ -134,6 +134,27 @@ def test_base_backup_as_tar(factory: Factory) -> None:
     assert str(MAP) in names
 
 
+@pytest.mark.major(since=17)
+def test_incremental_base_backup(factory: Factory) -> None:
+    """PostgreSQL's own: the map of the last one serves what is combined of all."""
+    cluster = factory.create(checksums=True, summarize_wal=True)
+    cluster.sql(TABLE)
+    snapshot = oracle.take(cluster)
+    init = cluster.init_lsn()
+    whole = factory.base_backup(cluster, "whole")
+    cluster.sql(CHANGE)
+    since = f"--incremental={whole.data / 'backup_manifest'}"
+    increment = factory.base_backup(cluster, "increment", since)
+    combined = factory.empty("combined")
+    argv = (whole.data, increment.data, "-o", combined.data, "--no-sync")
+    combined.run("pg_combinebackup", *argv)
+    assert combined.map.read_bytes() == increment.map.read_bytes()
+    combined.adopt()
+    combined.start()
+    assert combined.init_lsn() == init
+    oracle.check(snapshot, combined, changed=20)
+
+
 def test_point_in_time(factory: Factory) -> None:
     """To an older point and promoted: the map of the base backup stays valid."""
     cluster = factory.create(checksums=True)
