@@ -579,6 +579,30 @@ def test_a_first_cluster_is_made_where_the_plain_server_would_have_one(
     assert not made.exists()
 
 
+def test_a_first_cluster_has_the_system_s_locale(scripts: Scripts) -> None:
+    """As that of the plain server, and not that of whoever installs, which ssh may have brought."""
+    scripts.installed("202406281-1700")
+    scripts.program(f"{scripts.server}/postgres", ":")
+    for name in ("pg_conftool", "pg_lsclusters"):
+        scripts.program(f"/bin/{name}", ":")
+    made = scripts.root / "made"
+    scripts.program(
+        "/bin/pg_createcluster", f'echo "$LANG ${{LC_COLLATE:-}} ${{LC_TIME:-}}" >{made}'
+    )
+
+    def locale() -> str:
+        mine = {"LANG": "pl_PL.UTF-8", "LC_TIME": "pl_PL.UTF-8"}
+        done = scripts.run("postinst", "configure", **mine)
+        assert done.returncode == 0, done.stderr
+        return made.read_text()
+
+    assert locale() == "C.UTF-8  \n"
+    scripts.program("/bin/pam_getenv", '[ "$*" = "-l LC_COLLATE" ] && echo de_DE.UTF-8')
+    assert locale() == "C.UTF-8 de_DE.UTF-8 \n"
+    scripts.put("/etc/default/locale", "LANG=fr_FR.UTF-8\n")
+    assert locale() == "fr_FR.UTF-8 de_DE.UTF-8 \n"
+
+
 @pytest.mark.parametrize(
     ("words", "status", "preloaded", "started", "said"),
     [
