@@ -6,6 +6,7 @@ What needs a real build (installing, clusters, purging) is verified on the packa
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import itertools
 import json
 import os
@@ -190,6 +191,24 @@ def test_overrides_name_only_what_the_lintian_of_the_release_has(
     files = [text for name, (text, _) in made.items() if name.endswith(".lintian-overrides")]
     assert len(files) >= 3
     assert any("library-not-linked-against-libc" in text for text in files) is known
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "{file} /usr/lib/postgresql/17/lib",  # before 2.105, as in Debian 11
+        "RUNPATH /usr/lib/postgresql/17/lib [{file}]",
+    ],
+)
+def test_overrides_of_the_runpath_are_for_each_lintian(said: str) -> None:
+    known = facts_of(matrix.load().major("17"))
+    made = deb.render("server", known)
+    for package in (known.server, known.client, known.dev):
+        text = made[f"{package}.lintian-overrides"][0]
+        (pattern,) = re.findall(r": custom-library-search-path (.*)$", text, re.MULTILINE)
+        file = "usr/lib/postgresql/17/bin/some"
+        assert fnmatch.fnmatchcase(said.format(file=file), pattern)
+        assert not fnmatch.fnmatchcase(f"RUNPATH /usr/local/lib [{file}]", pattern)
 
 
 @pytest.mark.parametrize("major", MAJORS, ids=lambda major: major.name)
