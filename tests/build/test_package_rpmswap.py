@@ -473,6 +473,16 @@ def test_an_upgrade_goes_on_as_it_was(system: System) -> None:
 
 
 @needed
+def test_what_an_unfinished_transaction_noted_is_not_done_by_a_later_one(system: System) -> None:
+    """The administrator may have stopped the service since."""
+    system.install(OURS_ALL)
+    (system.place / "run" / "postgresql-17.noted").write_text("enabled\nactive\n")
+    system.install(r"postgresql17pt-.*-2\.")
+    assert (system.runs(), system.enabled) == ("nobody's", False)
+    system.check_nothing_noted()
+
+
+@needed
 def test_erased_nothing_is_left(system: System) -> None:
     system.install(OURS_ALL)
     for command in ("enable", "daemon-reload", "start"):
