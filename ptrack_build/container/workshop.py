@@ -124,6 +124,13 @@ class Workshop:
         except CommandFailed as error:
             say(f"without ccache, which {self.name} could not be given: see {error.log}")
 
+    def remedy(self, names: Iterable[str]) -> str:
+        """See Place: nobody installs anything there by hand, and this machine's lack is none."""
+        hint = f"name an image that has {' '.join(names)}, or a repository with it"
+        if self.manager() == "dnf":
+            hint += " (on EL much is in crb and EPEL, which images have off, or not at all)"
+        return hint
+
     def _packages(self, needs: Iterable[str]) -> list[str]:
         kind = self.manager()
         listed = [host.NEEDS[name] for name in needs]

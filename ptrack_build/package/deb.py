@@ -325,11 +325,11 @@ def _ensure(control: str, slot: str, where: Place) -> None:
                 f"could not install what the packages are built with: {error.what}\n"
                 "(what cannot be had can be left out, as selinux by -- --without selinux)"
             )
-            raise HostError(what, hint=host.paste_packages(names), log=error.log) from error
+            raise HostError(what, hint=where.remedy(names), log=error.log) from error
         lacking = _unmet(control, slot, where)
     if lacking:
         what = f"{where.name} lacks {', '.join(lacking)}, which the packages are built with"
-        raise HostError(what, hint=host.paste_packages([each.split("|")[0] for each in lacking]))
+        raise HostError(what, hint=where.remedy([each.split("|")[0] for each in lacking]))
 
 
 def _unmet(control: str, slot: str, where: Place) -> list[str]:
@@ -383,7 +383,7 @@ def _llvm(where: Place) -> int:
     for program in (f"clang-{major}", f"llvm-config-{major}"):
         if not where.which(program):
             what = f"llvm-config is of LLVM {major}, but there is no {program}"
-            raise HostError(what, hint=host.paste_packages([f"clang-{major}", f"llvm-{major}-dev"]))
+            raise HostError(what, hint=where.remedy([f"clang-{major}", f"llvm-{major}-dev"]))
     return major
 
 

@@ -50,6 +50,9 @@ class Place(Protocol):
     def ensure(self, needs: Iterable[str]) -> None:
         """See to it that these of host.NEEDS are met. Raises HostError."""
 
+    def remedy(self, names: Iterable[str]) -> str:
+        """What to do next where these packages are missing and were not installed."""
+
 
 class Native:
     """This machine."""
@@ -88,6 +91,10 @@ class Native:
     def ensure(self, needs: Iterable[str]) -> None:
         """See Place."""
         host.ensure(needs)
+
+    def remedy(self, names: Iterable[str]) -> str:
+        """See Place: a line to paste."""
+        return host.paste_packages(names)
 
 
 HERE: Final = Native()

@@ -318,7 +318,7 @@ def _machine(major: Major, *, without: Collection[str], where: Place = HERE) -> 
         if absent:
             words = " ".join(f"--without {feature}" for feature in absent)
             what += f"\n(what cannot be had can be left out: -- {words})"
-        raise HostError(what, hint=host.paste_packages(lacking))
+        raise HostError(what, hint=where.remedy(lacking))
     left_out = [each.name for each in known if each.name in without]
     tools = _installed(TOOLS_APT if native else TOOLS_RPM, native=native, where=where)
     builders = dict(sorted({*have.values(), *tools.values()}))

@@ -7,7 +7,8 @@ loopback, and one of stand-ins: a package that provides all that ours require of
 module of a server, as EL 8 has it, and PGDG's server with contrib, of a later minor. So what names,
 Requires, Provides and Conflicts come to is dnf's answer, wherever the packages were made. No script
 runs, since an empty root has no shell: what they do is tried where the system is a real one (see
-rpmroot).
+rpmroot). Where there is dnf5, too, another program with another way to say things, it is asked the
+same.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import functools
 import http.server
 import json
 import re
+import shutil
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ptrack_build import cache, host
@@ -29,9 +32,10 @@ from ptrack_build.run import call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
-    from pathlib import Path
 
 NEEDS: Final = ("createrepo", "dnf", "gpg", "rpm-build", "rpmsign")
+#: From Fedora 41 on the first is a name of the second.
+PROGRAMS: Final = ("dnf", "dnf5")
 SYSTEM: Final = "ptrack-standin-system"
 
 STANDINS: Final = """Name: {system}
@@ -127,10 +131,15 @@ def verify(dist: Path) -> tuple[str, ...]:
             with served(place / "repository") as address:
                 repos = _told(place, told.replace("URL", address))
 
-                def root(name: str) -> _Root:
-                    return _Root(path=place / name, repos=repos, arch=arch, log=log)
+                def root(program: str, name: str) -> _Root:
+                    path = place / f"{program}-{name}"
+                    return _Root(program=program, path=path, repos=repos, arch=arch, log=log)
 
-                steps = _steps(number, said["packages"], root)
+                first, *others = programs()
+                steps = _steps(number, said["packages"], functools.partial(root, first))
+                for other in others:
+                    _steps(number, said["packages"], functools.partial(root, other))
+                    steps += (f"the same by {other}",)
         except CommandFailed as error:
             what = f"a repository of {dist} cannot be tried: {error.what}"
             raise PackageError(what, log=log, hint="read the log") from error
@@ -140,6 +149,13 @@ def verify(dist: Path) -> tuple[str, ...]:
     for line in steps:
         say(f"    {line}")
     return steps
+
+
+def programs() -> tuple[str, ...]:
+    """Those of PROGRAMS that are here; one by two names counts once."""
+    paths = {name: shutil.which(name) for name in PROGRAMS}
+    found = {Path(path).resolve(): name for name, path in reversed(paths.items()) if path}
+    return tuple(name for name in PROGRAMS if name in found.values())
 
 
 def _standins(
@@ -223,8 +239,12 @@ def _told(place: Path, ours: str) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class _Root:
-    """An empty directory for dnf to install in. repos: what it is told of; arch: rpm's word."""
+    """An empty directory for dnf to install in.
 
+    program: of PROGRAMS; repos: what it is told of; arch: rpm's word.
+    """
+
+    program: str
     path: Path
     repos: Path
     arch: str
@@ -235,6 +255,7 @@ class _Root:
         state = self.path.with_name(f"{self.path.name}-dnf")
         (state / "log").mkdir(parents=True, exist_ok=True)
         settings = {
+            "plugins": "0",  # --noplugins is only dnf's word
             "reposdir": self.repos,
             "cachedir": state / "cache",
             "persistdir": state / "persist",
@@ -242,8 +263,8 @@ class _Root:
             "tsflags": "noscripts,notriggers",
             "module_platform_id": "platform:el8",
         }
-        argv = ["dnf", "-y", f"--installroot={self.path}", f"--forcearch={self.arch}",
-                "--releasever=1", "--noplugins"]  # fmt: skip
+        argv = [self.program, "-y", f"--installroot={self.path}", f"--forcearch={self.arch}",
+                "--releasever=1"]  # fmt: skip
         argv += [f"--setopt={name}={value}" for name, value in settings.items()]
         done = call(
             [*argv, *words], log=self.log, capture=True, quiet=True, check=False,
@@ -251,7 +272,8 @@ class _Root:
         )  # fmt: skip
         if refused is (done.returncode == 0):
             last = "\n".join(f"    {line}" for line in done.stdout.splitlines()[-8:])
-            what = f"dnf {'does not refuse' if refused else 'refuses'}: {' '.join(words)}\n{last}"
+            does = "does not refuse" if refused else "refuses"
+            what = f"{self.program} {does}: {' '.join(words)}\n{last}"
             raise PackageError(what, log=self.log, hint="see what the packages say of each other")
         return done.stdout
 
@@ -261,7 +283,7 @@ class _Root:
         there = {*call(argv, capture=True, quiet=True).stdout.split()} - {SYSTEM, "gpg-pubkey"}
         if there != {*names}:
             found, wanted = (" ".join(sorted(each)) for each in (there, {*names}))
-            what = f"dnf installed {found}, and not {wanted}"
+            what = f"{self.program} installed {found}, and not {wanted}"
             raise PackageError(what, log=self.log, hint="see what they require and provide")
 
 
@@ -285,7 +307,7 @@ def _steps(
     fresh.dnf("upgrade")
     fresh.has(*every)
     if "conflicts with" not in (said := fresh.dnf("install", f"{plain}-server", refused=True)):
-        what = f"dnf does not say that {plain}-server conflicts: {said.strip()[-300:]}"
+        what = f"{fresh.program} does not say that {plain}-server conflicts: {said.strip()[-300:]}"
         raise PackageError(what, log=fresh.log, hint="see Conflicts of the server's package")
 
     other = root("other")

@@ -6,6 +6,7 @@ What needs a real build (installing, clusters, purging) is verified on the packa
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import itertools
 import json
 import os
@@ -190,6 +191,24 @@ def test_overrides_name_only_what_the_lintian_of_the_release_has(
     files = [text for name, (text, _) in made.items() if name.endswith(".lintian-overrides")]
     assert len(files) >= 3
     assert any("library-not-linked-against-libc" in text for text in files) is known
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "{file} /usr/lib/postgresql/17/lib",  # before 2.105, as in Debian 11
+        "RUNPATH /usr/lib/postgresql/17/lib [{file}]",
+    ],
+)
+def test_overrides_of_the_runpath_are_for_each_lintian(said: str) -> None:
+    known = facts_of(matrix.load().major("17"))
+    made = deb.render("server", known)
+    for package in (known.server, known.client, known.dev):
+        text = made[f"{package}.lintian-overrides"][0]
+        (pattern,) = re.findall(r": custom-library-search-path (.*)$", text, re.MULTILINE)
+        file = "usr/lib/postgresql/17/bin/some"
+        assert fnmatch.fnmatchcase(said.format(file=file), pattern)
+        assert not fnmatch.fnmatchcase(f"RUNPATH /usr/local/lib [{file}]", pattern)
 
 
 @pytest.mark.parametrize("major", MAJORS, ids=lambda major: major.name)
@@ -577,6 +596,30 @@ def test_a_first_cluster_is_made_where_the_plain_server_would_have_one(
     scripts.program("/bin/pg_conftool", "echo off")
     assert HINT not in scripts.run("postinst", "configure").stderr
     assert not made.exists()
+
+
+def test_a_first_cluster_has_the_system_s_locale(scripts: Scripts) -> None:
+    """As that of the plain server, and not that of whoever installs, which ssh may have brought."""
+    scripts.installed("202406281-1700")
+    scripts.program(f"{scripts.server}/postgres", ":")
+    for name in ("pg_conftool", "pg_lsclusters"):
+        scripts.program(f"/bin/{name}", ":")
+    made = scripts.root / "made"
+    scripts.program(
+        "/bin/pg_createcluster", f'echo "$LANG ${{LC_COLLATE:-}} ${{LC_TIME:-}}" >{made}'
+    )
+
+    def locale() -> str:
+        mine = {"LANG": "pl_PL.UTF-8", "LC_TIME": "pl_PL.UTF-8"}
+        done = scripts.run("postinst", "configure", **mine)
+        assert done.returncode == 0, done.stderr
+        return made.read_text()
+
+    assert locale() == "C.UTF-8  \n"
+    scripts.program("/bin/pam_getenv", '[ "$*" = "-l LC_COLLATE" ] && echo de_DE.UTF-8')
+    assert locale() == "C.UTF-8 de_DE.UTF-8 \n"
+    scripts.put("/etc/default/locale", "LANG=fr_FR.UTF-8\n")
+    assert locale() == "fr_FR.UTF-8 de_DE.UTF-8 \n"
 
 
 @pytest.mark.parametrize(

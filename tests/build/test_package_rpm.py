@@ -497,6 +497,96 @@ def test_setup_gives_away_nothing_behind_a_link(setup: Setup, link: str) -> None
     assert not list(roots.iterdir())
 
 
+@dataclass(frozen=True, kw_only=True)
+class Clusters:
+    """Processes and configurations of clusters, below a directory that stands for the system's."""
+
+    root: Path
+
+    def process(self, number: int, data: str, library: str, unit: str = "") -> None:
+        """One that works in a data directory and has that library among its maps."""
+        place = self.root / "proc" / str(number)
+        place.mkdir(parents=True)
+        (place / "maps").write_text(
+            f"7f0000-7f1000 r-xp 00000000 fe:01 11 /usr/pgsql-17/bin/postgres\n"
+            f"7f2000-7f3000 r-xp 00000000 fe:01 12 {library}\n"
+        )
+        (place / "cgroup").write_text(f"0::/system.slice/{unit}\n")
+        (place / "cwd").symlink_to(data)
+
+    def configured(self, name: str, text: str, file: str = "postgresql.conf") -> Path:
+        """A data directory of the service's, with that in a file of settings."""
+        place = self.root / "var" / "lib" / "pgsql" / "17" / name
+        place.mkdir(parents=True, exist_ok=True)
+        (place / file).write_text(text)
+        return place
+
+    def said(self, script: str, *words: str) -> str:
+        """What a script of ptrack_17's says, which must not fail."""
+        spec = rpm.render("extension", facts_of(MAJORS[5]))["ptrack_17.spec"]
+        (text,) = re.findall(rf"^%{script}\n(.*?)(?=^%\w)", spec, re.MULTILINE | re.DOTALL)
+        for macro, value in (
+            ("%{pgbase}", "/usr/pgsql-17"),
+            ("%{pgmajor}", "17"),
+            ("%{service}", "postgresql-17"),
+            ("%{name}", "ptrack_17"),
+            ("%{_localstatedir}", f"{self.root}/var"),
+            (" /proc/", f" {self.root}/proc/"),
+        ):
+            text = text.replace(macro, value)
+        assert "%" not in text
+        done = subprocess.run(
+            ["sh", "-c", text, "sh", *words], check=False, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stdout) == (0, "")
+        return done.stderr
+
+
+LIBRARY = "/usr/pgsql-17/lib/ptrack.so"
+
+
+def test_servers_that_keep_the_library_of_before_are_named(tmp_path: Path) -> None:
+    clusters = Clusters(root=tmp_path)
+    assert clusters.said("posttrans", "1") == ""
+    # a cluster is many processes; one has the new library, and one is of another major
+    for number in (11, 12):
+        clusters.process(number, "/a/data", f"{LIBRARY} (deleted)", "postgresql-17.service")
+    clusters.process(13, "/b c", f"{LIBRARY} (deleted)")
+    clusters.process(14, "/new", LIBRARY, "new.service")
+    clusters.process(15, "/other", "/usr/pgsql-16/lib/ptrack.so (deleted)", "other.service")
+    said = clusters.said("posttrans", "1")
+    lines = re.findall(r"note: the server of (.*) runs .*\n  systemctl restart (.*)\n", said)
+    assert sorted(lines) == [("/a/data", "postgresql-17.service"), ("/b c", "postgresql-17")]
+    assert len(said.splitlines()) == 4
+
+
+def test_clusters_that_do_not_start_without_the_extension_are_named(tmp_path: Path) -> None:
+    clusters = Clusters(root=tmp_path)
+    assert clusters.said("preun", "0") == ""
+    clusters.process(11, "/elsewhere", LIBRARY)
+    clusters.process(12, "/elsewhere", LIBRARY)
+    clusters.process(13, "/before", f"{LIBRARY} (deleted)")
+    clusters.process(14, "/other", "/usr/pgsql-16/lib/ptrack.so")
+    named = {"/elsewhere", "/before"}
+    for name, text, needs in (
+        ("data", "shared_preload_libraries = 'a, ptrack'\t# tracked\n", True),
+        ("more", "\tshared_preload_libraries='ptrack'\n", True),
+        ("none", "shared_preload_libraries = ''   # not ptrack\n", False),
+        ("off", "#shared_preload_libraries = 'ptrack'\nptrack.map_size = 1\n", False),
+    ):
+        place = clusters.configured(name, text)
+        named |= {str(place)} if needs else set()
+    by_command = clusters.configured(
+        "auto", "shared_preload_libraries = 'ptrack'\n", "postgresql.auto.conf"
+    )
+    said = clusters.said("preun", "0")
+    found = re.findall(r"^warning: the cluster in (.*) has ptrack in", said, re.MULTILINE)
+    assert sorted(found) == sorted({*named, str(by_command)})
+    assert said.count("start without ptrack_17: take it out of there") == len(found)
+    # a later version comes in its place
+    assert clusters.said("preun", "1") == ""
+
+
 # ---- a build, of packages that take no time
 
 

@@ -79,7 +79,9 @@ def test_dnf_installs_our_server_for_the_extension_and_one_for_each_of_pgdg_s(
     options: list[str], tmp_path: Path
 ) -> None:
     steps = rpmrepo.verify(built(tmp_path, *options))
-    assert len(steps) == 4
+    first, *others = rpmrepo.programs()
+    assert first == "dnf"
+    assert len(steps) == 4 + len(others)
 
 
 @needed
@@ -115,6 +117,31 @@ def test_a_repository_that_a_distribution_s_module_hides_is_found_out(
     monkeypatch.setattr(repo, "listing", listing)
     with pytest.raises(PackageError, match="is filtered out by modular filtering"):
         rpmrepo.verify(built(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("there", "found"),
+    [
+        ({"dnf-3": None, "dnf": "dnf-3"}, ("dnf",)),
+        ({"dnf-3": None, "dnf": "dnf-3", "dnf5": None}, ("dnf", "dnf5")),
+        ({"dnf5": None, "dnf": "dnf5"}, ("dnf",)),  # Fedora 41
+        ({"dnf5": None}, ("dnf5",)),
+    ],
+)
+def test_every_dnf_is_asked_once(
+    there: dict[str, str | None],
+    found: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, target in there.items():
+        if target:
+            (tmp_path / name).symlink_to(target)
+        else:
+            (tmp_path / name).write_text("#!/bin/sh\n")
+            (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert rpmrepo.programs() == found
 
 
 def test_what_nobody_of_ours_provides_is_the_system_s() -> None:

@@ -103,6 +103,7 @@ if [ $1 -eq 1 ]; then
     systemctl daemon-reload
     systemctl --no-reload preset postgresql-17.service
 fi
+echo "PGDATA=theirs" >%{_localstatedir}/lib/pgsql/.bash_profile
 
 %preun server
 if [ $1 -eq 0 ]; then
@@ -117,7 +118,8 @@ if [ $1 -ge 1 ]; then
 fi
 """
 
-#: enabled: a file; loaded: the unit as it is known; active: the unit as it was started.
+#: enabled: a file; loaded: the unit as it is known; active: the unit as it was started; recovering,
+#: slow, broken: files that keep it from being ready, for a while or for good.
 SYSTEMCTL = r"""#!/bin/sh
 echo "$*" >>{place}/calls
 unit={place}/usr/lib/systemd/system/postgresql-17.service
@@ -137,14 +139,25 @@ esac
 [ "$2" = postgresql-17.service ] || exit 1
 case $1 in
     is-enabled) [ -e enabled ] ;;
-    is-active) [ -e active ] ;;
+    is-active)
+        [ -e active ] || { echo inactive; exit 3; }
+        [ ! -e recovering ] || { echo activating; exit 3; }
+        echo active
+        ;;
     enable) [ -e "$unit" ] && touch enabled ;;
     # as most distributions of rpms have it
     preset) rm -f enabled ;;
     disable) rm -f enabled; [ $now = no ] || rm -f active ;;
     stop) rm -f active ;;
-    start | restart) rm -f active; [ ! -e broken ] && cp loaded active ;;
-    try-restart) [ ! -e active ] || cp loaded active ;;
+    start | restart)
+        rm -f active
+        [ ! -e broken ] && cp loaded active || exit 1
+        [ ! -e slow ] || sleep 60
+        ;;
+    try-restart)
+        [ ! -e active ] || cp loaded active
+        [ ! -e slow ] || sleep 60
+        ;;
     *) exit 1 ;;
 esac
 """
@@ -202,6 +215,11 @@ class System:
         return {path.name: str(path.resolve().relative_to(self.place)) for path in found}
 
     @property
+    def profile(self) -> Path:
+        """Of postgres' shells."""
+        return self.place / "var" / "lib" / "pgsql" / ".bash_profile"
+
+    @property
     def enabled(self) -> bool:
         """Whether the service is."""
         return (self.state / "enabled").exists()
@@ -233,6 +251,9 @@ class System:
         """No file of the transaction is left."""
         assert {path.name for path in (self.place / "run").iterdir()} == {"postgresql", "systemd"}
 
+
+#: For a server that recovers, in seconds.
+PATIENCE = 5
 
 #: What is in the units, and in all other files.
 OURS, THEIRS = "with ptrack\n", "plain\n"
@@ -286,7 +307,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> System:
             "_bindir": place / "usr/bin", "_mandir": place / "usr/share/man",
             "_sysconfdir": place / "etc", "_localstatedir": place / "var", "_rundir": place / "run",
             "_unitdir": place / "usr/lib/systemd/system",
-            "debug_package": "%{nil}", "__os_install_post": "%{nil}",
+            "debug_package": "%{nil}", "__os_install_post": "%{nil}", "patience": PATIENCE,
         }  # fmt: skip
         defined = [word for key, value in macros.items() for word in ("--define", f"{key} {value}")]
         subprocess.run(
@@ -303,7 +324,7 @@ def system(built: System) -> Iterator[System]:
     """With nothing installed."""
     place = built.place
     for name in ("tools", "state", "db", "usr/bin", "usr/share/man/man1", "etc/alternatives",
-                 "etc/ld.so.conf.d", "var/alternatives", "run/systemd/system",
+                 "etc/ld.so.conf.d", "var/alternatives", "var/lib/pgsql", "run/systemd/system",
                  "run/postgresql"):  # fmt: skip
         (place / name).mkdir(parents=True)
     real = shutil.which("update-alternatives", path=PATH)
@@ -317,6 +338,7 @@ def system(built: System) -> Iterator[System]:
         "ldconfig": f"#!/bin/sh\ncp {place}/etc/ld.so.conf.d/*.conf {place}/ldconfig 2>/dev/null"
         f" || rm -f {place}/ldconfig\n",
         **dict.fromkeys(("getent", "systemd-sysusers", "systemd-tmpfiles"), "#!/bin/sh\n"),
+        "runuser": '#!/bin/sh\n[ "$1 $2 $3" = "-u postgres --" ] && shift 3 && exec "$@"\n',
     }
     for name, text in tools.items():
         (built.tools / name).write_text(text)
@@ -365,6 +387,66 @@ def test_what_to_install_is_said_where_the_other_server_does_not_start(system: S
 
 
 @needed
+def test_a_server_that_recovers_goes_on_on_the_other_one(system: System) -> None:
+    """It is being activated for as long as that takes, and would be left stopped for good."""
+    system.install(PLAIN_ALL)
+    for command in ("enable", "start"):
+        system.systemctl(command, "postgresql-17.service")
+    (system.state / "recovering").touch()
+    system.install(OURS_ALL, "instead-of-postgresql17-")
+    system.check_complete(OURS)
+    system.rpm("-e", "instead-of-postgresql17")
+    system.install(PLAIN_ALL, "instead-of-postgresql17pt-")
+    system.check_complete(THEIRS)
+
+
+@needed
+def test_nobody_waits_for_a_long_recovery(system: System) -> None:
+    """With rpm's lock held; the server goes on starting, and that is said."""
+    system.install(PLAIN_ALL)
+    for command in ("enable", "start"):
+        system.systemctl(command, "postgresql-17.service")
+    (system.state / "slow").touch()
+    said = "postgresql-17 is not up yet, as in a long recovery: systemctl status postgresql-17\n"
+    assert system.told("-U", *system.files(OURS_ALL, "instead-of-postgresql17-")) == said
+    system.check_complete(OURS)
+    # an upgrade restarts it
+    assert system.told("-U", *system.files(r"postgresql17pt-.*-2\.")) == said
+    system.check_complete(OURS)
+    system.rpm("-e", "instead-of-postgresql17")
+    assert system.told("-U", *system.files(PLAIN_ALL, "instead-of-postgresql17pt-")) == said
+    system.check_complete(THEIRS)
+
+
+@needed
+def test_shells_of_postgres_find_the_cluster(system: System) -> None:
+    """As they do with PGDG's server, whose scripts write a file of that name, too."""
+    system.install(OURS_ALL)
+    own = system.profile.parent / ".pgsql_profile"
+    own.write_text("MORE=more\n")
+    argv = ["bash", "-c", f'. {system.profile}; echo "$PGDATA $MORE"']
+    told = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+    assert told == f"{system.profile.parent}/17/data more\n"
+    # what the administrator has made of it is kept
+    system.profile.write_text(f"{system.profile.read_text()}alias l=ls\n")
+    system.install(r"postgresql17pt-.*-2\.")
+    system.rpm("-e", "postgresql17pt", "postgresql17pt-libs", "postgresql17pt-server")
+    assert "alias" in system.profile.read_text()
+    # and so is what the other one's scripts have
+    system.install(PLAIN_ALL)
+    assert system.profile.read_text() == "PGDATA=theirs\n"
+    system.install(OURS_ALL, "instead-of-postgresql17-")
+    assert system.profile.read_text() == "PGDATA=theirs\n"
+    system.profile.unlink()
+    system.rpm("-e", "postgresql17pt", "postgresql17pt-libs", "postgresql17pt-server")
+    system.rpm("-e", "instead-of-postgresql17")
+    system.install(OURS_ALL)
+    assert "17/data" in system.profile.read_text()
+    system.install(PLAIN_ALL, "instead-of-postgresql17pt-")
+    assert system.profile.read_text() == "PGDATA=theirs\n"
+
+
+@needed
 def test_a_swap_starts_no_server_that_did_not_run(system: System) -> None:
     system.install(PLAIN_ALL)
     system.install(OURS_ALL, "instead-of-postgresql17-")
@@ -391,6 +473,16 @@ def test_an_upgrade_goes_on_as_it_was(system: System) -> None:
 
 
 @needed
+def test_what_an_unfinished_transaction_noted_is_not_done_by_a_later_one(system: System) -> None:
+    """The administrator may have stopped the service since."""
+    system.install(OURS_ALL)
+    (system.place / "run" / "postgresql-17.noted").write_text("enabled\nactive\n")
+    system.install(r"postgresql17pt-.*-2\.")
+    assert (system.runs(), system.enabled) == ("nobody's", False)
+    system.check_nothing_noted()
+
+
+@needed
 def test_erased_nothing_is_left(system: System) -> None:
     system.install(OURS_ALL)
     for command in ("enable", "daemon-reload", "start"):
@@ -403,4 +495,5 @@ def test_erased_nothing_is_left(system: System) -> None:
     assert (system.runs(), system.enabled) == ("nobody's", False)
     assert not (system.place / "ldconfig").exists()
     assert not (system.state / "loaded").exists()
+    assert not list(system.profile.parent.iterdir())
     system.check_nothing_noted()

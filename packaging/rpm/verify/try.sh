@@ -21,6 +21,8 @@ fail()
 	exit 1
 }
 
+# expected: what scripts say that they have to, as a pattern.
+expected=
 rpms()
 {
 	if [ -e /etc/debian_version ]; then
@@ -28,7 +30,7 @@ rpms()
 	fi
 	rpm --dbpath /var/lib/rpm "$@" 2>rpm.err || { cat rpm.err; fail "rpm $*"; }
 	# Scripts never fail a transaction: what went wrong in one is only said, among what systemd tells.
-	if grep -v -E '^(Creat|Remov)(ed|ing) |^Suggested (user|group) ID 26 ' rpm.err; then
+	if grep -v -E "^(Creat|Remov)(ed|ing) |^Suggested (user|group) ID 26 ${expected:+|$expected}" rpm.err; then
 		fail "rpm $* complains"
 	fi
 }
@@ -72,6 +74,7 @@ echo "ok: installed"
 
 [ "$(stat -c %U:%G:%a "$data")" = postgres:postgres:700 ] || fail "$data is not postgres' alone"
 [ "$(psql --version | sed 's/[^0-9]*\([0-9]*\).*/\1/')" = "$major" ] || fail "psql is not of $major"
+[ "$(runuser -l postgres -c 'echo $PGDATA')" = "$data" ] || fail "the shells of postgres do not find $data"
 if systemctl start "$service" 2>/dev/null; then
 	fail "$service starts without a cluster"
 fi
@@ -157,11 +160,19 @@ systemctl restart "$service" || fail "$service does not restart"
 systemctl reload "$service" || fail "$service does not reload"
 echo "ok: a restart keeps the map"
 
+# the extension alone, laid down once more: the server keeps the file that it was started with, and that is said
+expected="^note: the server of $data runs with the ptrack of before|^  systemctl restart $service"
+rpms -U --replacepkgs packages/ptrack_"$major"-[0-9]*.rpm
+grep -q "^  systemctl restart $service.service\$" rpm.err || fail "nothing is said of the library that the server has"
+echo "ok: a server with the library of before is named"
+
 # ---- erase, as it runs
 
 pid=$(main_pid)
+expected="^warning: the cluster in $data has ptrack in shared_preload_libraries|^start without ptrack_"
 # shellcheck disable=SC2046
 rpms -e $(rpm --dbpath /var/lib/rpm -qa)
+grep -q "^start without ptrack_$major: take it out" rpm.err || fail "nothing is said of the cluster that needs ptrack"
 [ -z "$(rpm --dbpath /var/lib/rpm -qa)" ] || fail "packages are left"
 if systemctl is-active --quiet "$service" || [ -e "/proc/$pid" ]; then
 	fail "the server still runs"
