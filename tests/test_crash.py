@@ -387,11 +387,13 @@ def test_killed_in_the_replay_of_a_backup(factory: Factory) -> None:
         assert oracle.look(snapshot, restored).changed > 5
 
 
-def test_stopped_in_the_replay_of_a_backup(factory: Factory) -> None:
+@pytest.mark.parametrize("kept", [True, False], ids=["with its map", "without one"])
+def test_stopped_in_the_replay_of_a_backup(factory: Factory, *, kept: bool) -> None:
     """Its restartpoint is before another backup that had begun, and stamps the map's file.
 
     Only what the header keeps beside that tells the next start of the other one. Replay is held up
-    by WAL that is not there yet: pages come again as of before their hint bits were set.
+    by WAL that is not there yet: pages come again as of before their hint bits were set. A map
+    begun here does not know of all that was before: the other backup is no parent.
     """
     cluster = factory.create(checksums=True)
     pages(cluster, pages=60)
@@ -417,6 +419,8 @@ def test_stopped_in_the_replay_of_a_backup(factory: Factory) -> None:
     assert backup.start < redo < snapshot.lsn
     restored = factory.empty("restored")
     client.restore(backup, restored)
+    if not kept:
+        restored.map.unlink()
     restored.configure(log_min_messages="debug2")
     if restored.major >= 15:
         restored.configure(recovery_prefetch=False)  # what is read is replayed
@@ -435,6 +439,9 @@ def test_stopped_in_the_replay_of_a_backup(factory: Factory) -> None:
         path.rename(wal / path.name)
     restored.start()
     restored.evict()
+    if not kept:
+        assert restored.init_lsn() > snapshot.lsn
+        return
     assert 0 < restored.init_lsn() <= snapshot.lsn
     assert oracle.look(snapshot, restored).changed > 5
 

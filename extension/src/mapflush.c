@@ -368,16 +368,18 @@ write_in_place(XLogRecPtr redo, TimeLineID tli, uint32 flags)
 
 /*
  * The map began with this start, and all that has happened since is marked: it
- * knows all since this redo point, at the latest.
+ * knows all since this redo point, at the latest.  In the replay of a
+ * backup_label a backup may have begun behind it that saw what was before.
  */
 static void
 known_since(XLogRecPtr redo)
 {
 	PtrackShared *shared = ptrack_shared;
 	XLogRecPtr	init_lsn = pg_atomic_read_u64(&shared->init_lsn);
+	XLogRecPtr	since = Max(redo, shared->known_redo + 8);
 
-	if (shared->fresh && (init_lsn == 0 || redo < init_lsn))
-		pg_atomic_write_u64(&shared->init_lsn, redo);
+	if (shared->fresh && (init_lsn == 0 || since < init_lsn))
+		pg_atomic_write_u64(&shared->init_lsn, since);
 }
 
 /*

@@ -133,7 +133,7 @@ class Behaviour:
     cut: send only so many bytes of what was promised; stall: then say nothing for seconds; drip:
     send what is left byte for byte, with so many seconds between them; status: answer this instead
     of 200; endless: after the data go on as long as somebody listens, without having said how much
-    it is (poured: so much); length: what to say instead of how much it is.
+    it is; length: what to say instead of how much it is. poured: the bytes sent or about to be.
     """
 
     data: bytes
@@ -206,11 +206,12 @@ class Server:
             request.send_header("Content-Range", span)
         request.end_headers()
         cut = found.cut.pop(0) if found.cut else len(data)
+        found.poured += min(cut, len(data))  # first: who has read enough need not wait for us
         request.wfile.write(data[:cut])
         request.wfile.flush()
         while found.endless and not self.stopping.is_set():
-            request.wfile.write(bytes(1 << 16))
             found.poured += 1 << 16
+            request.wfile.write(bytes(1 << 16))
         if found.drip:
             for at in range(cut, len(data)):
                 if self.stopping.wait(found.drip):
