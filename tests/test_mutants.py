@@ -294,8 +294,17 @@ def test_checksums_without_the_core_patch(factory: Factory, laboratory: Laborato
         assert found.changed >= 20
         assert all(map(_checksum_alone, found.lost)), found
         cluster.stop()
+        aside = cluster.map.rename(cluster.root / cluster.map.name)
+        with _life(cluster, plain, standing_alone=True):
+            cluster.run(*enable)
+        aside.rename(cluster.map)
+        cluster.start()
+        found = oracle.compare(snapshot, cluster.files(), cluster.pagemapset(snapshot.lsn))
+        assert not all(map(_checksum_alone, found.lost)), "put back it knows better than is said"
+        cluster.stop()
         cluster.map.unlink()
         with _life(cluster, plain, standing_alone=True):
+            cluster.run("pg_checksums", "--disable", *enable[2:])
             cluster.run(*enable)
     cluster.start()
     refused(snapshot, cluster)

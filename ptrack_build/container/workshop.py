@@ -126,7 +126,7 @@ class Workshop:
 
     def remedy(self, names: Iterable[str]) -> str:
         """See Place: nobody installs anything there by hand, and this machine's lack is none."""
-        hint = f"name an image that has {' '.join(names)}, or a repository with it"
+        hint = f"name an image with {' '.join(names)}, or one whose repositories have that"
         if self.manager() == "dnf":
             hint += " (on EL much is in crb and EPEL, which images have off, or not at all)"
         return hint

@@ -162,7 +162,8 @@ def test_build_dependencies_that_the_image_cannot_have_are_named(
     with pytest.raises(HostError, match="debian:sid lacks no-such-thing") as caught:
         built(line)
     # what could be pasted here would be installed here
-    assert caught.value.hint == "name an image that has no-such-thing, or a repository with it"
+    hint = "name an image with no-such-thing, or one whose repositories have that"
+    assert caught.value.hint == hint
     installed = [argv[4:] for argv in fake.commands if argv[:2] == ["apt-get", "install"]]
     assert ["no-such-thing"] in installed
     assert shutil.which("no-such-thing") is None

@@ -552,11 +552,16 @@ def test_servers_that_keep_the_library_of_before_are_named(tmp_path: Path) -> No
     for number in (11, 12):
         clusters.process(number, "/a/data", f"{LIBRARY} (deleted)", "postgresql-17.service")
     clusters.process(13, "/b c", f"{LIBRARY} (deleted)")
+    clusters.process(16, "/gone", f"{LIBRARY} (deleted)", "gone.service")
+    (clusters.root / "proc/16/cwd").unlink()  # it ends after its maps were read
     clusters.process(14, "/new", LIBRARY, "new.service")
     clusters.process(15, "/other", "/usr/pgsql-16/lib/ptrack.so (deleted)", "other.service")
     said = clusters.said("posttrans", "1")
-    lines = re.findall(r"note: the server of (.*) runs .*\n  systemctl restart (.*)\n", said)
-    assert sorted(lines) == [("/a/data", "postgresql-17.service"), ("/b c", "postgresql-17")]
+    lines = re.findall(r"note: the server of (.*) runs .*\n  (.*)\n", said)
+    assert sorted(lines) == [
+        ("/a/data", "systemctl restart postgresql-17.service"),
+        ("/b c", "/usr/pgsql-17/bin/pg_ctl restart -D '/b c', as its owner"),
+    ]
     assert len(said.splitlines()) == 4
 
 
@@ -567,15 +572,27 @@ def test_clusters_that_do_not_start_without_the_extension_are_named(tmp_path: Pa
     clusters.process(12, "/elsewhere", LIBRARY)
     clusters.process(13, "/before", f"{LIBRARY} (deleted)")
     clusters.process(14, "/other", "/usr/pgsql-16/lib/ptrack.so")
+    clusters.process(15, "/gone", LIBRARY)
+    (clusters.root / "proc/15/cwd").unlink()
     named = {"/elsewhere", "/before"}
     for name, text, needs in (
         ("data", "shared_preload_libraries = 'a, ptrack'\t# tracked\n", True),
         ("more", "\tshared_preload_libraries='ptrack'\n", True),
         ("none", "shared_preload_libraries = ''   # not ptrack\n", False),
         ("off", "#shared_preload_libraries = 'ptrack'\nptrack.map_size = 1\n", False),
+        ("later", "shared_preload_libraries = 'ptrack'\nShared_Preload_Libraries = ''\n", False),
+        ("again", "shared_preload_libraries = ''\nshared_preload_libraries 'ptrack'\n", True),
     ):
         place = clusters.configured(name, text)
         named |= {str(place)} if needs else set()
+    # one that runs with it, and will not from its next start on; one by two names
+    clusters.process(17, str(clusters.configured("out", "shared_preload_libraries=''\n")), LIBRARY)
+    clusters.process(18, str(clusters.configured("data/../linked", "#\n").resolve()), LIBRARY)
+    (clusters.root / "var/lib/pgsql/17/link").symlink_to("more")
+    named.add(str(clusters.root / "var/lib/pgsql/17/linked"))
+    overruled = clusters.configured("overruled", "shared_preload_libraries = 'ptrack'\n")
+    clusters.configured("overruled", "shared_preload_libraries = ''\n", "postgresql.auto.conf")
+    clusters.process(19, str(overruled), LIBRARY)
     by_command = clusters.configured(
         "auto", "shared_preload_libraries = 'ptrack'\n", "postgresql.auto.conf"
     )

@@ -441,7 +441,15 @@ def test_shells_of_postgres_find_the_cluster(system: System) -> None:
     system.rpm("-e", "postgresql17pt", "postgresql17pt-libs", "postgresql17pt-server")
     system.rpm("-e", "instead-of-postgresql17")
     system.install(OURS_ALL)
-    assert "17/data" in system.profile.read_text()
+    here = system.profile.read_text()
+    assert "17/data" in here
+    # another major's is not kept, unless it is edited, and not removed
+    other = here.replace("17/data", "16/data")
+    system.profile.write_text(other)
+    system.rpm("-e", "postgresql17pt", "postgresql17pt-libs", "postgresql17pt-server")
+    assert system.profile.read_text() == other
+    system.install(OURS_ALL)
+    assert system.profile.read_text() == here
     system.install(PLAIN_ALL, "instead-of-postgresql17pt-")
     assert system.profile.read_text() == "PGDATA=theirs\n"
 

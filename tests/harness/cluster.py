@@ -375,9 +375,14 @@ class Cluster:
                 connection.execute("SELECT pg_sleep(60)")
             return
         query = "SELECT pid FROM pg_stat_activity WHERE backend_type = %s"
-        self.wait_for(lambda: bool(self.sql(query, backend_type)), f"a {backend_type}")
-        (pid,), *_ = self.sql(query, backend_type)  # there are several io workers
-        system.kill(pid)
+        found: list[tuple[int]] = []  # there are several io workers
+
+        def there() -> bool:
+            found[:] = self.sql(query, backend_type)
+            return bool(found)
+
+        self.wait_for(there, f"a {backend_type}")
+        system.kill(found[0][0])
 
     def process(self, backend_type: str) -> int:
         """Process id of a server process, by its type in pg_stat_activity: the only one of it."""
@@ -571,6 +576,7 @@ class Cluster:
             self.wait_for(lambda: self.position() >= target, what, seconds=5)
         except NotInTime:
             primary.sql("SELECT pg_logical_emit_message(true, 'suite', repeat('x', 1 << 19))")
+            target = primary.flush_wal()
             self.wait_for(lambda: self.position() >= target, what)
 
     # ---- ptrack
