@@ -514,11 +514,14 @@ def dnf_installs_from_it_and_refuses_what_was_altered(
 
         def dnf(root: str, *words: str) -> subprocess.CompletedProcess[str]:
             """One that knows this repository and no other, of a system that is empty."""
-            return run(
+            done = run(
                 "dnf", "-y", "--installroot", tmp_path / root, "--releasever", "42", "--setopt",
                 f"reposdir={tmp_path}/repos", "--setopt", f"cachedir={tmp_path}/{root}-cache",
                 *words, no_proxy="127.0.0.1",
             )  # fmt: skip
+            for home in tmp_path.glob(f"{root}-cache/*/pubring"):  # its agent stays otherwise
+                run("gpgconf", "--homedir", home, "--kill", "all")
+            return done
 
         done = dnf("one", "install", "greeting")
         assert done.returncode == 0, done.stdout
