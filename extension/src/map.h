@@ -96,6 +96,8 @@ typedef struct PtrackShared
 	uint64		sysid;
 	XLogRecPtr	start_redo;		/* where this start began to replay */
 	XLogRecPtr	known_redo;		/* no backup of before this start began later */
+	bool		backup_open;	/* but for those that began before the end of
+								 * the one whose replay goes on here */
 	bool		ahead;			/* minRecoveryPoint is behind what is on disk,
 								 * or will be when this start ends */
 	bool		early;			/* so that recovery calls itself consistent

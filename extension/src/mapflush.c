@@ -378,6 +378,9 @@ known_since(XLogRecPtr redo)
 	XLogRecPtr	init_lsn = pg_atomic_read_u64(&shared->init_lsn);
 	XLogRecPtr	since = Max(redo, shared->known_redo + 8);
 
+	/* before the end of the backup, or it is not known to be behind that */
+	if (shared->backup_open && RecoveryInProgress() && redo < GetXLogReplayRecPtr(NULL))
+		return;
 	if (shared->fresh && (init_lsn == 0 || since < init_lsn))
 		pg_atomic_write_u64(&shared->init_lsn, since);
 }

@@ -355,6 +355,9 @@ ptrack_file_start(void)
 			shared->ahead = true;
 	}
 
+	/* a start with its backup_label has known more, and left no map that does */
+	shared->backup_open = !labelled && control->backupStartPoint != 0;
+
 	shared->early = archive_recovery() && shared->ahead && control->minRecoveryPoint != 0;
 
 	/*
@@ -417,6 +420,10 @@ ptrack_file_start(void)
 				(errmsg("ptrack init: a new map begins"),
 				 errhint("The next backup must be a full one.")));
 	}
+
+	/* as above, where replay has come to the end of the backup meanwhile */
+	if (shared->fresh)
+		shared->known_redo = Max(shared->known_redo, control->minRecoveryPoint);
 	pfree(control);
 }
 
