@@ -593,6 +593,25 @@ def test_clusters_that_do_not_start_without_the_extension_are_named(tmp_path: Pa
     overruled = clusters.configured("overruled", "shared_preload_libraries = 'ptrack'\n")
     clusters.configured("overruled", "shared_preload_libraries = ''\n", "postgresql.auto.conf")
     clusters.process(19, str(overruled), LIBRARY)
+    # what else may be in force, for one that runs
+    for number, (name, file, text) in enumerate(
+        (
+            ("includes", "postgresql.conf", "Include_Dir = 'conf.d'\n"),
+            ("command", "postmaster.opts", 'postgres "-c" "shared_preload_libraries=ptrack"\n'),
+            ("config", "postmaster.opts", 'postgres "--config-file=/etc/a.conf"\n'),
+        ),
+        start=20,
+    ):
+        place = clusters.configured(name, f"{text}shared_preload_libraries = ''\n", file)
+        clusters.configured(name, "shared_preload_libraries = ''\n", "postgresql.auto.conf")
+        clusters.process(number, str(place), LIBRARY)
+        named.add(str(place))
+    # and what is found of another file, for one that does not
+    clusters.configured("base", "include 'postgresql.base.conf'\n")
+    place = clusters.configured(
+        "base", "shared_preload_libraries='ptrack'\n", "postgresql.base.conf"
+    )
+    named.add(str(place))
     by_command = clusters.configured(
         "auto", "shared_preload_libraries = 'ptrack'\n", "postgresql.auto.conf"
     )
