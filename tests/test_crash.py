@@ -388,7 +388,14 @@ def test_killed_in_the_replay_of_a_backup(factory: Factory) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["with its map", "without one", "without one, killed", "without one, killed at its end"]
+    "kind",
+    [
+        "with its map",
+        "without one",
+        "without one, pg_control read first",
+        "without one, killed",
+        "without one, killed at its end",
+    ],
 )
 def test_stopped_in_the_replay_of_a_backup(factory: Factory, kind: str) -> None:
     """Its restartpoint is before another backup that had begun, and stamps the map's file.
@@ -404,11 +411,13 @@ def test_stopped_in_the_replay_of_a_backup(factory: Factory, kind: str) -> None:
     second: list[oracle.Snapshot] = []
     redo = 0
     missing = ""
+    control = b""
 
     def early() -> None:
-        nonlocal redo, missing
+        nonlocal redo, missing, control
         cluster.checkpoint()
         redo = cluster.redo()
+        control = (cluster.data / "global/pg_control").read_bytes()
         cluster.sql("SELECT pg_switch_wal()")
         cluster.flush_wal()
         missing = cluster.value("SELECT pg_walfile_name(pg_current_wal_lsn())")
@@ -421,6 +430,9 @@ def test_stopped_in_the_replay_of_a_backup(factory: Factory, kind: str) -> None:
     (snapshot,) = second
     assert backup.start < redo < snapshot.lsn
     restored = factory.empty("restored")
+    if kind == "without one, pg_control read first":
+        other = {**backup.other, "global/pg_control": control}
+        backup = dataclasses.replace(backup, other=other)
     client.restore(backup, restored)
     if kind != "with its map":
         restored.map.unlink()
@@ -454,6 +466,10 @@ def test_stopped_in_the_replay_of_a_backup(factory: Factory, kind: str) -> None:
     restored.evict()
     if kind != "with its map":
         assert restored.init_lsn() > snapshot.lsn
+        restored.promote()
+        again = oracle.take(restored)
+        restored.sql("UPDATE t SET i = -i")
+        oracle.check(again, restored, changed=20)
         return
     assert 0 < restored.init_lsn() <= snapshot.lsn
     assert oracle.look(snapshot, restored).changed > 5

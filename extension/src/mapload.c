@@ -355,8 +355,11 @@ ptrack_file_start(void)
 			shared->ahead = true;
 	}
 
-	/* a start with its backup_label has known more, and left no map that does */
-	shared->backup_open = !labelled && control->backupStartPoint != 0;
+	/*
+	 * pg_control may have been copied before another backup began, and as soon
+	 * as replay begins it does not tell of any
+	 */
+	shared->backup_open = labelled || control->backupStartPoint != 0;
 
 	shared->early = archive_recovery() && shared->ahead && control->minRecoveryPoint != 0;
 
@@ -421,9 +424,11 @@ ptrack_file_start(void)
 				 errhint("The next backup must be a full one.")));
 	}
 
-	/* as above, where replay has come to the end of the backup meanwhile */
-	if (shared->fresh)
-		shared->known_redo = Max(shared->known_redo, control->minRecoveryPoint);
+	/*
+	 * An earlier start may have come to the end of a backup, and have left no
+	 * map or had no library
+	 */
+	shared->known_redo = Max(shared->known_redo, control->minRecoveryPoint);
 	pfree(control);
 }
 
