@@ -407,12 +407,16 @@ known_since(XLogRecPtr redo)
 	PtrackShared *shared = ptrack_shared;
 	XLogRecPtr	init_lsn = pg_atomic_read_u64(&shared->init_lsn);
 	XLogRecPtr	known;
+	XLogRecPtr	since;
 
 	if (!shared->fresh)
 		return;
 	known = known_before(redo);
-	if (known != InvalidXLogRecPtr && (init_lsn == 0 || Max(redo, known + 8) < init_lsn))
-		pg_atomic_write_u64(&shared->init_lsn, Max(redo, known + 8));
+	if (known == InvalidXLogRecPtr)
+		return;
+	since = Max(redo, known + 8);
+	if (init_lsn == 0 || since < init_lsn)
+		pg_atomic_write_u64(&shared->init_lsn, since);
 }
 
 /*
