@@ -366,6 +366,18 @@ def test_an_edit_whose_place_is_gone_is_an_error() -> None:
         edits.perform(plan, "nothing of the kind\n", where="a test")
 
 
+@pytest.mark.parametrize("major", MAJORS, ids=lambda major: major.name)
+def test_pages_that_the_plain_documentation_has_are_in_no_package(major: matrix.Major) -> None:
+    """postgresql-doc-NN, which may be installed beside any server, has man3: nobody else may."""
+    rules = deb.render("server", facts_of(major))["rules"][0].replace("\\\n", " ")
+    taken = [line.split()[1:] for line in rules.splitlines() if line.startswith("\t$(TAKE) ")]
+    assert len(taken) > 5
+    (at,) = [at for at, (_, *what) in enumerate(taken) if any("/man/man3" in name for name in what)]
+    assert taken[at] == ["/", "'$(SHARE)/man/man3'"]
+    # nor what is taken as a whole, which comes later
+    assert all(package == "/" for package, *_ in taken[:at])
+
+
 def test_take_moves_what_matches_once(tmp_path: Path) -> None:
     take = tmp_path / "debian" / "take"
     for name in ("usr/bin/a", "usr/bin/b", "usr/lib/x/1", "usr/lib/y"):

@@ -6,7 +6,7 @@
 # In the environment: MAJOR; PREVIOUS, the major to come from, or nothing; PACKAGES and PREVIOUS_PACKAGES, the
 # files to install; DEVELOPMENT, those for developers and debuggers; TARBALL, the extension's source as its source
 # package has it; TRACKING, the test of the extension's package; PLAIN, where the distribution's own packages of
-# the major lie; REPOSITORY, a repository of them, SOURCES, how apt is told of it, and SERVE, a server for it.
+# the major lie, DOCUMENTATION, where its package of documents does; REPOSITORY, a repository of them, SOURCES, how apt is told of it, and SERVE, a server for it.
 # What has to be remembered is in /var/tmp/verify.
 set -eu
 export LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive
@@ -286,6 +286,10 @@ repo)
 develop)
 	# In a container of its own, with what developers and debuggers have: compilers and make among it.
 	services
+	# the plain server's documentation, where the release has it, is beside ours, and no file of it is in ours
+	for file in "$DOCUMENTATION"/*.deb; do
+		[ ! -e "$file" ] || install "$file"
+	done
 	remember
 	install $PACKAGES $DEVELOPMENT
 	lib=/usr/lib/postgresql/$MAJOR/lib
