@@ -729,7 +729,9 @@ esac""",
 
 def taken(root: Path, name: str, **env: str) -> subprocess.CompletedProcess[str]:
     """A step with those programs."""
-    programs = SWAP | (DEVELOP if name == "develop" else {})
+    programs = SWAP | {"develop": DEVELOP, "upgradecluster": UPGRADECLUSTER}.get(name, {})
+    if env.get("KNOWS"):
+        programs |= {"pg_upgradecluster": f"{programs['pg_upgradecluster']} # --no-data-checksums"}
     undocumented = env.get("SPOILT") == "no-documentation"
     files = {
         "etc/postgresql/17/main/postgresql.conf": "",
@@ -754,7 +756,8 @@ def taken(root: Path, name: str, **env: str) -> subprocess.CompletedProcess[str]
         (root / path).write_text(text)
     for program in (*(root / "bin").iterdir(), root / "usr/lib/apt/apt-helper"):
         program.chmod(0o755)
-    env |= {"PATH": f"{root}/bin:{os.environ['PATH']}", "MAJOR": "17", "PACKAGES": "ours.deb"}
+    env = {"MAJOR": "17", "PACKAGES": "ours.deb"} | env
+    env |= {"PATH": f"{root}/bin:{os.environ['PATH']}"}
     env |= {"PREVIOUS_PACKAGES": "", "PLAIN": f"{root}/plain"}
     env |= {"DOCUMENTATION": f"{root}/documentation"}
     return subprocess.run(
@@ -827,6 +830,38 @@ def test_what_developers_install_is_used_and_goes(spoilt: str, why: str, tmp_pat
     said = complaint(done)
     assert said.endswith(why.format(root=tmp_path))
     assert bool(said) is bool(why), said
+
+
+#: What is called where clusters of 15 go to the major: the log has how the old ones are made.
+UPGRADECLUSTER = {
+    "apt-get": "",
+    "pg_createcluster": 'echo "$@" >> created',
+    "pg_dropcluster": "",
+    "pg_lsclusters": 'for each in dump upgrade; do echo "$MAJOR from${each}checked 1 online"\n'
+    'echo "$MAJOR from${each}default 1 online"; done',
+    "pg_upgradecluster": 'echo "$@" >> upgraded',
+    "runuser": "case \"$*\" in *sum*) echo 500500 ;; *'<>'*) echo t ;; esac",
+}
+CHECKED = "15 from{}checked -- --data-checksums"
+DEFAULT = "15 from{}default"
+
+
+@pytest.mark.parametrize(
+    ("major", "knows", "left_out"), [("17", False, False), ("18", False, True), ("18", True, False)]
+)
+def test_clusters_as_initdb_makes_them_are_upgraded_where_that_can_be(
+    major: str, knows: bool, left_out: bool, tmp_path: Path
+) -> None:
+    """Also without checksums, unless postgresql-common is too old to make the new one so."""
+    done = taken(tmp_path, "upgradecluster", MAJOR=major, PREVIOUS="15", KNOWS="y" * knows)
+    assert complaint(done) == ""
+    created = (tmp_path / "created").read_text().splitlines()
+    expected = [line.format(way) for way in ("dump", "upgrade") for line in (CHECKED, DEFAULT)]
+    assert created == (expected[:-1] if left_out else expected)
+    upgraded = (tmp_path / "upgraded").read_text().splitlines()
+    assert len(upgraded) == len(created)
+    assert upgraded[0] == f"-v {major} -m dump 15 fromdumpchecked"
+    assert ("left out: -m upgrade of a cluster without checksums" in done.stdout) is left_out
 
 
 #: A system of apt's with our packages alone, whatever the machine has.
