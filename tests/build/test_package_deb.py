@@ -668,6 +668,70 @@ def test_servers_that_keep_the_library_of_before_are_named(
     assert ("pg_ctlcluster 17 main restart" in done.stderr) is said
 
 
+@pytest.mark.parametrize(
+    ("words", "status", "preloaded", "start", "said"),
+    [
+        ("configure 3.0-1", "down", "ptrack", "auto\n", True),
+        ("configure", "down", "ptrack", "# said\n\nauto # so\n", True),  # the server came first
+        ("configure", "down,recovery", "'a, ptrack'", None, True),
+        ("configure", "down", "ptrack", "# auto\nmanual\n", False),
+        ("configure", "down", "ptrack", "disabled\n", False),
+        ("configure", "down", "", "auto\n", False),
+        ("configure", "down,binaries_missing", "ptrack", "auto\n", False),
+        ("configure", "online", "ptrack", "auto\n", False),
+        ("abort-remove 3.0-1", "down", "ptrack", "auto\n", False),
+    ],
+)
+def test_clusters_that_are_down_and_preload_the_library_are_named(
+    scripts: Scripts, words: str, status: str, preloaded: str, start: str | None, said: bool
+) -> None:
+    """They may have been started in vain, before it came. Nothing starts them unasked."""
+    scripts.put("/usr/lib/postgresql/17/lib/ptrack.so")
+    rows = [f"{version} main 5432 {status} postgres /none /x.log" for version in ("16", "17")]
+    scripts.put("/rows", "\n".join(rows) + "\n")
+    scripts.program("/bin/pg_lsclusters", f"cat {scripts.root}/rows")
+    scripts.program("/bin/pg_conftool", f'echo "{preloaded}"')
+    scripts.program("/bin/pg_ctlcluster", f"touch {scripts.root}/started")
+    if start is not None:
+        scripts.put("/etc/postgresql/17/main/start.conf", start)
+    done = scripts.run("postinst", *words.split(), package="postgresql-17-ptrack")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert ("  pg_ctlcluster 17 main start\n" in done.stderr) is said
+    assert ("cluster 17/main preloads ptrack" in done.stderr) is said
+    assert said or done.stderr == ""
+    assert not (scripts.root / "started").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "named"),
+    [
+        ("/etc/postgresql/17/main/postgresql.conf", "extension_destdir = '/x'", True),
+        ("/etc/postgresql/17/main/conf.d/a.conf", "  Extension_Destdir '/x'", True),
+        ("/var/lib/postgresql/17/main/postgresql.auto.conf", "extension_destdir='/x'", True),
+        ("/etc/postgresql/17/main/postgresql.conf", "#extension_destdir = ''", False),
+        ("/etc/postgresql/17/main/postgresql.conf", "extension_destdirs = ''", False),
+        ("/etc/postgresql/16/main/postgresql.conf", "extension_destdir = '/x'", False),
+    ],
+)
+def test_a_setting_of_the_plain_server_alone_is_named(
+    scripts: Scripts, file: str, line: str, named: bool
+) -> None:
+    """With it a cluster of the plain server does not start on ours."""
+    scripts.installed("202406281-1700")
+    scripts.cluster("main", "202406281")
+    path = scripts.put(file, f"port = 5432\n{line}\n")
+    done = scripts.run("postinst", "configure", "17.1-1")
+    assert done.returncode == 0, done.stderr
+    assert (f"take out\n  {path}:2:{line}\n" in done.stderr) is named
+    assert ("warning: cluster 17/main does not start" in done.stderr) is named
+
+
+@pytest.mark.parametrize("major", MAJORS, ids=lambda major: major.name)
+def test_that_setting_is_looked_for_where_the_plain_server_has_it(major: matrix.Major) -> None:
+    script = deb.render("server", facts_of(major))[f"postgresql-{major.number}pt.postinst"][0]
+    assert ("extension_destdir" in script) is (major.number < 18)
+
+
 @pytest.mark.parametrize("words", [("install",), ("upgrade", "17.1-1")])
 def test_where_there_is_nothing_to_keep_preinst_does_nothing(
     scripts: Scripts, words: tuple[str, ...]
