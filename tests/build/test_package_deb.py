@@ -248,7 +248,7 @@ def test_the_flavour_stands_in_for_the_plain_packages(major: matrix.Major) -> No
     assert {"libzstd-dev" in control["source"]["Build-Depends"]} == {number >= 15}
     assert control["source"]["Rules-Requires-Root"] == "no"
     module = stanzas(deb.render("extension", known)["control"][0])[f"postgresql-{number}-ptrack"]
-    assert {f"postgresql-{number}-ptrack-abi-7", f"postgresql-{number}"} <= words(module["Depends"])
+    assert {"${ptrack:Abi}", f"postgresql-{number}"} <= words(module["Depends"])
 
 
 @pytest.mark.parametrize("contrib", [True, False])
@@ -272,6 +272,37 @@ def test_documents_of_extensions_lie_where_the_plain_server_has_them(
     assert not (doc / "postgresql-doc-17").exists()
 
 
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+@pytest.mark.parametrize("major", MAJORS, ids=lambda major: major.name)
+@pytest.mark.parametrize(
+    ("header", "number"),
+    [
+        ("#define CHANGETRACK_ABI 8\n", "8"),  # another one than this session's
+        ("/* CHANGETRACK_ABI 1 */\n#define CHANGETRACK_ABI\t12 /* 13 */\n#define X 1\n", "12"),
+        ("#define CHANGETRACK 1\n", ""),
+        (None, ""),
+    ],
+)
+def test_the_extension_wants_the_hooks_of_the_headers_that_are_installed(
+    major: matrix.Major, header: str | None, number: str, tmp_path: Path
+) -> None:
+    made = deb.render("extension", facts_of(major))
+    (tmp_path / "rules").write_text(made["rules"][0])
+    if header is not None:
+        _packages.write(tmp_path, {"include/storage/changetrack.h": header})
+    programs = {"pg_config": f"echo {tmp_path}/include", "dh_gencontrol": 'printf "%s\\n" "$@"'}
+    for name, text in programs.items():
+        _packages.write(tmp_path / "bin", {name: f"#!/bin/sh\n{text}\n"})
+        (tmp_path / "bin" / name).chmod(0o755)
+    env = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "PG_CONFIG": f"{tmp_path}/bin/pg_config"}
+    argv = ["make", "-s", "-f", "rules", "override_dh_gencontrol"]
+    done = subprocess.run(argv, cwd=tmp_path, env=env, text=True, capture_output=True, check=False)
+    assert (done.returncode == 0) is bool(number), done.stderr
+    wanted = f"--\n-Vptrack:Abi=postgresql-{major.number}-ptrack-abi-{number}\n"
+    assert done.stdout == (wanted if number else "")
+    assert ("no CHANGETRACK_ABI" in done.stderr) is not bool(number)
+
+
 def test_the_documented_lines_install_what_a_server_needs_and_no_more() -> None:
     known = facts_of(matrix.load().major("17"))
     made = {
@@ -289,7 +320,7 @@ def test_the_documented_lines_install_what_a_server_needs_and_no_more() -> None:
     # from a repository one name brings the rest: only our server has the hooks
     (line,) = re.findall(r"apt update && apt install (\S+)", pages["README.md"])
     assert line == known.extension
-    assert "postgresql-17-ptrack-abi-7" in made[line]
+    assert "${ptrack:Abi}" in made[line]
     assert known.client in made[known.server]
     rpms = {
         page: re.findall(r"^    dnf install (\./.*)$", text, re.MULTILINE)
