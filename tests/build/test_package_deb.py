@@ -246,6 +246,18 @@ def test_the_flavour_stands_in_for_the_plain_packages(major: matrix.Major) -> No
         assert plain in words(fields["Replaces"])
         assert "${shlibs:Depends}" in fields["Depends"]
     assert {"libzstd-dev" in control["source"]["Build-Depends"]} == {number >= 15}
+    # a field that the plain server has
+    assert server["XB-Postgresql-Catversion"] == known.catversion
+    assert (
+        f"postgresql-{number}pt: unknown-field *atversion*"
+        in deb.render("server", known)[f"postgresql-{number}pt.lintian-overrides"][0].splitlines()
+    )
+    # what the installed headers include; configure is always given the same
+    dev = control[f"postgresql-server-dev-{number}pt"]
+    assert {"libicu-dev"} <= words(dev["Depends"]) & words(control["source"]["Build-Depends"])
+    assert "\t--with-icu " in deb.render("server", known)["rules"][0]
+    # it has a library that others load
+    assert "Multi-Arch" not in control[f"postgresql-client-{number}pt"]
     assert control["source"]["Rules-Requires-Root"] == "no"
     module = stanzas(deb.render("extension", known)["control"][0])[f"postgresql-{number}-ptrack"]
     assert {"${ptrack:Abi}", f"postgresql-{number}"} <= words(module["Depends"])
