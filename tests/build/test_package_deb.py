@@ -57,6 +57,7 @@ def facts_of(major: matrix.Major, *, llvm: int = 14, without: tuple[str, ...] = 
         epoch=1_700_000_000,
         postgresql_license=" Copyright (c) 1996-2026 PGDG, may be used",
         ptrack_license=" Copyright (c) 2026, may be used",
+        notices="",
     )
 
 
