@@ -29,14 +29,13 @@ WORDS = {"patches": "-- --check", "workflows": "-- --check"}
 
 #: What takes too long for every push, by the name of its job: the state machine for an hour, other
 #: sizes of blocks and segments (beyond 4 GiB with large blocks), and each protection taken out in
-#: turn, on old majors as well, some of whose hooks are elsewhere; some mutants are of 14 and older.
+#: turn, and the servers without the core patch, on every major: hooks are elsewhere in some.
 NIGHT = {
     "deep-17": "test-17 -- --deep=60",
+    "deep-15": "test-15 -- --deep=60",
     "blocks-1k-17": "test-17 -- --variant blocks-1k",
     "blocks-32k-17": "test-17 -- --variant blocks-32k",
-    "mutants-17": "mutants-17",
-    "mutants-16": "mutants-16",
-    "mutants-14": "mutants-14",
+    **{f"mutants-{major}": f"mutants-{major}" for major in range(12, 20)},
 }
 
 #: Packages for other systems than the runner's, in containers of these, by the name of the job; a

@@ -387,13 +387,23 @@ def test_killed_in_the_replay_of_a_backup(factory: Factory) -> None:
         assert oracle.look(snapshot, restored).changed > 5
 
 
-@pytest.mark.parametrize("kept", [True, False], ids=["with its map", "without one"])
-def test_stopped_in_the_replay_of_a_backup(factory: Factory, *, kept: bool) -> None:
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "with its map",
+        "without one",
+        "without one, pg_control read first",
+        "without one, killed",
+        "without one, killed at its end",
+    ],
+)
+def test_stopped_in_the_replay_of_a_backup(factory: Factory, kind: str) -> None:
     """Its restartpoint is before another backup that had begun, and stamps the map's file.
 
     Only what the header keeps beside that tells the next start of the other one. Replay is held up
     by WAL that is not there yet: pages come again as of before their hint bits were set. A map
-    begun here does not know of all that was before: the other backup is no parent.
+    begun here does not know of all that was before: the other backup is no parent. Nor is it where
+    the start that has seen it begin was killed and has left nothing.
     """
     cluster = factory.create(checksums=True)
     pages(cluster, pages=60)
@@ -401,11 +411,13 @@ def test_stopped_in_the_replay_of_a_backup(factory: Factory, *, kept: bool) -> N
     second: list[oracle.Snapshot] = []
     redo = 0
     missing = ""
+    control = b""
 
     def early() -> None:
-        nonlocal redo, missing
+        nonlocal redo, missing, control
         cluster.checkpoint()
         redo = cluster.redo()
+        control = (cluster.data / "global/pg_control").read_bytes()
         cluster.sql("SELECT pg_switch_wal()")
         cluster.flush_wal()
         missing = cluster.value("SELECT pg_walfile_name(pg_current_wal_lsn())")
@@ -418,29 +430,46 @@ def test_stopped_in_the_replay_of_a_backup(factory: Factory, *, kept: bool) -> N
     (snapshot,) = second
     assert backup.start < redo < snapshot.lsn
     restored = factory.empty("restored")
+    if kind == "without one, pg_control read first":
+        other = {**backup.other, "global/pg_control": control}
+        backup = dataclasses.replace(backup, other=other)
     client.restore(backup, restored)
-    if not kept:
+    if kind != "with its map":
         restored.map.unlink()
     restored.configure(log_min_messages="debug2")
     if restored.major >= 15:
         restored.configure(recovery_prefetch=False)  # what is read is replayed
     restored.write("standby.signal", "")
+    if kind == "without one, killed at its end":
+        restored.start()
+        restored.kill_all()
     wal = restored.data / "pg_wal"
     aside = system.make_dir(restored.root / "aside")
     for path in [path for path in wal.iterdir() if path.is_file() and path.name >= missing]:
         path.rename(aside / path.name)
-    restored.start(wait=False)
-    restored.wait_for(
-        lambda: f'could not open file "pg_wal/{missing}"' in restored.log_text(), "the end of WAL"
-    )
+
+    def held_up() -> None:
+        since = restored.log.stat().st_size if restored.log.exists() else 0
+        restored.start(wait=False)
+        said = f'could not open file "pg_wal/{missing}"'
+        restored.wait_for(lambda: said in restored.log_text(since), "the end of WAL")
+
+    held_up()
+    if kind == "without one, killed":
+        restored.kill_all()
+        held_up()
     restored.stop("fast")
     assert lsn.parse(restored.control()["Latest checkpoint's REDO location"]) == redo
     for path in aside.iterdir():
         path.rename(wal / path.name)
     restored.start()
     restored.evict()
-    if not kept:
+    if kind != "with its map":
         assert restored.init_lsn() > snapshot.lsn
+        restored.promote()
+        again = oracle.take(restored)
+        restored.sql("UPDATE t SET i = -i")
+        oracle.check(again, restored, changed=20)
         return
     assert 0 < restored.init_lsn() <= snapshot.lsn
     assert oracle.look(snapshot, restored).changed > 5

@@ -403,6 +403,7 @@ ptrack_publish(const PtrackFork *fork, BlockNumber first, uint64 nblocks)
 	uint64		seq;
 
 	ptrack_unpublish();
+	pg_write_barrier();			/* whoever reads the new range sees the old end */
 	entry->fork = *fork;
 	entry->first = first;
 	entry->nblocks = nblocks;

@@ -96,6 +96,8 @@ typedef struct PtrackShared
 	uint64		sysid;
 	XLogRecPtr	start_redo;		/* where this start began to replay */
 	XLogRecPtr	known_redo;		/* no backup of before this start began later */
+	bool		backup_open;	/* but for those that began before the end of
+								 * the one that this start replays */
 	bool		ahead;			/* minRecoveryPoint is behind what is on disk,
 								 * or will be when this start ends */
 	bool		early;			/* so that recovery calls itself consistent
@@ -117,7 +119,7 @@ typedef struct PtrackShared
 	bool		unsynced;		/* pages were written since the last fsync */
 	bool		exists;			/* there is a file that a start would accept */
 	bool		fresh;			/* the map began with this start, and no flush
-								 * has stamped it yet */
+								 * has decided on init_lsn yet */
 	XLogRecPtr	file_redo;		/* redo point the file is stamped with */
 	TimeLineID	file_tli;
 	uint32		file_flags;

@@ -56,6 +56,8 @@
 #include <unistd.h>
 
 #include "access/xlog_internal.h"
+#include "catalog/pg_control.h"
+#include "common/controldata_utils.h"
 #include "compat.h"
 #include "map.h"
 #include "mapfile.h"
@@ -166,7 +168,7 @@ write_pages(int fd, bool all)
 				ptrack_read_pages(fd, number, 1);
 			if (!all && !shared->in_place)
 			{
-				ptrack_dirty[first] = 1;
+				memset(&ptrack_dirty[first], 1, n);
 				errno = EIO;
 				return -1;
 			}
@@ -367,18 +369,53 @@ write_in_place(XLogRecPtr redo, TimeLineID tli, uint32 flags)
 }
 
 /*
+ * Behind which redo point no backup began that this start does not know of, or
+ * InvalidXLogRecPtr while that is not known.  redo is that of a checkpoint.
+ */
+static XLogRecPtr
+known_before(XLogRecPtr redo)
+{
+	XLogRecPtr	known = ptrack_shared->known_redo;
+
+	/*
+	 * Where a backup is replayed another may have begun in it, but not behind
+	 * its end: minRecoveryPoint is not before that, once pg_control does not
+	 * have the backup any more.  A checkpoint after the replay is behind all.
+	 */
+	if (ptrack_shared->backup_open && redo < GetXLogReplayRecPtr(NULL))
+	{
+		ControlFileData *control;
+		bool		crc_ok;
+		bool		ended;
+
+		control = get_controlfile(DataDir, &crc_ok);
+		ended = crc_ok && control->backupStartPoint == 0 && control->minRecoveryPoint != 0;
+		known = ended ? Max(known, control->minRecoveryPoint) : InvalidXLogRecPtr;
+		pfree(control);
+	}
+	return known;
+}
+
+/*
  * The map began with this start, and all that has happened since is marked: it
- * knows all since this redo point, at the latest.  In the replay of a
- * backup_label a backup may have begun behind it that saw what was before.
+ * knows all since this redo point, at the latest, but for what a backup has
+ * seen that began before this start.
  */
 static void
 known_since(XLogRecPtr redo)
 {
 	PtrackShared *shared = ptrack_shared;
 	XLogRecPtr	init_lsn = pg_atomic_read_u64(&shared->init_lsn);
-	XLogRecPtr	since = Max(redo, shared->known_redo + 8);
+	XLogRecPtr	known;
+	XLogRecPtr	since;
 
-	if (shared->fresh && (init_lsn == 0 || since < init_lsn))
+	if (!shared->fresh)
+		return;
+	known = known_before(redo);
+	if (known == InvalidXLogRecPtr)
+		return;
+	since = Max(redo, known + 8);
+	if (init_lsn == 0 || since < init_lsn)
 		pg_atomic_write_u64(&shared->init_lsn, since);
 }
 
@@ -489,7 +526,7 @@ ptrack_file_flush(XLogRecPtr redo, bool end_of_recovery)
 	}
 	else
 	{
-		shared->fresh = false;
+		shared->fresh = pg_atomic_read_u64(&shared->init_lsn) == 0;
 		shared->file_redo = redo;
 		shared->file_tli = tli;
 		shared->file_flags = flags;

@@ -355,6 +355,12 @@ ptrack_file_start(void)
 			shared->ahead = true;
 	}
 
+	/*
+	 * pg_control may have been copied before another backup began, and as soon
+	 * as replay begins it does not tell of any
+	 */
+	shared->backup_open = labelled || control->backupStartPoint != 0;
+
 	shared->early = archive_recovery() && shared->ahead && control->minRecoveryPoint != 0;
 
 	/*
@@ -417,6 +423,12 @@ ptrack_file_start(void)
 				(errmsg("ptrack init: a new map begins"),
 				 errhint("The next backup must be a full one.")));
 	}
+
+	/*
+	 * An earlier start may have come to the end of a backup, and have left no
+	 * map or had no library
+	 */
+	shared->known_redo = Max(shared->known_redo, control->minRecoveryPoint);
 	pfree(control);
 }
 

@@ -31,6 +31,7 @@ from ptrack_build.package import (
     System,
     described,
     making,
+    notices,
     sha256,
 )
 from ptrack_build.package.place import HERE
@@ -92,7 +93,8 @@ class Facts:
     that the extension may run on; catalog, control: versions of catalogs and control file; llvm:
     the major of LLVM for just-in-time compilation, 0 for none; without: others of OPTIONAL that are
     left out; libc_is_checked: whether the release's lintian has a tag for modules that call nothing
-    of the C library; epoch: seconds since 1970, of the source.
+    of the C library; epoch: seconds since 1970, of the source; notices: what parts of the source
+    that others hold say, as paragraphs of a debian/copyright.
     """
 
     major: int
@@ -112,6 +114,7 @@ class Facts:
     epoch: int
     postgresql_license: str
     ptrack_license: str
+    notices: str
 
     @property
     def flavoured(self) -> str:
@@ -226,6 +229,7 @@ def facts(tree: PatchedTree, system: System, *, llvm: int, without: tuple[str, .
         epoch=making.epoch(tree),
         postgresql_license=license_text((tree.path / "COPYRIGHT").read_text(encoding="utf-8")),
         ptrack_license=license_text((REPO / "LICENSE").read_text(encoding="utf-8")),
+        notices=notices.copyright_file(notices.found(tree.path)),
     )
 
 

@@ -28,6 +28,7 @@ from ptrack_build.package import (
     read,
     replacing,
     room,
+    sha256,
     signing,
 )
 from ptrack_build.progress import say, step
@@ -147,8 +148,22 @@ def _apt(made: Sequence[Made], root: Path, key: signing.Key | None) -> None:
         pool.mkdir(parents=True)
         for each in mine:
             for file in each.files:
-                shutil.copyfile(file, pool / file.name)
+                _pooled(file, pool / file.name, mine)
         _suite(root, suite, mine, key)
+
+
+def _pooled(file: Path, copy: Path, made: Sequence[Made]) -> None:
+    """Copy a file into a suite's pool.
+
+    The suite's architectures share the source packages there. Raises PackageError where one's file
+    is not the other's, whose place it would take.
+    """
+    if copy.exists() and sha256(copy) != sha256(file):
+        others = (other for each in made for other in each.files if other.name == file.name)
+        what = f"{next(others)} and {file} differ, and a repository has one file of that name"
+        hint = "make both of the same ptrack with the same switches, or one of them under a number"
+        raise PackageError(what, hint=f"{hint} of its own: PTRACK_REVISION=2 ./nox -s deb-17")
+    shutil.copyfile(file, copy)
 
 
 def _suite(root: Path, suite: str, made: Sequence[Made], key: signing.Key | None) -> None:

@@ -69,6 +69,7 @@ COMPILERS: Final = ("dpkg-dev", "gcc", "libc6-dev", "make")
 #: the old one for its lc_ctype, a setting that went with 16. Elsewhere it upgrades all.
 UPGRADES_FROM: Final = {"bullseye": 15, "bookworm": 15, "focal": 15, "jammy": 15}
 PLAIN: Final = "/var/cache/ptrack-plain"
+DOCUMENTATION: Final = "/var/cache/ptrack-documentation"
 #: All files of a container's image into the directory $0; what is mounted is not among them.
 COPY: Final = 'tar -C / --one-file-system -c . | tar -C "$0" --numeric-owner -x'
 
@@ -331,14 +332,17 @@ def one(client: DockerClient, each: Published, before: Published | None) -> repo
                 client, image.id, user="0:0", mounts=mounts, called=str(reference)
             )  # fmt: skip
 
-        image, tools, plain = _with_dependencies(client, base, each, before, mounts, log)
+        image, tools, plain, documents = _with_dependencies(client, base, each, before, mounts, log)
         course.take("lint", lambda: _lint(client, base, each, opened, log))
         with opened(image) as container:
             _in_turn(course, container, before, env)
         _from_repository(course, each, lambda: opened(image), env)
 
         def developed() -> None:
-            with opened(images.with_packages(client, image, "apt", tools)) as container:
+            whole = images.with_packages(
+                client, image, "apt", tools, kept=documents, folder=DOCUMENTATION
+            )
+            with opened(whole) as container:
                 container.call(["sh", env["STEPS"], "develop"], env=env, log=log)
 
         course.take("develop", developed)
@@ -475,6 +479,7 @@ def _prepared(
         folders = [work, each.folder, *([before.folder] if before else [])]
         env = {
             "DEVELOPMENT": " ".join(map(str, each.development())),
+            "DOCUMENTATION": DOCUMENTATION,
             "MAJOR": str(each.number),
             "PACKAGES": " ".join(map(str, each.packages())),
             "PREVIOUS": str(before.number) if before else "",
@@ -511,10 +516,11 @@ def _with_dependencies(
     before: Published | None,
     mounts: Sequence[box.Mount],
     log: Path,
-) -> tuple[images.Image, tuple[str, ...], Plain]:
+) -> tuple[images.Image, tuple[str, ...], Plain, tuple[str, ...]]:
     """The clean image with all that the packages depend on, and none of them.
 
-    Then what those for developers want in addition, and the plain ones. Raises CommandFailed where
+    Then what those for developers want in addition, the plain ones, and that of the plain server's
+    documents, which is of any minor, where the release has one. Raises CommandFailed where
     apt cannot satisfy one of ours.
     """
     ours = each.debs()
@@ -528,7 +534,12 @@ def _with_dependencies(
     ):
         simulate = ["apt-get", "install", "-s", "--no-install-recommends"]
         container.call(["apt-get", "update"], env=env, log=log)
-        argv = [*simulate, *COMPILERS, *map(str, ours)]
+        # beside any server, and of no version of it
+        name = f"postgresql-doc-{each.number}"
+        argv = ["apt-cache", "madison", name]
+        listed = container.call(argv, env=env, log=log, capture=True, check=False).stdout
+        documents = (name,) if " Packages" in listed else ()
+        argv = [*simulate, *COMPILERS, *documents, *map(str, ours)]
         compiling = container.call(argv, env=env, log=log, capture=True).stdout
         said = container.call([*simulate, *map(str, used)], env=env, log=log, capture=True).stdout
         server = f"postgresql-{each.number}"
@@ -541,7 +552,7 @@ def _with_dependencies(
             plain = replace(plain, depends=_others(depends, plain.packages))
     own = {file.name.partition("_")[0] for file in [*ours, *used]}
     image = images.with_packages(client, base, "apt", _others(said, own))
-    return image, _others(compiling, own), plain
+    return image, _others(compiling, {*own, *documents}), plain, documents
 
 
 def _others(said: str, own: Iterable[str]) -> tuple[str, ...]:

@@ -133,7 +133,8 @@ class Behaviour:
     cut: send only so many bytes of what was promised; stall: then say nothing for seconds; drip:
     send what is left byte for byte, with so many seconds between them; status: answer this instead
     of 200; endless: after the data go on as long as somebody listens, without having said how much
-    it is; length: what to say instead of how much it is. poured: the bytes sent or about to be.
+    it is; length: what to say instead of how much it is. poured: the bytes sent or about to be, but
+    for those that drip.
     """
 
     data: bytes

@@ -57,6 +57,7 @@ def facts_of(major: matrix.Major, *, llvm: int = 14, without: tuple[str, ...] = 
         epoch=1_700_000_000,
         postgresql_license=" Copyright (c) 1996-2026 PGDG, may be used",
         ptrack_license=" Copyright (c) 2026, may be used",
+        notices="",
     )
 
 
@@ -246,9 +247,21 @@ def test_the_flavour_stands_in_for_the_plain_packages(major: matrix.Major) -> No
         assert plain in words(fields["Replaces"])
         assert "${shlibs:Depends}" in fields["Depends"]
     assert {"libzstd-dev" in control["source"]["Build-Depends"]} == {number >= 15}
+    # a field that the plain server has
+    assert server["XB-Postgresql-Catversion"] == known.catversion
+    assert (
+        f"postgresql-{number}pt: unknown-field *atversion*"
+        in deb.render("server", known)[f"postgresql-{number}pt.lintian-overrides"][0].splitlines()
+    )
+    # what the installed headers include; configure is always given the same
+    dev = control[f"postgresql-server-dev-{number}pt"]
+    assert {"libicu-dev"} <= words(dev["Depends"]) & words(control["source"]["Build-Depends"])
+    assert "\t--with-icu " in deb.render("server", known)["rules"][0]
+    # it has a library that others load
+    assert "Multi-Arch" not in control[f"postgresql-client-{number}pt"]
     assert control["source"]["Rules-Requires-Root"] == "no"
     module = stanzas(deb.render("extension", known)["control"][0])[f"postgresql-{number}-ptrack"]
-    assert {f"postgresql-{number}-ptrack-abi-7", f"postgresql-{number}"} <= words(module["Depends"])
+    assert {"${ptrack:Abi}", f"postgresql-{number}"} <= words(module["Depends"])
 
 
 @pytest.mark.parametrize("contrib", [True, False])
@@ -272,6 +285,37 @@ def test_documents_of_extensions_lie_where_the_plain_server_has_them(
     assert not (doc / "postgresql-doc-17").exists()
 
 
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+@pytest.mark.parametrize("major", MAJORS, ids=lambda major: major.name)
+@pytest.mark.parametrize(
+    ("header", "number"),
+    [
+        ("#define CHANGETRACK_ABI 8\n", "8"),  # another one than this session's
+        ("/* CHANGETRACK_ABI 1 */\n#define CHANGETRACK_ABI\t12 /* 13 */\n#define X 1\n", "12"),
+        ("#define CHANGETRACK 1\n", ""),
+        (None, ""),
+    ],
+)
+def test_the_extension_wants_the_hooks_of_the_headers_that_are_installed(
+    major: matrix.Major, header: str | None, number: str, tmp_path: Path
+) -> None:
+    made = deb.render("extension", facts_of(major))
+    (tmp_path / "rules").write_text(made["rules"][0])
+    if header is not None:
+        _packages.write(tmp_path, {"include/storage/changetrack.h": header})
+    programs = {"pg_config": f"echo {tmp_path}/include", "dh_gencontrol": 'printf "%s\\n" "$@"'}
+    for name, text in programs.items():
+        _packages.write(tmp_path / "bin", {name: f"#!/bin/sh\n{text}\n"})
+        (tmp_path / "bin" / name).chmod(0o755)
+    env = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "PG_CONFIG": f"{tmp_path}/bin/pg_config"}
+    argv = ["make", "-s", "-f", "rules", "override_dh_gencontrol"]
+    done = subprocess.run(argv, cwd=tmp_path, env=env, text=True, capture_output=True, check=False)
+    assert (done.returncode == 0) is bool(number), done.stderr
+    wanted = f"--\n-Vptrack:Abi=postgresql-{major.number}-ptrack-abi-{number}\n"
+    assert done.stdout == (wanted if number else "")
+    assert ("no CHANGETRACK_ABI" in done.stderr) is not bool(number)
+
+
 def test_the_documented_lines_install_what_a_server_needs_and_no_more() -> None:
     known = facts_of(matrix.load().major("17"))
     made = {
@@ -289,7 +333,7 @@ def test_the_documented_lines_install_what_a_server_needs_and_no_more() -> None:
     # from a repository one name brings the rest: only our server has the hooks
     (line,) = re.findall(r"apt update && apt install (\S+)", pages["README.md"])
     assert line == known.extension
-    assert "postgresql-17-ptrack-abi-7" in made[line]
+    assert "${ptrack:Abi}" in made[line]
     assert known.client in made[known.server]
     rpms = {
         page: re.findall(r"^    dnf install (\./.*)$", text, re.MULTILINE)
@@ -364,6 +408,18 @@ def test_an_edit_whose_place_is_gone_is_an_error() -> None:
     plan = edits.load(deb.TEMPLATES / "core", MAJORS[0])[0]
     with pytest.raises(PatchError, match="matches nowhere"):
         edits.perform(plan, "nothing of the kind\n", where="a test")
+
+
+@pytest.mark.parametrize("major", MAJORS, ids=lambda major: major.name)
+def test_pages_that_the_plain_documentation_has_are_in_no_package(major: matrix.Major) -> None:
+    """postgresql-doc-NN, which may be installed beside any server, has man3: nobody else may."""
+    rules = deb.render("server", facts_of(major))["rules"][0].replace("\\\n", " ")
+    taken = [line.split()[1:] for line in rules.splitlines() if line.startswith("\t$(TAKE) ")]
+    assert len(taken) > 5
+    (at,) = [at for at, (_, *what) in enumerate(taken) if any("/man/man3" in name for name in what)]
+    assert taken[at] == ["/", "'$(SHARE)/man/man3'"]
+    # nor what is taken as a whole, which comes later
+    assert all(package == "/" for package, *_ in taken[:at])
 
 
 def test_take_moves_what_matches_once(tmp_path: Path) -> None:
@@ -654,6 +710,70 @@ def test_servers_that_keep_the_library_of_before_are_named(
     named = re.findall(r"note: cluster (\S+) runs with the ptrack of before", done.stderr)
     assert named == (["17/main"] if said else [])
     assert ("pg_ctlcluster 17 main restart" in done.stderr) is said
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "preloaded", "start", "said"),
+    [
+        ("configure 3.0-1", "down", "ptrack", "auto\n", True),
+        ("configure", "down", "ptrack", "# said\n\nauto # so\n", True),  # the server came first
+        ("configure", "down,recovery", "'a, ptrack'", None, True),
+        ("configure", "down", "ptrack", "# auto\nmanual\n", False),
+        ("configure", "down", "ptrack", "disabled\n", False),
+        ("configure", "down", "", "auto\n", False),
+        ("configure", "down,binaries_missing", "ptrack", "auto\n", False),
+        ("configure", "online", "ptrack", "auto\n", False),
+        ("abort-remove 3.0-1", "down", "ptrack", "auto\n", False),
+    ],
+)
+def test_clusters_that_are_down_and_preload_the_library_are_named(
+    scripts: Scripts, words: str, status: str, preloaded: str, start: str | None, said: bool
+) -> None:
+    """They may have been started in vain, before it came. Nothing starts them unasked."""
+    scripts.put("/usr/lib/postgresql/17/lib/ptrack.so")
+    rows = [f"{version} main 5432 {status} postgres /none /x.log" for version in ("16", "17")]
+    scripts.put("/rows", "\n".join(rows) + "\n")
+    scripts.program("/bin/pg_lsclusters", f"cat {scripts.root}/rows")
+    scripts.program("/bin/pg_conftool", f'echo "{preloaded}"')
+    scripts.program("/bin/pg_ctlcluster", f"touch {scripts.root}/started")
+    if start is not None:
+        scripts.put("/etc/postgresql/17/main/start.conf", start)
+    done = scripts.run("postinst", *words.split(), package="postgresql-17-ptrack")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert ("  pg_ctlcluster 17 main start\n" in done.stderr) is said
+    assert ("cluster 17/main preloads ptrack" in done.stderr) is said
+    assert said or done.stderr == ""
+    assert not (scripts.root / "started").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "named"),
+    [
+        ("/etc/postgresql/17/main/postgresql.conf", "extension_destdir = '/x'", True),
+        ("/etc/postgresql/17/main/conf.d/a.conf", "  Extension_Destdir '/x'", True),
+        ("/var/lib/postgresql/17/main/postgresql.auto.conf", "extension_destdir='/x'", True),
+        ("/etc/postgresql/17/main/postgresql.conf", "#extension_destdir = ''", False),
+        ("/etc/postgresql/17/main/postgresql.conf", "extension_destdirs = ''", False),
+        ("/etc/postgresql/16/main/postgresql.conf", "extension_destdir = '/x'", False),
+    ],
+)
+def test_a_setting_of_the_plain_server_alone_is_named(
+    scripts: Scripts, file: str, line: str, named: bool
+) -> None:
+    """With it a cluster of the plain server does not start on ours."""
+    scripts.installed("202406281-1700")
+    scripts.cluster("main", "202406281")
+    path = scripts.put(file, f"port = 5432\n{line}\n")
+    done = scripts.run("postinst", "configure", "17.1-1")
+    assert done.returncode == 0, done.stderr
+    assert (f"take out\n  {path}:2:{line}\n" in done.stderr) is named
+    assert ("warning: cluster 17/main does not start" in done.stderr) is named
+
+
+@pytest.mark.parametrize("major", MAJORS, ids=lambda major: major.name)
+def test_that_setting_is_looked_for_where_the_plain_server_has_it(major: matrix.Major) -> None:
+    script = deb.render("server", facts_of(major))[f"postgresql-{major.number}pt.postinst"][0]
+    assert ("extension_destdir" in script) is (major.number < 18)
 
 
 @pytest.mark.parametrize("words", [("install",), ("upgrade", "17.1-1")])

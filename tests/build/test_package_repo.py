@@ -5,6 +5,7 @@ The keys are real, throw-away ones; the packages are real and empty; servers are
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -28,6 +29,7 @@ from ptrack_build.package import (
     LOCK,
     MANIFEST,
     SUMS,
+    Package,
     PackageError,
     Release,
     System,
@@ -231,6 +233,38 @@ def test_sources_are_listed_with_what_they_are_made_of(tmp_path: Path, key: str)
     assert "greeting_1.tar.gz" in listed
     assert " main/source/Sources.xz\n" in (place / "dists/bookworm/Release").read_text()
     assert (place / "pool/bookworm/greeting_1.tar.gz").is_file()
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_architectures_share_a_source_package_if_it_is_the_same(
+    same: bool, tmp_path: Path, key: str
+) -> None:
+    del key
+    dist = tmp_path / "dist"
+    for architecture, text in (("amd64", "one"), ("arm64", "one" if same else "other")):
+        file = tmp_path / architecture / "greeting_1.orig.tar.gz"
+        file.parent.mkdir()
+        file.write_text(text)
+        package = Package(
+            file=file.name, name="greeting", version="1", architecture="source",
+            size=len(text), installed_kb=0, sha256=hashlib.sha256(text.encode()).hexdigest(),
+        )  # fmt: skip
+        publish(
+            Release(
+                kind="deb", system=dataclasses.replace(SYSTEM, architecture=architecture),
+                major="17", files=(file,), packages=(package,),
+                made_of={**MADE_OF, "source_date_epoch": 1_700_000_000},
+            ),
+            dist,
+        )  # fmt: skip
+    if same:
+        assert (repo.make(dist) / "apt/pool/bookworm/greeting_1.orig.tar.gz").read_text() == "one"
+        return
+    what = r"bookworm-amd64/\S+/greeting_1\S+ and \S+bookworm-arm64/\S+ differ"
+    with pytest.raises(PackageError, match=what) as caught:
+        repo.make(dist)
+    assert "PTRACK_REVISION" in (caught.value.hint or "")
+    assert not (dist / "repo").exists()
 
 
 def test_what_verify_packages_serves_is_what_apt_takes(tmp_path: Path, own_cache: Path) -> None:

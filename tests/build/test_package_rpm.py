@@ -459,6 +459,75 @@ def test_setup_makes_the_cluster_as_postgres(setup: Setup) -> None:
 
 
 @as_root
+def test_setup_takes_no_locale_from_the_caller(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    initdb = setup.root / "bin" / "initdb"
+    initdb.write_text(f"{initdb.read_text()}env\n")
+    conf = setup.root / "locale.conf"
+    script = setup.root / "setup"
+    script.write_text(script.read_text().replace("/etc/locale.conf", str(conf)))
+    for name in ("LANG", "LC_ALL", "LC_TIME", "LANGUAGE", "TZ", "PGDATA", "PGOPTIONS"):
+        monkeypatch.setenv(name, "callers")
+    for text, lines in (
+        (None, {"LANG=C.UTF-8"}),
+        ('LANG="de_DE.UTF-8"\nLC_TIME=C\n', {"LANG=de_DE.UTF-8", "LC_TIME=C"}),
+    ):
+        if text is not None:
+            conf.write_text(text)
+        shutil.rmtree(setup.home / "17" / "data", ignore_errors=True)
+        assert setup.run("initdb") == (0, "")
+        told = (setup.home / "17" / "initdb.log").read_text().splitlines()
+        assert "callers" not in "".join(told)
+        assert {line for line in told if line.startswith(("LANG", "LC_"))} == lines
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("version", "size", "options"),
+    [
+        (0, 16, {17: "--wal-segsize=16", 18: "--no-data-checksums --wal-segsize=16"}),
+        (1, 64, dict.fromkeys((17, 18), "--data-checksums --wal-segsize=64")),
+    ],
+)
+def test_setup_upgrades_to_a_cluster_that_is_like_the_old_one(
+    setup: Setup, version: int, size: int, options: dict[int, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pg_upgrade refuses another one, and the defaults of initdb are not those of every major."""
+    old = setup.root / "pgsql-16" / "bin"
+    old.mkdir(parents=True)
+    data = setup.home / "16" / "data"
+    data.mkdir(parents=True)
+    (data / "PG_VERSION").write_text("16\n")
+    (setup.root / "units" / "postgresql-16.service").write_text(f"Environment=PGDATA={data}\n")
+    script = setup.root / "setup"
+    text = script.read_text().replace("/usr/pgsql-", f"{setup.root}/pgsql-")
+    told = f"Data page checksum version:           {version}\n"
+    told += f"Bytes per WAL segment:                {size << 20}\n"
+    for place, name, does in (
+        (old, "postgres", "echo ptrack"),
+        (old, "pg_controldata", f"cat <<'END'\n{told}END"),
+        (setup.root / "bin", "pg_upgrade", 'echo upgraded "$@"'),
+    ):
+        (place / name).write_text(f"#!/bin/sh\n{does}\n")
+        (place / name).chmod(0o755)
+    monkeypatch.setenv("PGSETUP_INITDB_OPTIONS", "--own")
+    for major, wanted in options.items():
+        script.write_text(text.replace("major=17", f"major={major}"))
+        shutil.rmtree(setup.home / "17" / "data", ignore_errors=True)
+        (setup.home / str(major)).mkdir(exist_ok=True)
+        shutil.chown(setup.home / str(major), "nobody")
+        (setup.root / "units" / f"postgresql-{major}.service").write_text(
+            f"Environment=PGDATA={setup.home}/{major}/data\n"
+        )
+        assert setup.run("upgrade", "postgresql-16") == (0, "")
+        log = (setup.home / str(major) / "pgupgrade.log").read_text()
+        assert f" --auth-host=scram-sha-256 {wanted} --own as nobody\n" in log
+        assert f"upgraded --old-bindir={old} " in log
+        assert "shared_preload_libraries=ptrack" in log
+
+
+@as_root
 def test_setup_makes_directories_that_only_root_can(setup: Setup) -> None:
     data = setup.root / "disk" / "data"
     setup.serve(data)
@@ -593,6 +662,25 @@ def test_clusters_that_do_not_start_without_the_extension_are_named(tmp_path: Pa
     overruled = clusters.configured("overruled", "shared_preload_libraries = 'ptrack'\n")
     clusters.configured("overruled", "shared_preload_libraries = ''\n", "postgresql.auto.conf")
     clusters.process(19, str(overruled), LIBRARY)
+    # what else may be in force, for one that runs
+    for number, (name, file, text) in enumerate(
+        (
+            ("includes", "postgresql.conf", "Include_Dir = 'conf.d'\n"),
+            ("command", "postmaster.opts", 'postgres "-c" "shared_preload_libraries=ptrack"\n'),
+            ("config", "postmaster.opts", 'postgres "--config-file=/etc/a.conf"\n'),
+        ),
+        start=20,
+    ):
+        place = clusters.configured(name, f"{text}shared_preload_libraries = ''\n", file)
+        clusters.configured(name, "shared_preload_libraries = ''\n", "postgresql.auto.conf")
+        clusters.process(number, str(place), LIBRARY)
+        named.add(str(place))
+    # and what is found of another file, for one that does not
+    clusters.configured("base", "include 'postgresql.base.conf'\n")
+    place = clusters.configured(
+        "base", "shared_preload_libraries='ptrack'\n", "postgresql.base.conf"
+    )
+    named.add(str(place))
     by_command = clusters.configured(
         "auto", "shared_preload_libraries = 'ptrack'\n", "postgresql.auto.conf"
     )

@@ -166,6 +166,10 @@ def fake(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
         match argv:
             case ["apt-cache", "madison", "postgresql-17"]:
                 return 0, MADISON
+            case ["apt-cache", "madison", "postgresql-doc-17"]:
+                return 0, MADISON.replace("postgresql-17", "postgresql-doc-17")
+            case ["apt-get", "install", "-s", *more] if "postgresql-doc-17" in more:
+                return 0, "Inst libx (1)\nInst make (4)\nInst postgresql-doc-17 (17.2)\n" + OURS
             case ["apt-get", *_, "postgresql-17=17.1-0+deb12u1", _]:
                 return 0, PLAIN_17
             case ["apt-get", "install", "-s", *more] if "make" in more:
@@ -240,7 +244,8 @@ def test_all_steps_are_run_and_a_skip_says_why(
     ]  # fmt: skip
     downloads = [argv[3:] for argv in fake.commands if argv[:2] == ["sh", "-c"]]
     assert downloads == [
-        [verify.PLAIN, "postgresql-17=17.1-0+deb12u1", "postgresql-client-17=17.1-0+deb12u1"]
+        [verify.DOCUMENTATION, "postgresql-doc-17"],
+        [verify.PLAIN, "postgresql-17=17.1-0+deb12u1", "postgresql-client-17=17.1-0+deb12u1"],
     ]
     networks = {
         network
@@ -678,7 +683,9 @@ SOURCE = "etc/apt/sources.list.d/ptrack.sources"
 #: And of one where the packages for developers are installed.
 DEVELOP = {
     "apt-get": """case "$*" in
+*install*documentation/postgresql-doc-17.deb*) touch documented ;;
 *install*ours.deb*dev.deb*)
+    [ -e documented ] || [ "$SPOILT" = no-documentation ] || exit 9
     mkdir -p usr/lib/postgresql/17/bin usr/lib/postgresql/17/lib usr/lib/debug/.build-id/ab
     echo packaged | tee usr/lib/postgresql/17/bin/postgres usr/lib/postgresql/17/bin/psql \
         > usr/lib/postgresql/17/lib/ptrack.so
@@ -722,7 +729,10 @@ esac""",
 
 def taken(root: Path, name: str, **env: str) -> subprocess.CompletedProcess[str]:
     """A step with those programs."""
-    programs = SWAP | (DEVELOP if name == "develop" else {})
+    programs = SWAP | {"develop": DEVELOP, "upgradecluster": UPGRADECLUSTER}.get(name, {})
+    if env.get("KNOWS"):
+        programs |= {"pg_upgradecluster": f"{programs['pg_upgradecluster']} # --no-data-checksums"}
+    undocumented = env.get("SPOILT") == "no-documentation"
     files = {
         "etc/postgresql/17/main/postgresql.conf": "",
         "etc/apt/apt.conf.d/x": "",
@@ -730,6 +740,7 @@ def taken(root: Path, name: str, **env: str) -> subprocess.CompletedProcess[str]
         "usr/sbin/x": "",
         "usr/lib/apt/apt-helper": FETCH,
         "plain/postgresql-17.deb": "",
+        **({"documentation/postgresql-doc-17.deb": ""} if not undocumented else {}),
         "var/lib/postgresql/17/main/PG_VERSION": "17",
         "var/lib/postgresql/17/main/global/ptrack.map": "",
         "var/log/postgresql/postgresql-17-main.log": (
@@ -745,8 +756,10 @@ def taken(root: Path, name: str, **env: str) -> subprocess.CompletedProcess[str]
         (root / path).write_text(text)
     for program in (*(root / "bin").iterdir(), root / "usr/lib/apt/apt-helper"):
         program.chmod(0o755)
-    env |= {"PATH": f"{root}/bin:{os.environ['PATH']}", "MAJOR": "17", "PACKAGES": "ours.deb"}
+    env = {"MAJOR": "17", "PACKAGES": "ours.deb"} | env
+    env |= {"PATH": f"{root}/bin:{os.environ['PATH']}"}
     env |= {"PREVIOUS_PACKAGES": "", "PLAIN": f"{root}/plain"}
+    env |= {"DOCUMENTATION": f"{root}/documentation"}
     return subprocess.run(
         ["sh", str(root / "steps"), name], env=env, text=True, capture_output=True, check=False
     )
@@ -787,6 +800,7 @@ def test_a_swap_ends_with_a_cluster_that_purging_has_spared(
     ("spoilt", "why"),
     [
         ("", ""),
+        ("no-documentation", ""),
         ("no-id", "usr/lib/postgresql/17/bin/postgres has no build-id"),
         (
             "no-symbols",
@@ -816,6 +830,38 @@ def test_what_developers_install_is_used_and_goes(spoilt: str, why: str, tmp_pat
     said = complaint(done)
     assert said.endswith(why.format(root=tmp_path))
     assert bool(said) is bool(why), said
+
+
+#: What is called where clusters of 15 go to the major: the log has how the old ones are made.
+UPGRADECLUSTER = {
+    "apt-get": "",
+    "pg_createcluster": 'echo "$@" >> created',
+    "pg_dropcluster": "",
+    "pg_lsclusters": 'for each in dump upgrade; do echo "$MAJOR from${each}checked 1 online"\n'
+    'echo "$MAJOR from${each}default 1 online"; done',
+    "pg_upgradecluster": 'echo "$@" >> upgraded',
+    "runuser": "case \"$*\" in *sum*) echo 500500 ;; *'<>'*) echo t ;; esac",
+}
+CHECKED = "15 from{}checked -- --data-checksums"
+DEFAULT = "15 from{}default"
+
+
+@pytest.mark.parametrize(
+    ("major", "knows", "left_out"), [("17", False, False), ("18", False, True), ("18", True, False)]
+)
+def test_clusters_as_initdb_makes_them_are_upgraded_where_that_can_be(
+    major: str, knows: bool, left_out: bool, tmp_path: Path
+) -> None:
+    """Also without checksums, unless postgresql-common is too old to make the new one so."""
+    done = taken(tmp_path, "upgradecluster", MAJOR=major, PREVIOUS="15", KNOWS="y" * knows)
+    assert complaint(done) == ""
+    created = (tmp_path / "created").read_text().splitlines()
+    expected = [line.format(way) for way in ("dump", "upgrade") for line in (CHECKED, DEFAULT)]
+    assert created == (expected[:-1] if left_out else expected)
+    upgraded = (tmp_path / "upgraded").read_text().splitlines()
+    assert len(upgraded) == len(created)
+    assert upgraded[0] == f"-v {major} -m dump 15 fromdumpchecked"
+    assert ("left out: -m upgrade of a cluster without checksums" in done.stdout) is left_out
 
 
 #: A system of apt's with our packages alone, whatever the machine has.

@@ -6,7 +6,7 @@
 # In the environment: MAJOR; PREVIOUS, the major to come from, or nothing; PACKAGES and PREVIOUS_PACKAGES, the
 # files to install; DEVELOPMENT, those for developers and debuggers; TARBALL, the extension's source as its source
 # package has it; TRACKING, the test of the extension's package; PLAIN, where the distribution's own packages of
-# the major lie; REPOSITORY, a repository of them, SOURCES, how apt is told of it, and SERVE, a server for it.
+# the major lie, DOCUMENTATION, where its package of documents does; REPOSITORY, a repository of them, SOURCES, how apt is told of it, and SERVE, a server for it.
 # What has to be remembered is in /var/tmp/verify.
 set -eu
 export LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive
@@ -227,20 +227,30 @@ stay)
 	;;
 upgradecluster)
 	install $PREVIOUS_PACKAGES
-	for method in dump upgrade; do
-		cluster=from$method
-		pg_createcluster "$PREVIOUS" "$cluster" -- --data-checksums
+	# with what initdb of the old major has by default, too, which is no checksums before 18, and checksums since
+	for way in "dump checked" "dump default" "upgrade checked" "upgrade default"; do
+		method=${way% *}
+		checksums=--data-checksums
+		[ "${way#* }" = checked ] || checksums=
+		if [ "$way" = "upgrade default" ] && [ "$PREVIOUS" -lt 18 ] && [ "$MAJOR" -ge 18 ] &&
+			! grep -q -e --no-data-checksums "$(command -v pg_upgradecluster)"; then
+			echo "left out: -m upgrade of a cluster without checksums. The release's pg_upgradecluster gives the new one"
+			echo "what initdb of $MAJOR has by default, which is checksums, and pg_upgrade wants both to be the same."
+			continue
+		fi
+		cluster=from$method${way#* }
+		pg_createcluster "$PREVIOUS" "$cluster" ${checksums:+-- "$checksums"}
 		pg_conftool "$PREVIOUS" "$cluster" set shared_preload_libraries ptrack
 		pg_conftool "$PREVIOUS" "$cluster" set ptrack.map_size 16MB
 		pg_ctlcluster "$PREVIOUS" "$cluster" start
 		sql "$PREVIOUS/$cluster" -c 'CREATE SCHEMA ptrack' -c 'CREATE EXTENSION ptrack SCHEMA ptrack' \
 			-c 'CREATE TABLE kept AS SELECT n FROM generate_series(1, 1000) n'
 		pg_upgradecluster -v "$MAJOR" -m "$method" "$PREVIOUS" "$cluster"
-		[ "$(status "$MAJOR" "$cluster")" = online ] || fail "-m $method: the new cluster does not run"
-		[ "$(sql "$MAJOR/$cluster" -c 'SELECT sum(n) FROM kept')" = 500500 ] || fail "-m $method: rows are missing"
+		[ "$(status "$MAJOR" "$cluster")" = online ] || fail "-m $way: the new cluster does not run"
+		[ "$(sql "$MAJOR/$cluster" -c 'SELECT sum(n) FROM kept')" = 500500 ] || fail "-m $way: rows are missing"
 		sql "$MAJOR/$cluster" -c CHECKPOINT
 		[ "$(sql "$MAJOR/$cluster" -c "SELECT ptrack.ptrack_init_lsn() <> '0/0'")" = t ] ||
-			fail "-m $method: the new cluster is not tracked"
+			fail "-m $way: the new cluster is not tracked"
 		pg_dropcluster --stop "$PREVIOUS" "$cluster"
 		pg_dropcluster --stop "$MAJOR" "$cluster"
 	done
@@ -286,6 +296,10 @@ repo)
 develop)
 	# In a container of its own, with what developers and debuggers have: compilers and make among it.
 	services
+	# the plain server's documentation, where the release has it, is beside ours, and no file of it is in ours
+	for file in "$DOCUMENTATION"/*.deb; do
+		[ ! -e "$file" ] || install "$file"
+	done
 	remember
 	install $PACKAGES $DEVELOPMENT
 	lib=/usr/lib/postgresql/$MAJOR/lib

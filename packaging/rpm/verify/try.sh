@@ -86,7 +86,8 @@ echo "ok: without a cluster the service says how to make one"
 
 # ---- run
 
-PGSETUP_INITDB_OPTIONS='--data-checksums --encoding=UTF8 --locale=C.UTF-8' "$service-setup" initdb ||
+# with the locale of the system, and not that of who calls it
+LC_ALL=C PGSETUP_INITDB_OPTIONS=--data-checksums "$service-setup" initdb ||
 	{ cat "$home/$major/initdb.log"; fail "initdb"; }
 cat >>"$data/postgresql.conf" <<END
 shared_preload_libraries = 'ptrack'
@@ -96,6 +97,7 @@ END
 systemctl enable --now "$service" || fail "$service does not start"
 [ "$(stat -c %U "/proc/$(main_pid)")" = postgres ] || fail "the server does not run as postgres"
 [ -S /run/postgresql/.s.PGSQL.5432 ] || fail "there is no socket in /run/postgresql"
+[ "$(sql -c 'SHOW server_encoding')" = UTF8 ] || fail "the cluster is of the caller's locale"
 echo "ok: $(sql -c 'SELECT version()')"
 
 sql -c 'CREATE DATABASE try' -c 'CREATE DATABASE modules'
