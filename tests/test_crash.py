@@ -392,7 +392,6 @@ def test_killed_in_the_replay_of_a_backup(factory: Factory) -> None:
     [
         "with its map",
         "without one",
-        "without one, pg_control read first",
         "without one, killed",
         "without one, killed at its end",
     ],
@@ -411,13 +410,11 @@ def test_stopped_in_the_replay_of_a_backup(factory: Factory, kind: str) -> None:
     second: list[oracle.Snapshot] = []
     redo = 0
     missing = ""
-    control = b""
 
     def early() -> None:
-        nonlocal redo, missing, control
+        nonlocal redo, missing
         cluster.checkpoint()
         redo = cluster.redo()
-        control = (cluster.data / "global/pg_control").read_bytes()
         cluster.sql("SELECT pg_switch_wal()")
         cluster.flush_wal()
         missing = cluster.value("SELECT pg_walfile_name(pg_current_wal_lsn())")
@@ -430,9 +427,6 @@ def test_stopped_in_the_replay_of_a_backup(factory: Factory, kind: str) -> None:
     (snapshot,) = second
     assert backup.start < redo < snapshot.lsn
     restored = factory.empty("restored")
-    if kind == "without one, pg_control read first":
-        other = {**backup.other, "global/pg_control": control}
-        backup = dataclasses.replace(backup, other=other)
     client.restore(backup, restored)
     if kind != "with its map":
         restored.map.unlink()

@@ -356,10 +356,10 @@ ptrack_file_start(void)
 	}
 
 	/*
-	 * pg_control may have been copied before another backup began, and as soon
-	 * as replay begins it does not tell of any
+	 * A start with its backup_label has known more: pg_control, copied last,
+	 * has it until replay begins
 	 */
-	shared->backup_open = labelled || control->backupStartPoint != 0;
+	shared->backup_open = !labelled && control->backupStartPoint != 0;
 
 	shared->early = archive_recovery() && shared->ahead && control->minRecoveryPoint != 0;
 
