@@ -207,6 +207,12 @@ class System:
         """As an administrator does."""
         subprocess.run([str(self.tools / "systemctl"), *words], check=True)
 
+    def serve(self, pattern: str) -> None:
+        """Install these, and have their service enabled and running."""
+        self.install(pattern)
+        for command in ("enable", "start"):
+            self.systemctl(command, "postgresql-17.service")
+
     def links(self) -> dict[str, str]:
         """Alternatives' links, and what is behind them."""
         below = ("usr/bin", "usr/share/man/man1", "etc/ld.so.conf.d")
@@ -351,11 +357,14 @@ OURS_ALL, PLAIN_ALL = r"postgresql17pt-.*-1ptrack", r"postgresql17-"
 
 
 @needed
-def test_from_the_plain_server_and_back(system: System) -> None:
-    system.install(PLAIN_ALL)
-    for command in ("enable", "start"):
-        system.systemctl(command, "postgresql-17.service")
-    system.check_complete(THEIRS)
+@pytest.mark.parametrize("recovers", [False, True])
+def test_from_the_plain_server_and_back(system: System, *, recovers: bool) -> None:
+    """Also one in recovery: it is being activated that long, and would be left stopped for good."""
+    system.serve(PLAIN_ALL)
+    if recovers:
+        (system.state / "recovering").touch()
+    else:
+        system.check_complete(THEIRS)
     system.install(OURS_ALL, "instead-of-postgresql17-")
     system.check_complete(OURS)
     system.rpm("-e", "instead-of-postgresql17")
@@ -365,9 +374,7 @@ def test_from_the_plain_server_and_back(system: System) -> None:
 
 @needed
 def test_what_to_install_is_said_where_the_other_server_does_not_start(system: System) -> None:
-    system.install(PLAIN_ALL)
-    for command in ("enable", "start"):
-        system.systemctl(command, "postgresql-17.service")
+    system.serve(PLAIN_ALL)
     (system.state / "broken").touch()
     said = system.told("-U", *system.files(OURS_ALL, "instead-of-postgresql17-"))
     (line,) = said.splitlines()
@@ -387,25 +394,9 @@ def test_what_to_install_is_said_where_the_other_server_does_not_start(system: S
 
 
 @needed
-def test_a_server_that_recovers_goes_on_on_the_other_one(system: System) -> None:
-    """It is being activated for as long as that takes, and would be left stopped for good."""
-    system.install(PLAIN_ALL)
-    for command in ("enable", "start"):
-        system.systemctl(command, "postgresql-17.service")
-    (system.state / "recovering").touch()
-    system.install(OURS_ALL, "instead-of-postgresql17-")
-    system.check_complete(OURS)
-    system.rpm("-e", "instead-of-postgresql17")
-    system.install(PLAIN_ALL, "instead-of-postgresql17pt-")
-    system.check_complete(THEIRS)
-
-
-@needed
 def test_nobody_waits_for_a_long_recovery(system: System) -> None:
     """With rpm's lock held; the server goes on starting, and that is said."""
-    system.install(PLAIN_ALL)
-    for command in ("enable", "start"):
-        system.systemctl(command, "postgresql-17.service")
+    system.serve(PLAIN_ALL)
     (system.state / "slow").touch()
     said = "postgresql-17 is not up yet, as in a long recovery: systemctl status postgresql-17\n"
     assert system.told("-U", *system.files(OURS_ALL, "instead-of-postgresql17-")) == said

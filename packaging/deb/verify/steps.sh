@@ -6,7 +6,8 @@
 # In the environment: MAJOR; PREVIOUS, the major to come from, or nothing; PACKAGES and PREVIOUS_PACKAGES, the
 # files to install; DEVELOPMENT, those for developers and debuggers; TARBALL, the extension's source as its source
 # package has it; TRACKING, the test of the extension's package; PLAIN, where the distribution's own packages of
-# the major lie, DOCUMENTATION, where its package of documents does; REPOSITORY, a repository of them, SOURCES, how apt is told of it, and SERVE, a server for it.
+# the major lie, DOCUMENTATION, where its package of documents does; REPOSITORY, a repository of them, SOURCES, how apt
+# is told of it, and SERVE, a server for it.
 # What has to be remembered is in /var/tmp/verify.
 set -eu
 export LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive
