@@ -28,7 +28,7 @@ MODELS = REPO / "model"
 MEMORY_MB = 4000
 DEPTH = 100_000
 
-#: lost: a changed block is not reported; refused: a sound map is thrown away.
+#: lost: a changed block is not reported; refused: a sound map is thrown away, or a parent not served.
 Finding = Literal["nothing", "lost", "refused"]
 
 
@@ -76,11 +76,11 @@ class Verdict:
 #: In order of the protocol; common.pml is included by all.
 NAMES = (
     "dirty", "buffered", "unbuffered", "grown", "truncate", "labelled", "flush", "through", "load",
-    "basebackup",
+    "basebackup", "anew",
 )  # fmt: skip
 
-#: Rules that keep a map from being refused for nothing; without any other a block is lost.
-COSTS = {("load", "CONTROL_LAST"), ("basebackup", "LABEL")}
+#: Rules that keep a map or a parent from being refused for nothing; without another a block is lost.
+COSTS = {("load", "CONTROL_LAST"), ("basebackup", "LABEL"), ("anew", "UNLABELLED")}
 
 _RULE = re.compile(r"/\* RULE (\w+) (\w+) \((\w+(?:\.c)?)\): ([^*]+) \*/")
 _STATES = re.compile(r"^\s*(\d+) states, stored", re.MULTILINE)
