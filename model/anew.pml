@@ -59,8 +59,9 @@ bool library;
 byte lives;
 byte position;			/* of replay */
 byte known_redo;
+byte known_end;
 bool backup_open;
-byte found;				/* a backup of before this start began no later, or NONE if that is not known */
+byte found;				/* from here on no backup began before this start, or NONE if that is not known */
 bool fresh;
 byte init_lsn;
 bool flushed;			/* the header is written, or could not be ... */
@@ -74,6 +75,7 @@ byte file_known;
 byte file_init;
 
 #define NOW			(state == replaying -> (position > known_redo -> position : known_redo) : ins)
+#define KNOWN_FROM	(known_redo + 1 > known_end -> known_redo + 1 : known_end)
 #define CONSISTENT	(state == running || (state == replaying && backup_start == 0 && position >= min_recovery))
 
 inline start(with)
@@ -81,7 +83,7 @@ inline start(with)
 	byte start_redo = control_redo;
 
 	library = with;
-	known_redo = 0; init_lsn = 0; fresh = false; backup_open = false;
+	known_redo = 0; known_end = 0; init_lsn = 0; fresh = false; backup_open = false;
 	if :: label != 0 -> start_redo = label :: else fi;
 	if
 	:: library ->
@@ -105,22 +107,25 @@ inline start(with)
 		fi;
 		/* RULE BACKUP_OPEN ptrack_file_start (mapload.c): backup_open is not set */
 #ifndef NO_BACKUP_OPEN
-		/* RULE UNLABELLED ptrack_file_start (mapload.c): backup_open is set where there is a backup_label, too */
-#ifndef NO_UNLABELLED
-		backup_open = label == 0 && backup_start != 0;
+		/* RULE STARTED ptrack_file_start (mapload.c): backup_open is set where pg_control has no backup, too */
+#ifndef NO_STARTED
+		backup_open = backup_start != 0;
 #else
-		backup_open = label != 0 || backup_start != 0;
+		backup_open = true;
 #endif
 #endif
-		/* RULE KNOWN_ENDED ptrack_file_start (mapload.c): known_redo is not compared with minRecoveryPoint */
-#ifndef NO_KNOWN_ENDED
-		RAISE(known_redo, min_recovery);
+		/* RULE KNOWN_END ptrack_file_start (mapload.c): known_end is not set */
+#ifndef NO_KNOWN_END
+		known_end = min_recovery;
 #endif
-		found = (label == 0 && backup_start != 0 -> NONE : (known_redo > min_recovery -> known_redo : min_recovery))
+		found = (backup_start != 0 -> NONE : (known_redo + 1 > min_recovery -> known_redo + 1 : min_recovery));
+		RAISE(found, control_redo + 1)
 	:: else
 	fi;
+	/* a crash may come before it has been renamed */
 	if
-	:: label != 0 -> backup_start = label; control_redo = label; RAISE(min_recovery, label); label = 0
+	:: label != 0 -> backup_start = label; control_redo = label; RAISE(min_recovery, label);
+		if :: label = 0 :: true fi
 	:: else
 	fi;
 	position = start_redo;
@@ -130,29 +135,28 @@ inline start(with)
 
 inline known_since()
 {
-	byte known = known_redo;
-	byte from;
+	byte from = KNOWN_FROM;
 
 	if
 	:: backup_open && redo < position && state == replaying ->
-		/* RULE ENDED known_before (mapflush.c): minRecoveryPoint is taken although pg_control still has the backup */
+		/* RULE ENDED known_from (mapflush.c): minRecoveryPoint is taken although pg_control still has the backup */
 #ifdef NO_ENDED
-		RAISE(known, min_recovery)
+		RAISE(from, min_recovery)
 #else
 		if
-		:: backup_start == 0 && min_recovery != 0 -> RAISE(known, min_recovery)
-		:: else -> known = NONE
+		:: backup_start == 0 && min_recovery != 0 -> RAISE(from, min_recovery)
+		:: else -> from = NONE
 		fi
 #endif
 	:: else
 	fi;
 	if
-	:: fresh && known != NONE ->
-		/* RULE KNOWN_SINCE known_since (mapflush.c): since is not compared with what is known */
+	:: fresh && from != NONE ->
+		/* RULE KNOWN_SINCE known_since (mapflush.c): redo is not compared with what is known */
 #ifdef NO_KNOWN_SINCE
 		from = redo;
 #else
-		from = (redo > known + 1 -> redo : known + 1);
+		RAISE(from, redo);
 #endif
 		if
 		:: init_lsn == 0 || from < init_lsn -> init_lsn = from
@@ -160,7 +164,7 @@ inline known_since()
 		fi
 	:: else
 	fi;
-	known = 0; from = 0
+	from = 0
 }
 
 inline flush()
@@ -183,7 +187,7 @@ inline flush()
 inline stop()
 {
 	state = stopped; redo = 0; flushed = false; whole = false; own = 0; position = 0;
-	library = false; known_redo = 0; backup_open = false; found = 0; fresh = false; init_lsn = 0
+	library = false; known_redo = 0; known_end = 0; backup_open = false; found = 0; fresh = false; init_lsn = 0
 }
 
 active proctype Cluster()
@@ -250,7 +254,7 @@ end:
 	/* ptrack_init_lsn, and a query */
 	:: atomic {
 			library && CONSISTENT && init_lsn == 0 ->
-			init_lsn = (NOW > known_redo + 1 -> NOW : known_redo + 1)
+			init_lsn = (NOW > KNOWN_FROM -> NOW : KNOWN_FROM)
 		}
 	:: atomic {
 			library && CONSISTENT && init_lsn != 0 && since >= init_lsn ->
@@ -258,7 +262,7 @@ end:
 		}
 	/* a parent of its own, that began behind all that this start has found */
 	:: atomic {
-			library && CONSISTENT && own > found ->
+			library && CONSISTENT && own >= found ->
 			refused(own < init_lsn)
 		}
 	od

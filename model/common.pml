@@ -31,5 +31,8 @@ byte busy;
 
 /* lost: the map says that a block has not changed since the backup's start, and it has */
 #define lost(condition)		assert(!(condition))
-/* refused: a sound map of a cluster that never ran without it is thrown away, or a sound parent is not served */
+/*
+ * refused: a sound map of a cluster that never ran without it is thrown away, or
+ * a sound parent is not served
+ */
 #define refused(condition)	assert(!(condition))

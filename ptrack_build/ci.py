@@ -28,14 +28,12 @@ NOT_PUSHED = {"drift", "matrix", "workflows"}
 WORDS = {"patches": "-- --check", "workflows": "-- --check"}
 
 #: What takes too long for every push, by the name of its job: the state machine for an hour, other
-#: sizes of blocks and segments (beyond 4 GiB with large blocks), and each protection taken out in
-#: turn, and the servers without the core patch, on every major: hooks are elsewhere in some.
+#: sizes of blocks and segments (beyond 4 GiB with large blocks). night() adds to it.
 NIGHT = {
     "deep-17": "test-17 -- --deep=60",
     "deep-15": "test-15 -- --deep=60",
     "blocks-1k-17": "test-17 -- --variant blocks-1k",
     "blocks-32k-17": "test-17 -- --variant blocks-32k",
-    **{f"mutants-{major}": f"mutants-{major}" for major in range(12, 20)},
 }
 
 #: Packages for other systems than the runner's, in containers of these, by the name of the job; a
@@ -94,6 +92,16 @@ def content_key(major: Major) -> str:
     return f"pg{major.name}-{cache.digest(repr(major), *parts)[:16]}"
 
 
+def night(majors: Matrix) -> dict[str, str]:
+    """What a night runs, by the names of its jobs: NIGHT, and the mutants of every major.
+
+    Each protection is taken out in turn, and the servers run without the core patch: hooks are
+    elsewhere in some majors. Not on devel, whose tip the patch may not fit: `drift` tells that.
+    """
+    names = [f"mutants-{major.name}" for major in majors.majors if major.state != "devel"]
+    return NIGHT | {name: name for name in names}
+
+
 def render(majors: Matrix, sessions: Mapping[str, Sequence[str]]) -> dict[Path, str]:
     """The workflows by their path below the repository. sessions: as for matrix().
 
@@ -103,7 +111,8 @@ def render(majors: Matrix, sessions: Mapping[str, Sequence[str]]) -> dict[Path, 
 
     listed = matrix(majors, sessions)
     checks = [words for words in listed["sessions"]["check"] if words.split()[0] not in NOT_PUSHED]
-    nightly = [*NIGHT.values(), *(words for each in PACKAGES.values() for words in each)]
+    jobs = night(majors)
+    nightly = [*jobs.values(), *(words for each in PACKAGES.values() for words in each)]
     unknown = sorted({words.split()[0] for words in nightly} - sessions.keys())
     if unknown:
         what = f"the night is to run {', '.join(unknown)}, which is no session"
@@ -133,7 +142,7 @@ def render(majors: Matrix, sessions: Mapping[str, Sequence[str]]) -> dict[Path, 
         TARGET / source.name.removesuffix(".j2"): environment.get_template(source.name).render(
             rows=listed["include"],
             checks=[(words.split()[0], words) for words in checks],
-            night=NIGHT.items(),
+            night=jobs.items(),
             packaged=PACKAGES.items(),
             cache=CACHE,
             packages=packages(wanted),

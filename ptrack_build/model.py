@@ -28,7 +28,8 @@ MODELS = REPO / "model"
 MEMORY_MB = 4000
 DEPTH = 100_000
 
-#: lost: a changed block is not reported; refused: a sound map is thrown away, or a parent not served.
+#: lost: a changed block is not reported; refused: a sound map is thrown away, or a sound parent is
+#: not served.
 Finding = Literal["nothing", "lost", "refused"]
 
 
@@ -79,8 +80,9 @@ NAMES = (
     "basebackup", "anew",
 )  # fmt: skip
 
-#: Rules that keep a map or a parent from being refused for nothing; without another a block is lost.
-COSTS = {("load", "CONTROL_LAST"), ("basebackup", "LABEL"), ("anew", "UNLABELLED")}
+#: Rules that keep a map or a parent from being refused for nothing; without any other a block is
+#: lost.
+COSTS = {("load", "CONTROL_LAST"), ("basebackup", "LABEL"), ("anew", "STARTED")}
 
 _RULE = re.compile(r"/\* RULE (\w+) (\w+) \((\w+(?:\.c)?)\): ([^*]+) \*/")
 _STATES = re.compile(r"^\s*(\d+) states, stored", re.MULTILINE)

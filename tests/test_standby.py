@@ -422,3 +422,40 @@ def test_what_a_standby_reports_is_less_than_all(
     pair.standby.catch_up(pair.primary)
     found = oracle.look(snapshot, pair.standby)
     assert found.reported < found.blocks / 2
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
+def test_new_map_serves_its_first_restartpoint(factory: Factory, *, busy: bool) -> None:
+    """A backup that begins at it is a parent: nothing was before this start but what it knows.
+
+    Idle, it is where the replay before had ended, which pg_control tells of; busy, pages are
+    written that are newer than it is.
+    """
+    pair = make_pair(factory)
+    pair.primary.sql("CREATE TABLE t AS SELECT i FROM generate_series(1, 20000) i")
+    ended, redo = 0, 1
+    for _ in range(5):  # the primary may log its running transactions meanwhile
+        pair.primary.checkpoint()
+        pair.standby.catch_up(pair.primary)
+        pair.standby.stop()
+        pair.standby.map.unlink()
+        ended = lsn.parse(pair.standby.control()["Minimum recovery ending location"])
+        pair.standby.start()
+        if busy:
+            pair.primary.sql("UPDATE t SET i = -i WHERE i % 5 = 0")
+        pair.primary.checkpoint()
+        redo = pair.primary.redo()
+        if busy or redo == ended:
+            break
+    assert busy or redo == ended, "the primary was never idle"
+    if busy:
+        pair.primary.sql("UPDATE t SET i = -i WHERE i % 7 = 0")
+    pair.standby.catch_up(pair.primary)
+    pair.standby.checkpoint()
+    assert pair.standby.redo() == redo
+    parent = oracle.take(pair.standby, checkpoint=False)
+    assert parent.lsn == redo
+    assert 0 < pair.standby.init_lsn() <= redo
+    pair.primary.sql("UPDATE t SET i = -i WHERE i % 3 = 0")
+    pair.standby.catch_up(pair.primary)
+    oracle.check(parent, pair.standby, changed=20)

@@ -95,9 +95,10 @@ typedef struct PtrackShared
 	int			nprocs;			/* entries in the in-flight table */
 	uint64		sysid;
 	XLogRecPtr	start_redo;		/* where this start began to replay */
-	XLogRecPtr	known_redo;		/* no backup of before this start began later */
-	bool		backup_open;	/* but for those that began before the end of
-								 * the one that this start replays */
+	XLogRecPtr	known_redo;		/* no backup of before this start began later ... */
+	XLogRecPtr	known_end;		/* ... but before the end of one that an
+								 * earlier start has replayed ... */
+	bool		backup_open;	/* ... or of the one that this start replays */
 	bool		ahead;			/* minRecoveryPoint is behind what is on disk,
 								 * or will be when this start ends */
 	bool		early;			/* so that recovery calls itself consistent

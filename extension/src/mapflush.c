@@ -57,11 +57,11 @@
 
 #include "access/xlog_internal.h"
 #include "catalog/pg_control.h"
-#include "common/controldata_utils.h"
 #include "compat.h"
 #include "map.h"
 #include "mapfile.h"
 #include "mapformat.h"
+#include "port/pg_crc32c.h"
 #include "storage/fd.h"
 #include "utils/timestamp.h"
 
@@ -369,13 +369,34 @@ write_in_place(XLogRecPtr redo, TimeLineID tli, uint32 flags)
 }
 
 /*
- * Behind which redo point no backup began that this start does not know of, or
+ * pg_control as it is on disk.  False if it cannot be read, or not in one piece:
+ * somebody may be writing it.
+ */
+static bool
+read_control(ControlFileData *control)
+{
+	int			fd = BasicOpenFile(XLOG_CONTROL_FILE, O_RDONLY | PG_BINARY);
+	bool		ok = fd >= 0 && ptrack_read(fd, control, sizeof(*control), 0);
+	pg_crc32c	crc;
+
+	if (fd >= 0)
+		close(fd);
+	if (!ok)
+		return false;
+	INIT_CRC32C(crc);
+	COMP_CRC32C(crc, control, offsetof(ControlFileData, crc));
+	FIN_CRC32C(crc);
+	return EQ_CRC32C(crc, control->crc);
+}
+
+/*
+ * From where on no backup began that this start does not know of, or
  * InvalidXLogRecPtr while that is not known.  redo is that of a checkpoint.
  */
 static XLogRecPtr
-known_before(XLogRecPtr redo)
+known_from(XLogRecPtr redo)
 {
-	XLogRecPtr	known = ptrack_shared->known_redo;
+	XLogRecPtr	from = ptrack_file_known_from();
 
 	/*
 	 * Where a backup is replayed another may have begun in it, but not behind
@@ -384,16 +405,14 @@ known_before(XLogRecPtr redo)
 	 */
 	if (ptrack_shared->backup_open && redo < GetXLogReplayRecPtr(NULL))
 	{
-		ControlFileData *control;
-		bool		crc_ok;
+		ControlFileData control;
 		bool		ended;
 
-		control = get_controlfile(DataDir, &crc_ok);
-		ended = crc_ok && control->backupStartPoint == 0 && control->minRecoveryPoint != 0;
-		known = ended ? Max(known, control->minRecoveryPoint) : InvalidXLogRecPtr;
-		pfree(control);
+		ended = read_control(&control) && control.backupStartPoint == 0 &&
+			control.minRecoveryPoint != 0;
+		from = ended ? Max(from, control.minRecoveryPoint) : InvalidXLogRecPtr;
 	}
-	return known;
+	return from;
 }
 
 /*
@@ -406,15 +425,15 @@ known_since(XLogRecPtr redo)
 {
 	PtrackShared *shared = ptrack_shared;
 	XLogRecPtr	init_lsn = pg_atomic_read_u64(&shared->init_lsn);
-	XLogRecPtr	known;
+	XLogRecPtr	from;
 	XLogRecPtr	since;
 
 	if (!shared->fresh)
 		return;
-	known = known_before(redo);
-	if (known == InvalidXLogRecPtr)
+	from = known_from(redo);
+	if (from == InvalidXLogRecPtr)
 		return;
-	since = Max(redo, known + 8);
+	since = Max(redo, from);
 	if (init_lsn == 0 || since < init_lsn)
 		pg_atomic_write_u64(&shared->init_lsn, since);
 }

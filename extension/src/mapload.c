@@ -356,10 +356,10 @@ ptrack_file_start(void)
 	}
 
 	/*
-	 * A start with its backup_label has known more: pg_control, copied last,
-	 * has it until replay begins
+	 * pg_control, copied last, knows of other backups until the replay of this
+	 * one begins.  backup_label may still be there then.
 	 */
-	shared->backup_open = !labelled && control->backupStartPoint != 0;
+	shared->backup_open = control->backupStartPoint != 0;
 
 	shared->early = archive_recovery() && shared->ahead && control->minRecoveryPoint != 0;
 
@@ -428,7 +428,7 @@ ptrack_file_start(void)
 	 * An earlier start may have come to the end of a backup, and have left no
 	 * map or had no library
 	 */
-	shared->known_redo = Max(shared->known_redo, control->minRecoveryPoint);
+	shared->known_end = control->minRecoveryPoint;
 	pfree(control);
 }
 
@@ -623,6 +623,16 @@ ptrack_file_read_all(void)
 }
 
 /*
+ * From where on no backup began before this start: not at the redo point
+ * itself, for marks of the time before are gone.
+ */
+XLogRecPtr
+ptrack_file_known_from(void)
+{
+	return Max(ptrack_shared->known_redo + 8, ptrack_shared->known_end);
+}
+
+/*
  * The LSN since when the map knows all changes.  A map that has not been
  * through a checkpoint yet knows them since it was begun, so that this moment
  * will do.
@@ -640,13 +650,8 @@ ptrack_decide_init_lsn(void)
 		LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 		if (pg_atomic_read_u64(&shared->init_lsn) == 0)
 		{
-			XLogRecPtr	now = ptrack_now();
-
-			/*
-			 * not since the redo point itself: marks of the time before are
-			 * gone
-			 */
-			pg_atomic_write_u64(&shared->init_lsn, Max(now, shared->known_redo + 8));
+			pg_atomic_write_u64(&shared->init_lsn,
+								Max(ptrack_now(), ptrack_file_known_from()));
 		}
 		LWLockRelease(shared->lock);
 	}
