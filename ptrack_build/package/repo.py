@@ -161,8 +161,12 @@ def _pooled(file: Path, copy: Path, made: Sequence[Made]) -> None:
     if copy.exists() and sha256(copy) != sha256(file):
         others = (other for each in made for other in each.files if other.name == file.name)
         what = f"{next(others)} and {file} differ, and a repository has one file of that name"
-        hint = "make both of the same ptrack with the same switches, or one of them under a number"
-        raise PackageError(what, hint=f"{hint} of its own: PTRACK_REVISION=2 ./nox -s deb-17")
+        if ".orig.tar." in file.name:  # its name has no number of ours
+            hint = "make both of the same sources: that file has them, and is the same then"
+        else:
+            hint = "make both of the same ptrack with the same switches, or one of them under a"
+            hint += " number of its own: PTRACK_REVISION=2 ./nox -s deb-17"
+        raise PackageError(what, hint=hint)
     shutil.copyfile(file, copy)
 
 

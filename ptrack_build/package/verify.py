@@ -67,8 +67,9 @@ APART: Final = ("lint", "repo", "develop", "boot", "swap")
 COMPILERS: Final = ("dpkg-dev", "gcc", "libc6-dev", "make")
 #: The newest major whose clusters a release's postgresql-common can upgrade: before 249 it asks
 #: the old one for its lc_ctype, a setting that went with 16. Elsewhere it upgrades all.
-UPGRADES_FROM: Final = {"bullseye": 15, "bookworm": 15, "focal": 15, "jammy": 15}
+UPGRADES_FROM: Final = {"bullseye": 15, "bookworm": 15, "jammy": 15}
 PLAIN: Final = "/var/cache/ptrack-plain"
+BESIDE: Final = "/var/cache/ptrack-beside"
 DOCUMENTATION: Final = "/var/cache/ptrack-documentation"
 #: All files of a container's image into the directory $0; what is mounted is not among them.
 COPY: Final = 'tar -C / --one-file-system -c . | tar -C "$0" --numeric-owner -x'
@@ -350,10 +351,13 @@ def one(client: DockerClient, each: Published, before: Published | None) -> repo
         if not plain.packages:
             course.skip("swap", plain.why)
         else:
-            beside = images.with_packages(
+            at_hand = images.with_packages(
                 client, image, "apt", plain.depends, kept=plain.packages, folder=PLAIN
             )
-            with opened(beside) as container:
+            at_hand = images.with_packages(
+                client, at_hand, "apt", (), kept=plain.beside, folder=BESIDE
+            )
+            with opened(at_hand) as container:
                 argv = ["sh", env["STEPS"], "swap"]
                 course.take("swap", lambda: container.call(argv, env=env, log=log))
     return course.outcome()
@@ -478,6 +482,7 @@ def _prepared(
             (work / file.name).write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
         folders = [work, each.folder, *([before.folder] if before else [])]
         env = {
+            "BESIDE": BESIDE,
             "DEVELOPMENT": " ".join(map(str, each.development())),
             "DOCUMENTATION": DOCUMENTATION,
             "MAJOR": str(each.number),
@@ -501,10 +506,12 @@ def _prepared(
 class Plain:
     """The distribution's own packages of a major, with versions; or why there are none.
 
-    depends: what else is installed with them.
+    beside: those that may stay when ours take the place of the server. depends: what else is
+    installed with the others.
     """
 
     packages: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
     depends: tuple[str, ...] = ()
     why: str = ""
 
@@ -563,16 +570,21 @@ def _others(said: str, own: Iterable[str]) -> tuple[str, ...]:
 
 
 def _plain(each: Published, listed: str) -> Plain:
-    """The newest plain server and client that may come before ours, of those that apt knows.
+    """The newest plain server that may come before ours, of those that apt knows, with what ours has.
 
     listed: what `apt-cache madison` says of the server. PostgreSQL does not promise that an earlier
     minor reads what a later one wrote.
     """
-    server, client = f"postgresql-{each.number}", f"postgresql-client-{each.number}"
+    server = f"postgresql-{each.number}"
+    ours = [file.name.partition("_")[0] for file in each.packages()]
+    names = [name.removesuffix("pt") for name in ours if name.endswith(f"{each.number}pt")]
     versions: list[str] = re.findall(r"^ *\S+ \| *(\S+) \|.* Packages$", listed, re.MULTILINE)
     for version in versions:  # the newest comes first
         if version_key(version.partition("-")[0]) <= version_key(each.version):
-            return Plain(packages=(f"{server}={version}", f"{client}={version}"))
+            return Plain(
+                packages=tuple(f"{name}={version}" for name in names),
+                beside=(f"postgresql-server-dev-{each.number}={version}",),
+            )
     if versions:
         return Plain(why=f"{server} of {each.image} is {versions[-1]}, this is {each.version}")
     return Plain(why=f"{each.image} has no {server}")

@@ -235,14 +235,23 @@ def test_sources_are_listed_with_what_they_are_made_of(tmp_path: Path, key: str)
     assert (place / "pool/bookworm/greeting_1.tar.gz").is_file()
 
 
-@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("greeting_1.orig.tar.gz", ""),
+        ("greeting_1.orig.tar.gz", "the same sources"),  # a number of ours is not in its name
+        ("greeting_1-1.debian.tar.xz", "PTRACK_REVISION=2"),
+        ("greeting_1-1.dsc", "PTRACK_REVISION=2"),
+    ],
+)
 def test_architectures_share_a_source_package_if_it_is_the_same(
-    same: bool, tmp_path: Path, key: str
+    name: str, hint: str, tmp_path: Path, key: str
 ) -> None:
     del key
+    same = not hint
     dist = tmp_path / "dist"
     for architecture, text in (("amd64", "one"), ("arm64", "one" if same else "other")):
-        file = tmp_path / architecture / "greeting_1.orig.tar.gz"
+        file = tmp_path / architecture / name
         file.parent.mkdir()
         file.write_text(text)
         package = Package(
@@ -258,12 +267,13 @@ def test_architectures_share_a_source_package_if_it_is_the_same(
             dist,
         )  # fmt: skip
     if same:
-        assert (repo.make(dist) / "apt/pool/bookworm/greeting_1.orig.tar.gz").read_text() == "one"
+        assert (repo.make(dist) / "apt/pool/bookworm" / name).read_text() == "one"
         return
     what = r"bookworm-amd64/\S+/greeting_1\S+ and \S+bookworm-arm64/\S+ differ"
     with pytest.raises(PackageError, match=what) as caught:
         repo.make(dist)
-    assert "PTRACK_REVISION" in (caught.value.hint or "")
+    assert hint in (caught.value.hint or "")
+    assert ("PTRACK_REVISION" in (caught.value.hint or "")) == ("orig" not in name)
     assert not (dist / "repo").exists()
 
 

@@ -681,6 +681,10 @@ def test_clusters_that_do_not_start_without_the_extension_are_named(tmp_path: Pa
         "base", "shared_preload_libraries='ptrack'\n", "postgresql.base.conf"
     )
     named.add(str(place))
+    place = clusters.configured("directory", "include_dir = 'conf.d'\n")
+    (place / "conf.d").mkdir()
+    clusters.configured("directory", "shared_preload_libraries='ptrack'\n", "conf.d/x.conf")
+    named.add(str(place))
     by_command = clusters.configured(
         "auto", "shared_preload_libraries = 'ptrack'\n", "postgresql.auto.conf"
     )

@@ -34,18 +34,24 @@ from ptrack_build.package import (
 from tests.build._engine import FakeEngine, FakeImage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
 # ---- what is there
 
 
-def put(dist: Path, major: str, codename: str = "bookworm", kind: str = "deb") -> Path:
+def put(
+    dist: Path,
+    major: str,
+    codename: str = "bookworm",
+    kind: str = "deb",
+    more: Sequence[str] = (),
+) -> Path:
     """A directory of dist/ with packages of a major, which hold nothing."""
     number = 21 if major == "devel" else int(major)
     folder = dist / f"debian-{codename}-amd64" / f"postgresql-{major}"
     folder.mkdir(parents=True)
-    names = [f"postgresql-{number}pt", f"postgresql-server-dev-{number}pt", "x-dbgsym"]
+    names = [f"postgresql-{number}pt", f"postgresql-server-dev-{number}pt", "x-dbgsym", *more]
     files = {f"{name}_1_amd64.{kind}": name for name in names}
     files |= {f"x_1.{end}": "" for end in ("dsc", "orig.tar.gz")} if kind == "deb" else {}
     said = {
@@ -170,7 +176,7 @@ def fake(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
                 return 0, MADISON.replace("postgresql-17", "postgresql-doc-17")
             case ["apt-get", "install", "-s", *more] if "postgresql-doc-17" in more:
                 return 0, "Inst libx (1)\nInst make (4)\nInst postgresql-doc-17 (17.2)\n" + OURS
-            case ["apt-get", *_, "postgresql-17=17.1-0+deb12u1", _]:
+            case ["apt-get", *_, "postgresql-17=17.1-0+deb12u1"]:
                 return 0, PLAIN_17
             case ["apt-get", "install", "-s", *more] if "make" in more:
                 return 0, "Inst libx (1 Debian)\nInst make (4 Debian)\n" + OURS
@@ -240,12 +246,13 @@ def test_all_steps_are_run_and_a_skip_says_why(
     system = list(booted.NEEDS)
     tools = ["libx", "make"]
     assert installed[1:] == [
-        ["lintian"], [*tools, "postgresql-17pt"], system, ["libx"], tools, system, ["libpq5"],
+        ["lintian"], [*tools, "postgresql-17pt"], system, ["libx"], tools, system, ["libpq5"], [],
     ]  # fmt: skip
     downloads = [argv[3:] for argv in fake.commands if argv[:2] == ["sh", "-c"]]
     assert downloads == [
         [verify.DOCUMENTATION, "postgresql-doc-17"],
-        [verify.PLAIN, "postgresql-17=17.1-0+deb12u1", "postgresql-client-17=17.1-0+deb12u1"],
+        [verify.PLAIN, "postgresql-17=17.1-0+deb12u1"],
+        [verify.BESIDE, "postgresql-server-dev-17=17.1-0+deb12u1"],
     ]
     networks = {
         network
@@ -375,12 +382,14 @@ def test_what_fails_on_a_booted_system_is_said(
 def test_a_cluster_is_swapped_where_its_minor_may_be(
     listed: str, version: str, why: str, tmp_path: Path
 ) -> None:
-    put(tmp_path, "17")
+    ours = ("postgresql-client-17pt", "postgresql-plperl-17pt", "postgresql-17-ptrack")
+    put(tmp_path, "17", more=ours)
     (each,) = verify.published(tmp_path)
     plain = verify._plain(each, listed)
     assert plain.why.startswith(why)
-    names = (f"postgresql-17={version}", f"postgresql-client-17={version}")
-    assert plain.packages == (() if why else names)
+    names = ("postgresql-17", "postgresql-client-17", "postgresql-plperl-17")
+    assert plain.packages == (() if why else tuple(f"{name}={version}" for name in names))
+    assert plain.beside == (() if why else (f"postgresql-server-dev-17={version}",))
 
 
 def test_a_package_that_cannot_be_installed_fails(
@@ -610,7 +619,8 @@ SWAP = {
     printf 'The following packages will be REMOVED:\n  postgresql-17\n0 upgraded\n'
     exit 1 ;;
 *--fix-broken*) rm -f broken ;;
-*install*plain*)
+*plain.list*update*) ;;
+*plain.list*install*\\ postgresql-17\\ postgresql-client-17 | *install*plain/*)
     [ ! -e server ] || [ "$(cat server)" = plain ] || echo postgresql-17pt > left
     echo plain > server
     rm -f unpurged ;;
@@ -649,8 +659,14 @@ esac""",
 *--purge*) [ ! -e var/lib/dpkg/info/postgresql-17.postrm ] && rm unpurged ;;
 *) echo postgresql-17pt conflicts with postgresql-17 ;;
 esac""",
-    "dpkg-deb": "echo postgresql-17pt",
+    "dpkg-deb": """case "$*" in
+--fsys-tarfile\\ *beside/*) echo "$([ "$SPOILT" != overlaps ] || echo own)file" | tar -c -T - ;;
+--fsys-tarfile*) echo ownfile | tar -c -T - ;;
+*) echo postgresql-17pt ;;
+esac""",
     "dpkg-query": """case "$*" in
+*Status}\\ postgresql-client-17pt)
+    [ "$(cat server)" = plain ] && [ "${SPOILT:-}" != client-stays ] || printf installed ;;
 *Status}\\ postgresql-17pt) [ "${SPOILT:-}" = no-server ] || printf installed ;;
 *Status}\\ postgresql-*) printf installed ;;
 -L*) echo "$PWD/usr/share/doc/postgresql-17pt/README.Debian$([ "$SPOILT" != gz ] || echo .gz)" ;;
@@ -740,6 +756,9 @@ def taken(root: Path, name: str, **env: str) -> subprocess.CompletedProcess[str]
         "usr/sbin/x": "",
         "usr/lib/apt/apt-helper": FETCH,
         "plain/postgresql-17.deb": "",
+        "beside/postgresql-server-dev-17.deb": "",
+        "file": "",
+        "ownfile": "",
         **({"documentation/postgresql-doc-17.deb": ""} if not undocumented else {}),
         "var/lib/postgresql/17/main/PG_VERSION": "17",
         "var/lib/postgresql/17/main/global/ptrack.map": "",
@@ -759,7 +778,7 @@ def taken(root: Path, name: str, **env: str) -> subprocess.CompletedProcess[str]
     env = {"MAJOR": "17", "PACKAGES": "ours.deb"} | env
     env |= {"PATH": f"{root}/bin:{os.environ['PATH']}"}
     env |= {"PREVIOUS_PACKAGES": "", "PLAIN": f"{root}/plain"}
-    env |= {"DOCUMENTATION": f"{root}/documentation"}
+    env |= {"DOCUMENTATION": f"{root}/documentation", "BESIDE": f"{root}/beside"}
     return subprocess.run(
         ["sh", str(root / "steps"), name], env=env, text=True, capture_output=True, check=False
     )
@@ -776,6 +795,8 @@ def complaint(done: subprocess.CompletedProcess[str]) -> str:
     ("spoilt", "why"),
     [
         ("", ""),
+        ("overlaps", "FAILED: ours.deb and postgresql-server-dev-17.deb have ownfile"),
+        ("client-stays", "FAILED: our client stays with the plain server"),
         ("not-refused", "FAILED: --purge is not refused"),
         ("drops", "FAILED: --purge was refused, and 17/main is gone"),
         ("no-way-out", "FAILED: nothing is said of what is unpacked"),

@@ -6,7 +6,8 @@
 # In the environment: MAJOR; PREVIOUS, the major to come from, or nothing; PACKAGES and PREVIOUS_PACKAGES, the
 # files to install; DEVELOPMENT, those for developers and debuggers; TARBALL, the extension's source as its source
 # package has it; TRACKING, the test of the extension's package; PLAIN, where the distribution's own packages of
-# the major lie, DOCUMENTATION, where its package of documents does; REPOSITORY, a repository of them, SOURCES, how apt
+# the major lie, BESIDE, where those do that may stay beside ours, DOCUMENTATION, where its package of documents does;
+# REPOSITORY, a repository of them, SOURCES, how apt
 # is told of it, and SERVE, a server for it.
 # What has to be remembered is in /var/tmp/verify.
 set -eu
@@ -130,6 +131,26 @@ kept() {
 		"/var/log/postgresql/postgresql-$MAJOR-main.log"; do
 		[ -e "$file" ] || fail "$file was not kept, $1"
 	done
+}
+
+# Files of a package.
+files_of() {
+	dpkg-deb --fsys-tarfile "$1" | tar -t | grep -v '/$' | sort
+}
+
+# The plain server takes the place of ours again, as documented: by two names. No other repository is asked.
+back() {
+	for file in "$PLAIN"/*.deb; do
+		dpkg-deb -f "$file"
+		printf 'Filename: ./%s\nSize: %s\nSHA256: %s\n\n' "${file##*/}" "$(stat -c %s "$file")" \
+			"$(sha256sum "$file" | cut -d ' ' -f 1)"
+	done > "$PLAIN/Packages"
+	echo "deb [trusted=yes] file:$PLAIN ./" > "$state/plain.list"
+	known="-o Dir::Etc::sourcelist=$state/plain.list -o Dir::Etc::sourceparts=-"
+	apt-get $known update -o APT::Get::List-Cleanup=false
+	apt-get $known install -y --no-install-recommends "postgresql-$MAJOR" "postgresql-client-$MAJOR"
+	is=$(dpkg-query -W -f '${db:Status-Status}' "postgresql-client-${MAJOR}pt" 2> /dev/null) || :
+	[ "$is" != installed ] || fail "our client stays with the plain server"
 }
 
 # Our server's first cluster gets the extension.
@@ -351,6 +372,16 @@ boot)
 swap)
 	# In a container of its own, with the plain server's packages at hand.
 	services
+	# what the plain server goes without, apt leaves installed: no file of it may be ours
+	for file in "$BESIDE"/*.deb; do
+		[ -e "$file" ] || continue
+		files_of "$file" > "$state/theirs"
+		for own in $PACKAGES; do
+			files_of "$own" > "$state/own"
+			shared=$(comm -12 "$state/theirs" "$state/own" | head -n 1)
+			[ -z "$shared" ] || fail "${own##*/} and ${file##*/} have $shared"
+		done
+	done
 	install "$PLAIN"/*.deb
 	sql "$MAJOR/main" -c 'CREATE TABLE kept AS SELECT n FROM generate_series(1, 1000) n'
 	runs_on plain 1000
@@ -385,7 +416,7 @@ swap)
 	first=$(tracked)
 	# back, with what the documentation says, and something written meanwhile
 	pg_conftool "$MAJOR" main remove shared_preload_libraries
-	install "$PLAIN"/*.deb
+	back
 	runs_on plain 1000
 	sql "$MAJOR/main" -c 'INSERT INTO kept SELECT n FROM generate_series(1001, 2000) n' -c CHECKPOINT
 	[ -e "$(sql "$MAJOR/main" -c 'SHOW data_directory')/global/ptrack.map" ] || fail "the map was not left behind"
@@ -398,7 +429,7 @@ swap)
 		"/var/log/postgresql/postgresql-$MAJOR-main.log" || fail "the log does not say why the map was refused"
 	# back for good: what ours has left is purged, and the plain server's cluster is not
 	pg_conftool "$MAJOR" main remove shared_preload_libraries
-	install "$PLAIN"/*.deb
+	back
 	runs_on plain 2000
 	left | grep -qx "postgresql-${MAJOR}pt" || fail "nothing of ours is left to be purged"
 	apt-get purge -y $(left)
