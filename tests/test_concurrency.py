@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from tests.harness.factory import Factory
 
 
+#: At once on a map of a megabyte.
+WRITERS = 16
+
+
 @contextlib.contextmanager
 def repeated(*bodies: Callable[[], None]) -> Iterator[None]:
     """Run functions over and over in threads beside the body; the first failure is raised."""
@@ -131,7 +135,7 @@ def test_query_while_a_table_grows_and_shrinks(cluster: Cluster) -> None:
 
 def test_small_map_many_relations(factory: Factory) -> None:
     """Many share lines of the map, and writers slots: collisions add blocks and take none away."""
-    cluster = factory.create(checksums=True, ptrack__map_size=1)
+    cluster = factory.create(checksums=True, ptrack__map_size=1, max_connections=30)
     cluster.sql(
         "DO $$ BEGIN FOR i IN 1..250 LOOP "
         "EXECUTE format('CREATE TABLE t%s (i int PRIMARY KEY, x text)', i); "
@@ -141,12 +145,12 @@ def test_small_map_many_relations(factory: Factory) -> None:
     snapshot = oracle.take(cluster)
 
     def update(connection: psycopg.Connection[tuple[object, ...]], first: int) -> None:
-        for number in range(first, 251, 4):
+        for number in range(first, 251, WRITERS):
             connection.execute(f"UPDATE t{number} SET x = x || 'y' WHERE i % 9 = 0".encode())
 
     with contextlib.ExitStack() as stack:
         threads = []
-        for first in range(1, 5):
+        for first in range(1, WRITERS + 1):
             connection = stack.enter_context(cluster.connect())
             threads.append(threading.Thread(target=update, args=(connection, first)))
         for thread in threads:

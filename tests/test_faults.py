@@ -814,9 +814,17 @@ def test_overwritten_past_the_pool(factory: Factory) -> None:
         oracle.check(snapshot, cluster, changed=20)
 
 
-def test_backup_starts_while_a_directory_is_copied(faulty: tuple[Cluster, Fault]) -> None:
+@pytest.mark.parametrize(
+    "method", ["copy", pytest.param("clone", marks=pytest.mark.major(since=18))]
+)
+def test_backup_starts_while_a_directory_is_copied(
+    faulty: tuple[Cluster, Fault], method: str
+) -> None:
     """Half of the files of a new database are there when a backup begins."""
     cluster, orders = faulty
+    if method == "clone":
+        cluster.configure(file_copy_method=method)
+        cluster.restart()
     cluster.sql(f"CREATE TABLESPACE ts LOCATION '{cluster.tablespace('ts')}'")
     cluster.sql("CREATE DATABASE d")
     cluster.sql("CREATE TABLE t AS SELECT generate_series(1, 20000) AS i", database="d")
@@ -1192,6 +1200,41 @@ def test_file_that_cannot_be_looked_at(cluster: Cluster) -> None:
         cluster.pagemapset(snapshot.lsn)
     path.unlink()
     kept.rename(path)
+    oracle.check(snapshot, cluster, changed=20)
+
+
+def test_file_that_is_gone_when_it_is_looked_at(cluster: Cluster) -> None:
+    """No error: it was dropped when its directory had been read."""
+    pages(cluster)
+    snapshot = oracle.take(cluster)
+    cluster.sql("DELETE FROM t WHERE i % 2 = 0")
+    cluster.checkpoint()
+    path = cluster.path_of("t")
+    gone = (cluster.data / path).with_name("999999")
+    gone.symlink_to("nowhere")  # in the directory, and not there
+    found = [row.path for row in cluster.pagemapset(snapshot.lsn)]
+    gone.unlink()
+    assert path in found
+    oracle.check(snapshot, cluster, changed=20)
+
+
+def test_file_that_is_gone_when_its_tail_is_read(faulty: tuple[Cluster, Fault]) -> None:
+    """No error: it was dropped when its size had been asked. The other files are in the answer."""
+    cluster, orders = faulty
+    pages(cluster, "gone")
+    pages(cluster)
+    snapshot = oracle.take(cluster)
+    cluster.sql("DELETE FROM t WHERE i % 2 = 0")
+    cluster.restart("immediate")
+    path = cluster.path_of("gone")
+    with cluster.connect() as connection:
+        query = f"SELECT path FROM ptrack_get_pagemapset('{lsn.show(snapshot.lsn)}')"
+        connection.execute(query)
+        orders.order(f"{path}$", Kind.OPEN, Action.FAIL, error=errno.ENOENT, onwards=True)
+        found = {name for (name,) in connection.execute(query).fetchall()}
+        assert orders.count == 1, "its tail was not looked for"
+        orders.clear()
+    assert cluster.path_of("t") in found
     oracle.check(snapshot, cluster, changed=20)
 
 
