@@ -306,6 +306,26 @@ def test_unlogged_is_reset(factory: Factory) -> None:
     oracle.check(snapshot, cluster)
 
 
+def test_unlogged_is_reset_by_a_standby(factory: Factory) -> None:
+    """A clean stop, and archive recovery from there: what it resets it copies past every hook."""
+    cluster = factory.create(checksums=True)
+    cluster.script(
+        [
+            "CREATE UNLOGGED TABLE u (i int, x text)",
+            "INSERT INTO u SELECT i, repeat('x', 300) FROM generate_series(1, 3000) i",
+            "CREATE INDEX u_i ON u (i)",
+        ]
+    )
+    snapshot = oracle.take(cluster)
+    cluster.stop()
+    cluster.write("standby.signal", "")
+    cluster.start()
+    cluster.promote()
+    assert cluster.value("SELECT count(*) FROM u") == 0
+    oracle.check(snapshot, cluster, changed=1)
+    assert 0 in cluster.reported("u_i", snapshot.lsn), "the index's metapage is another one"
+
+
 def test_unlogged_is_reported_whole(factory: Factory) -> None:
     """Also a heap, whose init fork is empty, and whatever its pages look like."""
     cluster = factory.create()

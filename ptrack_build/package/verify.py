@@ -570,7 +570,7 @@ def _others(said: str, own: Iterable[str]) -> tuple[str, ...]:
 
 
 def _plain(each: Published, listed: str) -> Plain:
-    """The newest plain server that may come before ours, of those that apt knows, with what ours has.
+    """The newest plain server that may come before ours, of those apt knows, with what ours has.
 
     listed: what `apt-cache madison` says of the server. PostgreSQL does not promise that an earlier
     minor reads what a later one wrote.
