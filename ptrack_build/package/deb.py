@@ -93,8 +93,7 @@ class Facts:
     that the extension may run on; catalog, control: versions of catalogs and control file; llvm:
     the major of LLVM for just-in-time compilation, 0 for none; without: others of OPTIONAL that are
     left out; libc_is_checked: whether the release's lintian has a tag for modules that call nothing
-    of the C library; epoch: seconds since 1970, of the source; notices: what parts of the source
-    that others hold say, as paragraphs of a debian/copyright.
+    of the C library; epoch: seconds since 1970, of the source.
     """
 
     major: int
@@ -114,7 +113,6 @@ class Facts:
     epoch: int
     postgresql_license: str
     ptrack_license: str
-    notices: str
 
     @property
     def flavoured(self) -> str:
@@ -187,6 +185,7 @@ class Facts:
             "date": formatdate(self.epoch),
             "postgresql_years": license_years(self.postgresql_license),
             "ptrack_years": license_years(self.ptrack_license),
+            "third_party": notices.text(),
         }
 
     def roles(self) -> dict[str, str]:
@@ -229,7 +228,6 @@ def facts(tree: PatchedTree, system: System, *, llvm: int, without: tuple[str, .
         epoch=making.epoch(tree),
         postgresql_license=license_text((tree.path / "COPYRIGHT").read_text(encoding="utf-8")),
         ptrack_license=license_text((REPO / "LICENSE").read_text(encoding="utf-8")),
-        notices=notices.copyright_file(notices.found(tree.path)),
     )
 
 
@@ -531,6 +529,7 @@ def _emptied() -> dict[str, str]:
 
 def _server_sources(tree: PatchedTree, work: Path) -> None:
     """The patched tree, with the packages' own edits."""
+    notices.warn(tree.path)
     call(["cp", "-a", "--no-preserve=ownership", f"{tree.path}/.", str(work)], quiet=True)
     for plan in edits.load(TEMPLATES / "core", tree.source.major):
         file = work / plan.path

@@ -32,6 +32,7 @@ from ptrack_build.package import (
     Release,
     System,
     making,
+    notices,
     sha256,
 )
 from ptrack_build.package.place import HERE
@@ -201,6 +202,7 @@ class Facts:
             "alternatives": ALTERNATIVES,
             "base": f"/usr/pgsql-{self.major}",
             "date": time.strftime("%a %b %d %Y", time.gmtime(self.epoch)),
+            "third_party": notices.text(),
         }
 
 
@@ -519,6 +521,7 @@ def _extension_job(
 
 def _server_sources(tree: PatchedTree, known: Facts, place: Path) -> None:
     """The pristine source as a tarball, and two patches: the core's, and the packages' own."""
+    notices.warn(tree.path)
     trees = place / "trees"
     trees.mkdir()
     pristine, patched, packaged = (trees / name for name in ("a", "b", "c"))

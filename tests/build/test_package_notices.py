@@ -1,4 +1,4 @@
-"""Third parties' notices: read off a tree, and what becomes of them in a debian/copyright."""
+"""Third parties' notices: whether the text is one, what it lacks of a tree, and what it becomes."""
 
 from __future__ import annotations
 
@@ -7,101 +7,130 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ptrack_build.package import PackageError, deb, notices
+from ptrack_build import cache
+from ptrack_build.package import deb, notices, rpm
 from tests.build import _packages
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 BSD = """/*
- * Copyright (c) 1990, 1993
- *\tThe Regents of the University of California.  All rights reserved.
- *
  * Redistribution and use in source and binary forms, with or without
- * modification, are permitted provided that the following conditions
- * are met:
- * 1. Redistributions of source code must retain this.
- * 2. Redistributions in binary form must reproduce this.
- *{third}
- * THIS SOFTWARE IS PROVIDED BY {who} ``AS IS'', EVEN IF ADVISED OF THE POSSIBILITY OF
+ * modification, are permitted provided that {what}.
+ * IN NO EVENT, EVEN IF ADVISED OF THE POSSIBILITY OF
  * SUCH DAMAGE.
  */
-int x;
 """
-TWO = BSD.format(third="", who="THE AUTHOR")
-THREE = BSD.format(third=" 3. No names.\n *", who="THE REGENTS")
-OTHER = BSD.format(third=" 3. No names.\n *", who="THE PROJECT")
-OWN = " * Portions Copyright (c) 1996-2026, PostgreSQL Global Development Group\n"
-WHITLEY = """/****/
-/*  Copyright (c) 1990                                       */
-/*  Darrell L. Whitley                                       */
-/*  Permission is hereby granted to copy all or any part of  */
-/*  this program for free distribution.   The author's name  */
-/*  and this copyright notice must be included in any copy.  */
-/****/
+SAID = f"""Files: src/port/a.c
+ contrib/b*
+Copyright: 1990 A
+License: BSD
+
+License: BSD
+ {" ".join(BSD.format(what="this is kept").split())}
 """
-TREE = {
-    "src/port/a.c": THREE,
-    "src/port/b.c": THREE.replace("1990, 1993", "1983"),
-    "src/port/c.c": f"/*\n{OWN} */\n{OTHER}",
-    "src/port/d.c": TWO,
-    "src/port/e.c": f"/*\n{OWN} */\nint e;\n",
-    "src/port/win32x.c": THREE,
-    "src/test/x.c": THREE,
-    "src/backend/optimizer/geqo/geqo_cx.c": WHITLEY,
-    "src/timezone/zic.c": "/*\n * This file is in the public domain, so clarified as of\n"
-    " * 2006-07-17 by Arthur David Olson.\n */\n",
-    "src/backend/snowball/libstemmer/api.c": "int api;\n",
+LONG = "/*\n" + " * Words, words.\n" * 2000
+#: Files of others, and what is shown of them.
+FOREIGN = {
+    "src/port/regents.c": "/*\n * Copyright (c) 1990, 1993\n"
+    " *\tThe Regents of the University of California.  All rights reserved.\n */\n",
+    "src/port/rights.c": "Copyright (c) 1990 Regents of the University of California.\n"
+    "All rights reserved.\n",
+    "src/port/bare.c": BSD.format(what="this is kept"),
+    "src/backend/jit/llvm/A.cpp": "// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception\n",
+    "src/backend/jit/llvm/A.LICENSE": "License:\n\nCopyright (c) 2003-2019 University of Illinois",
+    "src/include/jit/A.h": "// Part of LLVM, under the Apache License v2.0. See license terms.\n",
+    "src/port/long.c": f"{LONG} * All rights reserved.\n */\n",
+    "src/port/domain.c": "/* By A, donated to the public domain */\n",
+    "src/port/mit.c": "/* Copyright (c) 2026, PostgreSQL Global Development Group */\n"
+    "/* MIT licensed */\n",
+    "src/port/latin.c": "/* Copyright (C) 1999 M\xfcller */\n",
+    "src/bin/x/x.c": " * copyright (c) A <a@b.example>, 2001;\n * license: BSD\n",
+    "src/x/big.c": "/* lv is written and copyrighted by B. */\n",
+    "src/x/held.h": "/* Copyright in this implementation is held by C */\n",
+    "src/x/old.c": " * Copyright A B 2016.\n",
+    "src/x/yearless.c": " * Copyright (c) by A\n",
+    "src/x/imported.c": " * File imported from FreeBSD, original by A.\n",
+    "src/x/x.pl": "# This file is distributed under BSD-style license.\n",
+    "contrib/x/x.c": " *\tA copy. Permission is granted, free of charge\n",
+    "config/install-sh": "# Copyright (C) 1994 X Consortium\n",
+}  # fmt: skip
+OWN = {
+    "src/own.c": "/*\n * Portions Copyright (c) 1996-2026, PostgreSQL Global Development Group\n"
+    " * Portions Copyright (c) 1994-5, Regents of the University of California\n */\n",
+    "src/pg.c": " * This code is released under the terms of the PostgreSQL License.\n",
+    "src/talk.c": "/* That doesn't license us to lie: all of it was released by \\copyright. */\n",
+    "src/test/modules/x/x.c": " * Copyright (c) 1999 A\n",
+    "src/tools/x.c": " * Copyright (c) 1999 A\n",
+    "src/x.rc": "Copyright (C) 2019",
+    "src/port/a.c": f"/* Copyright (c) 1990 A */\n{BSD.format(what='this is kept')}",
+    "contrib/b/c/d.c": "/* Copyright (c) 1990 A */\n",
+    "config/other.m4": "# Copyright (C) 1994 A\n",
+    "LICENSE": "Copyright (c) 1999 A\n",
 }
 
 
-def test_parts_are_what_the_files_of_the_tree_say(tmp_path: Path) -> None:
-    _packages.write(tmp_path, TREE)
-    parts = {part.files: part for part in notices.found(tmp_path)}
-    assert [*parts] == [
-        ("src/backend/optimizer/geqo/geqo_cx.c",),
-        ("src/backend/snowball/libstemmer/*",),
-        ("src/port/a.c", "src/port/b.c"),
-        ("src/port/c.c",),
-        ("src/port/d.c",),
-        ("src/timezone/zic.c",),
-    ]
-    regents = "The Regents of the University of California"
-    assert parts["src/port/a.c", "src/port/b.c"].holders == (
-        f"1983 {regents}", f"1990, 1993 {regents}",
-    )  # fmt: skip
-    assert parts["src/backend/optimizer/geqo/geqo_cx.c",].holders == ("1990 Darrell L. Whitley",)
-    assert parts["src/timezone/zic.c",].holders == (notices.NOBODY,)
-    assert [name for name, part in parts.items() if part.own] == [("src/port/c.c",)]
-    ((called, text),) = parts["src/port/d.c",].terms
-    assert called == "BSD-2-clause"
-    assert text.startswith("Redistribution and use")
-    assert text.endswith("POSSIBILITY OF\nSUCH DAMAGE.")
-    assert "*" not in text
+def test_what_others_say_in_files_that_are_not_listed_is_named(tmp_path: Path) -> None:
+    _packages.write(tmp_path, OWN | FOREIGN)
+    (tmp_path / "src/port/latin.c").write_bytes(FOREIGN["src/port/latin.c"].encode("latin-1"))
+    (tmp_path / "src/loop").symlink_to("nowhere")
+    named = [each.partition(": ")[0] for each in notices.lacking(tmp_path, SAID)]
+    assert sorted(named) == sorted(FOREIGN)
+    every = [each.partition(": ")[0] for each in notices.lacking(tmp_path, "")]
+    assert sorted(every) == sorted([*FOREIGN, "src/port/a.c", "contrib/b/c/d.c"])
+    assert notices.lacking(tmp_path / "none", SAID) == []
 
 
-def test_each_license_that_is_named_is_given_once(tmp_path: Path) -> None:
+def test_a_notice_in_other_words_is_named(tmp_path: Path) -> None:
+    _packages.write(tmp_path, {"src/port/a.c": OWN["src/port/a.c"].replace("kept", "told")})
+    (named,) = notices.lacking(tmp_path, SAID)
+    assert named.startswith("src/port/a.c: redistribution and use in source and binary forms")
+
+
+def test_it_is_said_and_nothing_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _packages.write(tmp_path, {"src/x/big.c": FOREIGN["src/x/big.c"]})
+    notices.warn(tmp_path)
+    said = "src/x/big.c: /* lv is written and copyrighted by B. */"
+    assert capsys.readouterr().out == f"WARNING: not in packaging/third-party.copyright: {said}\n"
+
+
+def test_real_trees_have_nothing_that_the_text_lacks() -> None:
+    """Those that sessions have left in the cache: one of each minor."""
+    trees = {
+        found[1]: file.parent
+        for file in sorted((cache.root() / "tree").glob("*/configure"))
+        if (found := re.search(r"^PACKAGE_VERSION='(.+)'$", file.read_text(), re.MULTILINE))
+    }
+    if not trees:
+        pytest.skip("no tree of PostgreSQL in the cache; build-NN or test-NN leave one")
+    lacking = {version: notices.lacking(tree, notices.text()) for version, tree in trees.items()}
+    assert lacking == {version: [] for version in trees}
+
+
+@pytest.mark.parametrize("kind", ["deb", "rpm"])
+def test_each_license_that_is_named_is_given_once(kind: str, tmp_path: Path) -> None:
     tree = _packages.patched(tmp_path)
-    _packages.write(tree.path, TREE)
-    known = deb.facts(tree, _packages.system("amd64"), llvm=0)
-    text = deb.render("server", known)["copyright"][0]
-    paragraphs = [each for each in re.split(r"\n\n", text.strip()) if each]
-    assert all(re.match(r"[A-Z][A-Za-z-]*: ", each) for each in paragraphs), text
-    named, given = set(), []
+    if kind == "deb":
+        known = deb.facts(tree, _packages.system("amd64"), llvm=0)
+        text = deb.render("server", known)["copyright"][0]
+    else:
+        text = rpm.render("server", rpm.facts(tree, "Debian"))["THIRD-PARTY"]
+    assert notices.text() in text
+    first, *paragraphs = text.rstrip("\n").split("\n\n")
+    assert first.startswith("Format: ")
+    named, given, listed = set(), [], []
     for each in paragraphs:
-        (said,) = re.findall(r"^License: (.+)$", each, re.MULTILINE) or [""]
-        if each.startswith("License: "):
-            given.append(said)
-        elif said and not re.search(r"^License: .*\n .", each, re.MULTILINE):
-            named.update(said.split(" and "))
+        rows = [line for line in each.splitlines() if not line.startswith(" ")]
+        fields = {name: value for name, _, value in (row.partition(": ") for row in rows)}
+        assert len(fields) == len(rows), each
+        if rows[0].startswith("License: "):
+            assert len(each.splitlines()) > 1, f"no words of {rows[0]}"
+            given.append(fields["License"])
+            continue
+        assert {*fields} - {"Comment"} == {"Files", "Copyright", "License"}, each
+        listed += notices.patterns(f"{each}\n")
+        if "\nLicense: PostgreSQL-ptrack\n " not in each:  # which has its words with it
+            named.update(fields["License"].split(" and "))
     assert sorted(named) == sorted(given)
-    assert {"BSD-2-clause", "BSD-3-clause", "BSD-3-clause~2", "BSD-3-clause~3"} <= named
-    assert "Files: src/port/c.c\nCopyright: PostgreSQL Global Development Group\n" in text
-    # a tree without any
-    assert notices.copyright_file(notices.found(tmp_path / "none")) == ""
-
-
-def test_a_notice_that_ends_otherwise_is_an_error(tmp_path: Path) -> None:
-    _packages.write(tmp_path, {"src/port/a.c": THREE.replace("POSSIBILITY", "CHANCE")})
-    with pytest.raises(PackageError, match=r"src/port/a\.c: the notice that begins with"):
-        notices.found(tmp_path)
+    assert len(listed) == len({*listed}), "a pattern in two paragraphs: the last one holds"
+    assert not re.search(r"[ \t]$|\t|.{101}", notices.text(), re.MULTILINE)

@@ -24,7 +24,7 @@ import pytest
 
 from ptrack_build import REPO, host, matrix, run
 from ptrack_build.errors import CommandFailed, HostError
-from ptrack_build.package import PackageError, Release, making, publish, rpm
+from ptrack_build.package import PackageError, Release, making, notices, publish, rpm
 from ptrack_build.package.place import HERE, Native
 from ptrack_build.patch import edits
 from tests.build import _packages
@@ -303,6 +303,26 @@ def test_scripts_are_shell_and_name_no_other_major(major: matrix.Major, tmp_path
     for name, text in made.items():
         named = set(re.findall(r"(?:postgresql-?|pgsql[-/])(\d+)", text + name))
         assert named <= {str(number)}, name
+
+
+@pytest.mark.parametrize("terms", ["", "\nThe license.\n"])
+def test_third_parties_terms_come_with_the_license(terms: str, tmp_path: Path) -> None:
+    """The long ones from the source, which not each minor has."""
+    made = rpm.render("server", facts_of(MAJORS[5]))
+    spec, text = made["postgresql17pt.spec"], made["THIRD-PARTY"]
+    assert notices.text() in text
+    assert re.search(r"^Source10: +THIRD-PARTY$", spec, re.MULTILINE)
+    assert {*re.findall(r"^%license .*$", spec, re.MULTILINE)} == {"%license COPYRIGHT THIRD-PARTY"}
+    (tmp_path / "SOURCE10").write_text(text)
+    name = "src/backend/jit/llvm/A.LICENSE"
+    if terms:
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(terms)
+    (prep,) = re.findall(r"^cp %\{SOURCE10\}.*?^done$", spec, re.MULTILINE | re.DOTALL)
+    argv = ["sh", "-ec", prep.replace("%{SOURCE10}", "SOURCE10")]
+    subprocess.run(argv, cwd=tmp_path, check=True)
+    more = f"\n{name}:\n\n{terms}" if terms else ""
+    assert (tmp_path / "THIRD-PARTY").read_text() == text + more
 
 
 PRISTINE = {
