@@ -470,7 +470,7 @@ def test_stopped_in_the_replay_of_a_backup(factory: Factory, kind: str) -> None:
         restored.wait_for(lambda: said in restored.log_text(since), "the end of WAL")
 
     held_up()
-    if kind.startswith("without one, killed") and kind != "without one, killed at its end":
+    if kind in {"without one, killed", "without one, killed with its label"}:
         restored.kill_all()
         if kind == "without one, killed with its label":  # as if it came before the renaming
             (restored.data / "backup_label.old").rename(restored.data / "backup_label")

@@ -447,7 +447,8 @@ def test_new_map_serves_its_first_restartpoint(factory: Factory, *, busy: bool) 
         redo = pair.primary.redo()
         if busy or redo == ended:
             break
-    assert busy or redo == ended, "the primary was never idle"
+    if not busy and redo != ended:
+        pytest.fail("the primary was never idle")  # no assertion: shows nothing of the map
     if busy:
         pair.primary.sql("UPDATE t SET i = -i WHERE i % 7 = 0")
     pair.standby.catch_up(pair.primary)
