@@ -1,8 +1,9 @@
 """The times of the build line, measured on this machine: `./nox -s bench-build`.
 
-Cold builds happen in a cache of their own, with an empty ccache; the bare one is configure, make
+Cold builds happen in a cache of their own, with an empty ccache; the bare ones are configure, make
 and make install of the very same tree with the same flags and number of jobs (PTRACK_JOBS), and no
-more. Results go to benchmarks/build-line.json and .md.
+more. Each cold one has a bare one beside it, before or after it by turns, and what counts is the
+median of the pairs. Results go to benchmarks/build-line.json and .md.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 import platform
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from ptrack_build.patch import PatchedTree
 
 HERE = Path(__file__).parent
+PAIRS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +52,19 @@ class Row:
         return self.value <= self.limit
 
 
+@dataclass(frozen=True, kw_only=True)
+class Took:
+    """Seconds of the clock and of the cores that a build took."""
+
+    clock: float
+    cores: float
+
+
 @contextlib.contextmanager
-def _cache_of_its_own() -> Iterator[Path]:
+def _cache_of_its_own(number: int) -> Iterator[Path]:
     """An empty cache on the file system of the usual one; removed at the end."""
     cache.sweep(cache.root())
-    path = cache.root() / f".bench.{os.getpid()}.part"
+    path = cache.root() / f".bench.{os.getpid()}-{number}.part"
     before = os.environ.get("PTRACK_CACHE")
     os.environ["PTRACK_CACHE"] = str(path)
     try:
@@ -72,15 +83,22 @@ def _processor() -> float:
     return used.user + used.system + used.children_user + used.children_system
 
 
-def _bare(tree: PatchedTree, variant: compiling.Variant, place: Path) -> tuple[float, float]:
-    """Seconds of a plain configure, make and make install of the tree: of the clock, of cores."""
+@contextlib.contextmanager
+def _timed(into: list[Took]) -> Iterator[None]:
+    began, used = time.monotonic(), _processor()
+    yield
+    into.append(Took(clock=time.monotonic() - began, cores=_processor() - used))
+
+
+def _bare(tree: PatchedTree, variant: compiling.Variant, place: Path) -> Took:
+    """What a plain configure, make and make install of the tree takes."""
     flags = compiling.flags(tree, variant)
     obj, log = place / "bare", place / "bare.log"
     obj.mkdir()
     env = {"LC_ALL": "C", "MAKEFLAGS": "", "CCACHE_DISABLE": "1"}
     world = "world-bin" in (tree.path / "GNUmakefile.in").read_text()
-    began, used = time.monotonic(), _processor()
-    with step("bare configure, make, make install"):
+    took: list[Took] = []
+    with step("bare configure, make, make install"), _timed(took):
         call([tree.path / "configure", *flags], cwd=obj, env=env, log=log, quiet=True)
         into = f"DESTDIR={place / 'dest'}"
         jobs = f"-j{host.jobs()}"
@@ -91,16 +109,40 @@ def _bare(tree: PatchedTree, variant: compiling.Variant, place: Path) -> tuple[f
                   ["install", into], ["-C", "contrib", "install", into])
         ):  # fmt: skip
             call(["make", jobs, *words], cwd=obj, env=env, log=log, quiet=True)
-    seconds, used = time.monotonic() - began, _processor() - used
     cache.remove(obj)
     cache.remove(place / "dest")
-    return seconds, used
+    return took[0]
 
 
-def _build(tree: PatchedTree, variant: compiling.Variant, extension: Path) -> float:
-    began = time.monotonic()
-    compiling.build(tree, variant, extension=extension)
-    return time.monotonic() - began
+def _build(tree: PatchedTree, variant: compiling.Variant, extension: Path) -> Took:
+    took: list[Took] = []
+    with _timed(took):
+        compiling.build(tree, variant, extension=extension)
+    return took[0]
+
+
+def _against(name: str, cold: list[Took], bare: list[Took]) -> list[Row]:
+    """The rows of cold builds against bare ones, by the clock and in processor time."""
+
+    def row(what: str, ours: list[float], theirs: list[float]) -> Row:
+        ratios = [one / other for one, other in zip(ours, theirs, strict=True)]
+        usual = [duration(statistics.median(seconds)) for seconds in (ours, theirs)]
+        each = ", ".join(f"{ratio:.3f}" for ratio in ratios)
+        return Row(
+            what=what, value=statistics.median(ratios), unit="x", limit=1.05,
+            detail=f"{usual[0]} against {usual[1]}; pairs: {each}",
+        )  # fmt: skip
+
+    return [
+        row(
+            f"cold build-{name} against bare configure, make and install",
+            [one.clock for one in cold], [one.clock for one in bare],
+        ),
+        row(
+            "the same in processor time, which other work on the machine changes less",
+            [one.cores for one in cold], [one.cores for one in bare],
+        ),
+    ]  # fmt: skip
 
 
 def _nox(*words: str) -> float:
@@ -125,55 +167,50 @@ def _edited(folder: Path, name: str, old: str, new: str, place: Path) -> Path:
     return copy
 
 
+def _after_edits(tree: PatchedTree, variant: compiling.Variant, place: Path) -> list[Row]:
+    """The rows of builds after an edit, in a cache that has the one before it."""
+    name = tree.source.major.name
+    extension = _edited(
+        compiling.EXTENSION, "src/ptrack.c", '#include "postgres.h"',
+        '#include "postgres.h"\n/* an edit */', place,
+    )  # fmt: skip
+    seconds = _build(tree, variant, extension).clock
+    what = f"build-{name} after an edit in extension/"
+    rows = [Row(what=what, value=seconds, unit="s", limit=5.0)]
+
+    templates = _edited(
+        patch.TEMPLATES, "src/backend/storage/smgr/md.c.j2", "insert\n",
+        "insert\n/* an edit */\n", place,
+    )  # fmt: skip
+    began = time.monotonic()
+    edited = patch.apply(tree.source, templates=templates)
+    _build(edited, variant, compiling.EXTENSION)
+    seconds = time.monotonic() - began
+    what = f"build-{name} after an edit of one core template"
+    rows.append(Row(what=what, value=seconds, unit="s", limit=30.0))
+    return rows
+
+
 def measure(major: Major, *, write: bool, tests: bool = True) -> list[Row]:
     """Measure every row on one major, print them, and write them unless told not to."""
     host.jobs()
     host.ensure((*host.TOOLS, *host.EXTRAS))
     tree = patch.apply(source.fetch(major))
     name, variant = major.name, compiling.RELEASE
-    rows = []
+    rows: list[Row] = []
 
-    with _cache_of_its_own() as place:
-        bare, bare_cores = _bare(tree, variant, place)
-        used = _processor()
-        cold = _build(tree, variant, compiling.EXTENSION)
-        cores = _processor() - used
-        rows.append(
-            Row(
-                what=f"cold build-{name} against bare configure, make and install",
-                value=cold / bare,
-                unit="x",
-                limit=1.05,
-                detail=f"{duration(cold)} against {duration(bare)}",
-            )
-        )
-        rows.append(
-            Row(
-                what="the same in processor time, which other work on the machine does not change",
-                value=cores / bare_cores,
-                unit="x",
-                limit=1.05,
-                detail=f"{duration(cores)} against {duration(bare_cores)}",
-            )
-        )
-        extension = _edited(
-            compiling.EXTENSION, "src/ptrack.c", '#include "postgres.h"',
-            '#include "postgres.h"\n/* an edit */', place,
-        )  # fmt: skip
-        seconds = _build(tree, variant, extension)
-        what = f"build-{name} after an edit in extension/"
-        rows.append(Row(what=what, value=seconds, unit="s", limit=5.0))
-
-        templates = _edited(
-            patch.TEMPLATES, "src/backend/storage/smgr/md.c.j2", "insert\n",
-            "insert\n/* an edit */\n", place,
-        )  # fmt: skip
-        began = time.monotonic()
-        edited = patch.apply(tree.source, templates=templates)
-        _build(edited, variant, compiling.EXTENSION)
-        seconds = time.monotonic() - began
-        what = f"build-{name} after an edit of one core template"
-        rows.append(Row(what=what, value=seconds, unit="s", limit=30.0))
+    bare: list[Took] = []
+    cold: list[Took] = []
+    for number in range(PAIRS):
+        with _cache_of_its_own(number) as place:
+            if number % 2 == 0:
+                bare.append(_bare(tree, variant, place))
+            cold.append(_build(tree, variant, compiling.EXTENSION))
+            if number % 2 == 1:
+                bare.append(_bare(tree, variant, place))
+            if number == PAIRS - 1:
+                rows += _after_edits(tree, variant, place)
+    rows[:0] = _against(name, cold, bare)
 
     with step(f"build-{name} in the usual cache"):
         _nox("-s", f"build-{name}")
@@ -230,8 +267,8 @@ def _markdown(rows: list[Row], about: dict[str, object]) -> str:
         "# The build line's times",
         "",
         f"PostgreSQL {about['postgresql']}, {about['cores']} cores, {about['machine']}, {where}.",
-        "`./nox -s bench-build` measures them again. The bare build and the cold one are made once",
-        "each, in this order: the latter finds the sources in the system's file cache.",
+        "`./nox -s bench-build` measures them again. Each cold build has a bare one beside",
+        f"it, before or after it by turns: the ratio is the median of {PAIRS} pairs.",
         "",
         "| | measured | at most | |",
         "|---|---|---|---|",
