@@ -108,13 +108,18 @@ PLACES = (
     "PTRACK_VENV",
 )  # fmt: skip
 
+#: What PTRACK_SOURCE may name that is no path, whatever lies where nox was called from.
+SOURCES = ("auto", "git", "distro", "tarball")
+
 
 def from_where_nox_was_called(session: nox.Session) -> None:
     """Make relative paths in settings absolute: a session runs in the checkout."""
 
     def placed(name: str, word: str) -> str:
+        if name == "PTRACK_SOURCE" and word.partition(":")[0] in SOURCES:
+            return word
         path = Path(session.invoked_from) / word
-        # the others may be the name of a provider, an address, or a fingerprint
+        # the others may be an address or a fingerprint
         sure = name in {"PTRACK_CACHE", "PTRACK_TEST_DIR", "PTRACK_VENV"}
         return str(path) if not word.startswith(("/", "~")) and (sure or path.exists()) else word
 

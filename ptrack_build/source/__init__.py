@@ -32,11 +32,13 @@ from ptrack_build.source import mirror as _mirror
 from ptrack_build.source import releases as _releases
 from ptrack_build.source.base import (
     WAYS_OUT,
+    OtherMajor,
     Provider,
     SourceTree,
     Unreachable,
     Want,
     check_free,
+    check_version,
     offline,
     version_key,
 )
@@ -96,13 +98,17 @@ def fetch(
     """The major's source tree, as a commit of the mirror; prints one line on which it is.
 
     Raises SourceError naming each provider that was tried and why it failed, as BadSource where
-    one had something that is not right, and UsageError for a spec that is none.
+    one had something that is not right, OtherMajor where one version is asked for that is of
+    another, and UsageError for a spec that is none.
     """
     spec = spec or os.environ.get("PTRACK_SOURCE") or "auto"
     refresh = refresh or host.switched_on("PTRACK_REFRESH")
     if locked or host.switched_on("PTRACK_LOCKED"):
         return _fetch_locked(major, spec, refresh=refresh)
     chosen, pin = _choose(spec)
+    # A version tells at once; a tag or commit (which may be all digits) when it is there.
+    if 0 < version_key(pin)[0] < 1000:
+        check_version(major, pin, f"what PTRACK_SOURCE={spec} asks for", error=OtherMajor)
     mirror = open_mirror()
     want = Want(major=major, mirror=mirror, pin=pin, refresh=refresh)
     key = cache.digest(spec, *(p.name + p.key() for p in chosen))
@@ -242,7 +248,9 @@ def _fetch_locked(major: Major, spec: str, *, refresh: bool) -> SourceTree:
             try:
                 tree = provider.fetch(want)
             except SourceError as error:
-                kind = BadSource if isinstance(error, BadSource) else kind
+                # a commit that was locked for this major
+                other = isinstance(error, OtherMajor) and provider.name == "git"
+                kind = BadSource if isinstance(error, BadSource) or other else kind
                 failures.append((provider.name, error.what))
                 if isinstance(error, Tampered):
                     break

@@ -28,6 +28,10 @@ class Unreachable(SourceError):
     """No server answered: a tree found earlier may do instead."""
 
 
+class OtherMajor(SourceError):
+    """A source is of another major than the one that is wanted; for that one it may be right."""
+
+
 #: Indexes, tarball and tree of one major.
 NEEDED_BYTES = 300_000_000
 #: A disk with less is full: small files have filled what a large one left of it.

@@ -12,6 +12,7 @@ from ptrack_build.errors import BadSource, CommandFailed, SourceError, UsageErro
 from ptrack_build.progress import step
 from ptrack_build.source import net
 from ptrack_build.source.base import (
+    OtherMajor,
     SourceTree,
     Unreachable,
     Want,
@@ -118,7 +119,8 @@ class GitProvider:
                 raise SourceError(what, hint="try again, or name another with PTRACK_PG_GIT")
         where = f"{found} of {repository}"
         version = mirror.version(commit, where)
-        check_version(want.major, version, where)
+        # A branch of the major that is none is not right; one version is asked for for one major.
+        check_version(want.major, version, where, error=OtherMajor if want.pin else BadSource)
         mirror.set_ref(_ref(want, commit), commit)
         return SourceTree(
             major=want.major,

@@ -16,7 +16,7 @@ from typing import ClassVar
 import msgspec
 
 from ptrack_build import cache
-from ptrack_build.errors import BadSource, SourceError
+from ptrack_build.errors import BadSource
 from ptrack_build.progress import say, step
 from ptrack_build.source.archive import (
     MESSAGE,
@@ -25,7 +25,7 @@ from ptrack_build.source.archive import (
     import_tarball,
     sha256_of,
 )
-from ptrack_build.source.base import SourceTree, Want, check_version
+from ptrack_build.source.base import OtherMajor, SourceTree, Want, check_version
 from ptrack_build.source.mirror import (
     PATCHED_FILES,
     VERSION_FILES,
@@ -56,7 +56,7 @@ class PathProvider:
     def fetch(self, want: Want) -> SourceTree:
         """The tree as it is now.
 
-        Raises BadSource saying what is wrong with it, and SourceError where it is of another major.
+        Raises BadSource saying what is wrong with it, and OtherMajor.
         """
         path = self.path
         sha256 = ""
@@ -103,8 +103,7 @@ def _tagged(path: Path, commit: str, version: str) -> bool:
 
 
 def _check(want: Want, version: str, path: Path) -> None:
-    """Raise SourceError where this is of another major: for that one it may be right."""
-    check_version(want.major, version, str(path), error=SourceError)
+    check_version(want.major, version, str(path), error=OtherMajor)
 
 
 def _listed(names: list[str]) -> str:

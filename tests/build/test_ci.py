@@ -337,6 +337,7 @@ def test_relative_settings_are_so_to_where_nox_is_called(checkout: Path, tmp_pat
         )
     here = tmp_path / "elsewhere"
     (here / "pg").mkdir(parents=True)
+    (here / "distro:17.5").mkdir()  # a provider's name is one, whatever else has it
     given = {
         "PTRACK_CACHE": "cache", "PTRACK_SOURCE": "distro:17.5",
         "PTRACK_PG_GIT": "pg https://git.example.org/pg.git", "PTRACK_SIGNING_KEY": "0123ABCD",

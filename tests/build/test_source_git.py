@@ -91,6 +91,16 @@ def test_tags_versions_and_commits(repo: Path) -> None:
     assert source.fetch(major("17")).version == "17.3"
 
 
+@pytest.mark.parametrize("spec", ["git:17.2", "git:REL_17_2", "git:{commit}", "distro:17.2"])
+def test_one_version_is_another_majors_for_the_rest(repo: Path, spec: str) -> None:
+    """All majors may be asked for it: that it is not theirs says nothing against the source."""
+    git("tag", "-a", "-m", "x", "REL_17_2", cwd=repo)
+    spec = spec.format(commit=git("rev-parse", "HEAD", cwd=repo))
+    with pytest.raises(SourceError, match=r"is PostgreSQL 17\.2, not 16|17\.2, not 16") as caught:
+        source.fetch(major("16"), spec=spec)
+    assert not isinstance(caught.value, BadSource)
+
+
 def test_no_such_branch(repo: Path) -> None:
     with pytest.raises(SourceError, match=r"PostgreSQL 15: .* has no branch or tag REL_15_STABLE"):
         source.fetch(major("15"))
@@ -105,7 +115,7 @@ def test_no_such_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_another_major_on_the_branch(repo: Path) -> None:
     commit(repo, tree("16.9"))
-    with pytest.raises(SourceError, match=r"is PostgreSQL 16\.9, not 17"):
+    with pytest.raises(BadSource, match=r"is PostgreSQL 16\.9, not 17"):
         source.fetch(major("17"))
 
 
