@@ -98,8 +98,7 @@ def fetch(
     """The major's source tree, as a commit of the mirror; prints one line on which it is.
 
     Raises SourceError naming each provider that was tried and why it failed, as BadSource where
-    one had something that is not right, OtherMajor where one version is asked for that is of
-    another, and UsageError for a spec that is none.
+    one had something that is not right, and UsageError for a spec that is none.
     """
     spec = spec or os.environ.get("PTRACK_SOURCE") or "auto"
     refresh = refresh or host.switched_on("PTRACK_REFRESH")

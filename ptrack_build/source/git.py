@@ -71,7 +71,7 @@ class GitProvider:
         silent = unreachable(repositories, refresh=want.refresh)
         reasons: list[str] = []
         kind: type[SourceError] = SourceError
-        bad = False
+        bad = other = False
         for repository in repositories:
             if repository in silent:
                 reasons.append(silent[repository])
@@ -88,7 +88,8 @@ class GitProvider:
                     raise
                 reasons.append(error.what)
                 bad = bad or isinstance(error, BadSource)
-        raise (BadSource if bad else kind)("; ".join(reasons))
+                other = other or isinstance(error, OtherMajor)
+        raise (BadSource if bad else OtherMajor if other else kind)("; ".join(reasons))
 
     def _fetch(self, want: Want, repository: str) -> SourceTree:
         name = want.pin or want.major.branch

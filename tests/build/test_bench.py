@@ -17,7 +17,7 @@ from benchmarks import build_line
 from benchmarks.engine import __main__ as program
 from benchmarks.engine import extra, public, results, run, sampling, servers, unpatched
 from benchmarks.engine.results import Family, Row
-from ptrack_build import REPO, host, matrix
+from ptrack_build import REPO, cache, host, matrix
 from ptrack_build import compile as compiling
 from ptrack_build.errors import UsageError
 from tests.harness.install import Install
@@ -134,6 +134,24 @@ def test_the_formula_gives_what_the_documentation_says() -> None:
     assert [round(extra.expected(share, slots)) for share in shares] == [
         int(cell) for cell in cells.groups()
     ]
+
+
+def test_what_a_killed_measurement_leaves_is_swept(own_cache: Path) -> None:
+    with build_line._cache_of_its_own(2) as place:
+        assert place == cache.root() != own_cache
+        assert cache.SCRATCH.fullmatch(place.name)
+    assert not place.exists()
+
+
+def test_cold_builds_are_held_against_bare_ones_in_pairs() -> None:
+    def took(*seconds: float) -> list[build_line.Took]:
+        return [build_line.Took(clock=each, cores=2 * each) for each in seconds]
+
+    clock, cores = build_line._against("17", took(102, 330, 104), took(100, 300, 100))
+    assert (round(clock.value, 3), round(cores.value, 3)) == (1.04, 1.04)
+    assert clock.met
+    assert cores.met
+    assert "pairs: 1.020, 1.100, 1.040" in clock.detail
 
 
 def test_the_bare_build_is_of_the_same_flags_and_jobs(

@@ -356,11 +356,15 @@ def test_locked_to_a_commit(repo: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert source.fetch(major(), locked=True).commit == proven.commit
 
 
-def test_locked_to_a_commit_of_another_major(repo: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("repositories", [1, 2])
+def test_locked_to_a_commit_of_another_major(
+    repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repositories: int
+) -> None:
     """One version that was asked for may be another major's; what is locked for one may not."""
-    assert repo.is_dir()
     wrong = dataclasses.replace(source.fetch(major("17")), major=major("16"), version="16.2")
-    source.write_lock([dataclasses.replace(wrong, digest="0" * 40)])
+    source.write_lock([wrong])
+    monkeypatch.setenv("PTRACK_CACHE", str(tmp_path / "fresh"))
+    monkeypatch.setenv("PTRACK_PG_GIT", " ".join([str(repo), f"file://{repo}"][:repositories]))
     with pytest.raises(BadSource, match=r"is PostgreSQL 17\.2, not 16"):
         source.fetch(major("16"), spec="git", locked=True)
 

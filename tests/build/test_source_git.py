@@ -96,7 +96,7 @@ def test_one_version_is_another_majors_for_the_rest(repo: Path, spec: str) -> No
     """All majors may be asked for it: that it is not theirs says nothing against the source."""
     git("tag", "-a", "-m", "x", "REL_17_2", cwd=repo)
     spec = spec.format(commit=git("rev-parse", "HEAD", cwd=repo))
-    with pytest.raises(SourceError, match=r"is PostgreSQL 17\.2, not 16|17\.2, not 16") as caught:
+    with pytest.raises(SourceError, match=r"PostgreSQL 17\.2, not 16") as caught:
         source.fetch(major("16"), spec=spec)
     assert not isinstance(caught.value, BadSource)
 
