@@ -77,6 +77,11 @@ class Install:
         return self._from_minor({12: 10, 13: 6, 14: 2})
 
     @property
+    def rewinds_in_place_tablespaces(self) -> bool:
+        """Whether pg_rewind takes a directory for a tablespace."""
+        return self.major >= 17
+
+    @property
     def replays_dropped_databases(self) -> bool:
         """Whether a standby that crashed can replay the copy of a directory dropped since.
 

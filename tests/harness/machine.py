@@ -3,7 +3,8 @@
 A run is some *examples*. An example is a fresh cluster with settings that are drawn, and then
 some *steps*: SQL of every kind that touches relation files, checkpoints and evictions, backups,
 ends of every kind and new starts, other sizes of the map, kills of single processes, a standby
-and its promotion, restores that take the cluster's place, and lapses in which ptrack is away.
+and its promotion, an old primary that is rewound, restores that take the cluster's place, and lapses
+in which ptrack is away.
 
 **What holds after each step.** :meth:`Machine.nothing_is_lost` compares the files of each
 running cluster with every backup it has (a :class:`Parent`), as they are, with what is dirty
@@ -1447,6 +1448,45 @@ class Machine(RuleBasedStateMachine):
         self._lead, self.standby = node, None
         TALLY.counts["promotions"] += 1
 
+    @precondition(lambda self: self.standby is not None and self._rewindable)
+    @rule(how=st.sampled_from(ENDS), writes=st.booleans(), evict=st.booleans())
+    @_step
+    def rewind(self, how: str, *, writes: bool, evict: bool) -> None:
+        """The standby is promoted, and the old primary, which went on, is rewound and follows it.
+
+        It has no map then, and no parents. It ends cleanly at last: that done by pg_rewind itself
+        needs template1.
+        """
+        node, old = self._standby, self.lead
+        self._free()
+        new = self.factory.install.major >= 13
+        keep: Mapping[str, Value] = {"wal_keep_size": "1GB"} if new else {"wal_keep_segments": 64}
+        for cluster in (old.cluster, node.cluster):
+            cluster.reload(**keep)
+        node.cluster.catch_up(old.cluster)
+        node.cluster.promote()
+        node.cluster.checkpoint()  # before, pg_rewind does not know of the new timeline
+        if writes:
+            self._run(DML["update"], t="b", n=3)
+        if evict:
+            old.cluster.evict()
+        if how != "clean":
+            old.end(how)
+            old.start()
+        old.end("clean")
+        self._leave()
+        source = f"--source-server={node.cluster.conninfo()}"
+        old.cluster.run("pg_rewind", "-D", old.cluster.data, source, "--no-sync")
+        assert not old.cluster.map.exists(), "the map outlives pg_rewind"
+        old.cluster.adopt()
+        old.cluster.write("postgresql.auto.conf", "")
+        old.cluster.configure(primary_conninfo=node.cluster.conninfo())
+        old.cluster.write("standby.signal", "")
+        old.parents = []
+        old.cluster.start()
+        self._lead, self.standby = node, old
+        TALLY.counts["rewinds"] += 1
+
     @rule(
         how=st.sampled_from(CRASHES),
         evict=st.booleans(),
@@ -1486,6 +1526,13 @@ class Machine(RuleBasedStateMachine):
             return cluster.position() == before
 
         cluster.wait_for(settled, "the end of replay")
+
+    @property
+    def _rewindable(self) -> bool:
+        """Whether pg_rewind takes this cluster: with images, and hint bits in WAL."""
+        install = self.factory.install
+        known = install.rewinds_in_place_tablespaces or not install.has_in_place_tablespaces
+        return known and self.images and not self._hintable
 
     @property
     def _standby(self) -> Node:
