@@ -121,7 +121,7 @@ def test_a_hole_is_found(factory: Factory, monkeypatch: pytest.MonkeyPatch) -> N
     before = len(machine.FAILURES)
     with pytest.raises(oracle.LostBlocks) as caught:
         # `begin` and one step: nothing hangs on when a process of the server dies
-        machine.run(factory, seed=1, examples=50, steps=2, shrink_seconds=1)
+        machine.run(factory, seed=1, examples=300, steps=2, shrink_seconds=1)
     first = machine.FAILURES[before]
     assert re.search(r"LostBlocks: .* lost$", first, re.MULTILINE), first
     assert re.search(r" postgres: a$", first, re.MULTILINE), first

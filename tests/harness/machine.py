@@ -3,8 +3,8 @@
 A run is some *examples*. An example is a fresh cluster with settings that are drawn, and then
 some *steps*: SQL of every kind that touches relation files, checkpoints and evictions, backups,
 ends of every kind and new starts, other sizes of the map, kills of single processes, a standby
-and its promotion, an old primary that is rewound, restores that take the cluster's place, and lapses
-in which ptrack is away.
+and its promotion, an old primary that is rewound, restores that take the cluster's place, and
+lapses in which ptrack is away.
 
 **What holds after each step.** :meth:`Machine.nothing_is_lost` compares the files of each
 running cluster with every backup it has (a :class:`Parent`), as they are, with what is dirty
