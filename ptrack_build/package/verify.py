@@ -299,6 +299,10 @@ class _Course:
         self.passed += 1
         return True
 
+    def lacks(self, name: str, what: str) -> None:
+        """Note what a step was taken without, since it is not to be had: no reason to fail."""
+        self.notes.append(f"{name}: {what}")
+
     def skip(self, name: str, why: str) -> None:
         """Leave a step out."""
         self.skipped += 1
@@ -346,7 +350,9 @@ def one(client: DockerClient, each: Published, before: Published | None) -> repo
             with opened(whole) as container:
                 container.call(["sh", env["STEPS"], "develop"], env=env, log=log)
 
-        course.take("develop", developed)
+        if course.take("develop", developed) and not documents:
+            absent = f"{each.image} has no {_documents(each)}"
+            course.lacks("develop", f"{absent}, which ours were not laid beside")
         _booted(course, client, image, mounts, env)
         if not plain.packages:
             course.skip("swap", plain.why)
@@ -542,7 +548,7 @@ def _with_dependencies(
         simulate = ["apt-get", "install", "-s", "--no-install-recommends"]
         container.call(["apt-get", "update"], env=env, log=log)
         # beside any server, and of no version of it
-        name = f"postgresql-doc-{each.number}"
+        name = _documents(each)
         argv = ["apt-cache", "madison", name]
         listed = container.call(argv, env=env, log=log, capture=True, check=False).stdout
         documents = (name,) if " Packages" in listed else ()
@@ -560,6 +566,11 @@ def _with_dependencies(
     own = {file.name.partition("_")[0] for file in [*ours, *used]}
     image = images.with_packages(client, base, "apt", _others(said, own))
     return image, _others(compiling, {*own, *documents}), plain, documents
+
+
+def _documents(each: Published) -> str:
+    """The plain server's package of documents."""
+    return f"postgresql-doc-{each.number}"
 
 
 def _others(said: str, own: Iterable[str]) -> tuple[str, ...]:

@@ -226,6 +226,7 @@ def test_all_steps_are_run_and_a_skip_says_why(
     assert (first.status, first.tests, first.skipped) == ("incomplete", len(verify.ORDER), 2)
     assert "skipped upgradecluster: no earlier major's packages" in first.note
     assert "skipped swap: debian:bookworm has no postgresql-15" in first.note
+    assert "develop: debian:bookworm has no postgresql-doc-15, which ours were not" in first.note
     assert (second.status, second.skipped, second.note) == ("passed", 0, "")
     assert steps(fake) == [
         *(name for name in verify.ORDER if name not in {"upgradecluster", "swap"}),
