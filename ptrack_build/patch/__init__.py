@@ -297,7 +297,7 @@ def _patched(objects: Objects, source: SourceTree, fit: _Fit) -> PatchedTree:
     """The tree of a fit, whether it is there or not."""
     diff = objects.diff(fit.old, fit.new)
     patch_digest = cache.digest(diff.encode(errors="surrogateescape"))
-    key = cache.digest(LAYOUT, source.digest, patch_digest)[:20]
+    key = tree_key(source.digest, patch_digest)
     return PatchedTree(
         source=source,
         path=cache.directory("tree") / key,
@@ -306,6 +306,11 @@ def _patched(objects: Objects, source: SourceTree, fit: _Fit) -> PatchedTree:
         how=fit.how,
         notes=fit.notes,
     )
+
+
+def tree_key(digest: str, patch_digest: str) -> str:
+    """That of a source with a patch: its name below <cache>/tree."""
+    return cache.digest(LAYOUT, digest, patch_digest)[:20]
 
 
 def _export(objects: Objects, tree: PatchedTree, fit: _Fit) -> None:

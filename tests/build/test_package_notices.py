@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import json
 import re
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
-from ptrack_build import cache
+from ptrack_build import cache, patch, source
 from ptrack_build.package import deb, notices, rpm
+from ptrack_build.source import git
+from ptrack_build.source.lock import Row
 from tests.build import _packages
 
 if TYPE_CHECKING:
@@ -29,6 +34,7 @@ License: BSD
 License: BSD
  {" ".join(BSD.format(what="this is kept").split())}
 """
+PACKAGE_VERSION = re.compile(r"^PACKAGE_VERSION='(.+)'$", re.MULTILINE)
 LONG = "/*\n" + " * Words, words.\n" * 2000
 #: Files of others, and what is shown of them.
 FOREIGN = {
@@ -94,17 +100,94 @@ def test_it_is_said_and_nothing_fails(tmp_path: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == f"WARNING: not in packaging/third-party.copyright: {said}\n"
 
 
-def test_real_trees_have_nothing_that_the_text_lacks() -> None:
-    """Those that sessions have left in the cache: one of each minor."""
-    trees = {
-        found[1]: file.parent
-        for file in sorted((cache.root() / "tree").glob("*/configure"))
-        if (found := re.search(r"^PACKAGE_VERSION='(.+)'$", file.read_text(), re.MULTILINE))
+def released() -> dict[str, str]:
+    """Sources that are PostgreSQL's own and have a number, by digest: those that were found, and
+    matrix.lock's. The repository that git took them from may be anybody's.
+    """
+    found = {row.tree: row.version for row in source.read_lock().values()}
+    for file in (cache.root() / "source").glob("found-*.json"):
+        for each in msgspec.json.decode(file.read_bytes(), type=list[source.Record]):
+            own = any(f" of {server} at " in each.origin for server in git.SERVERS)
+            if "devel" not in each.version and (own or each.provider in {"distro", "tarball"}):
+                found[each.digest] = each.version
+    return found
+
+
+def kept() -> tuple[dict[str, Path], list[str]]:
+    """The patched trees in the cache that are made of those, one of each; the others' versions."""
+    trees = {file.parent.name: file for file in (cache.root() / "tree").glob("*/configure")}
+    patches = {
+        json.loads(memo.read_text())["patch"] for memo in (cache.root() / "memo").glob("patch-*")
     }
+    known = {
+        patch.tree_key(digest, each): f"{version} {digest[:12]}"
+        for digest, version in released().items()
+        for each in patches
+    }
+    names = trees.keys() & known.keys()
+    others = [
+        found[1] if (found := PACKAGE_VERSION.search(trees[name].read_text())) else name
+        for name in trees.keys() - names
+    ]
+    return {known[name]: trees[name].parent for name in sorted(names)}, sorted(others)
+
+
+def test_real_trees_have_nothing_that_the_text_lacks() -> None:
+    """Those that sessions have left in the cache. What somebody has changed is theirs to word."""
+    trees, others = kept()
     if not trees:
-        pytest.skip("no tree of PostgreSQL in the cache; build-NN or test-NN leave one")
+        left_out = f" (left out, as no release is known to be it: {', '.join(others)})"
+        pytest.skip(
+            "no tree of a release in the cache; build-NN or test-NN leave one"
+            + (left_out if others else "")
+        )
     lacking = {version: notices.lacking(tree, notices.text()) for version, tree in trees.items()}
     assert lacking == {version: [] for version in trees}
+
+
+def test_of_the_trees_in_the_cache_only_those_of_releases_count(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = {  # by digest: version, provider, origin
+        "a": ("17.4", "distro", "postgresql-17 17.4-1 of stable"),
+        "b": ("17.5", "git", f"REL_17_STABLE of {git.SERVERS[1]} at b"),
+        "c": ("17.6", "git", "REL_17_STABLE of /home/a/postgres at c"),
+        "d": ("20devel", "git", f"master of {git.SERVERS[0]} at d"),
+        "e": ("18.1", "path", ""),
+        "f": ("19beta1", "git", "REL_19_STABLE of /home/a/postgres at f"),
+    }
+    records = []
+    for digest, (version, provider, origin) in made.items():
+        key = patch.tree_key(digest, "p")
+        _packages.write(
+            own_cache,
+            {
+                f"tree/{key}/configure": f"#!/bin/sh\nPACKAGE_VERSION='{version}'\n",
+                f"tree/{key}/src/x.c": "/* Copyright (c) 1999 A */\n",
+                f"memo/patch-{digest}.json": json.dumps({"key": key, "patch": "p"}),
+            },
+        )
+        if origin:  # a path is not remembered
+            record = source.Record(
+                when=1, key="k", version=version, commit=digest, digest=digest,
+                provider=provider, origin=origin,
+            )  # fmt: skip
+            records.append(record)
+    _packages.write(own_cache, {"source/found-17.json": msgspec.json.encode(records).decode()})
+    row = Row(
+        name="19", version="19beta1", provider="git", commit="f", tree="f", origin="",
+        proven=dt.date(2026, 1, 1),
+    )  # fmt: skip
+    monkeypatch.setattr(source, "read_lock", lambda: {"19": row})
+    trees, others = kept()
+    assert sorted(trees) == ["17.4 a", "17.5 b", "19beta1 f"]
+    assert others == ["17.6", "18.1", "20devel"]
+    with pytest.raises(AssertionError, match=r"src/x\.c: .* Copyright \(c\) 1999 A"):
+        test_real_trees_have_nothing_that_the_text_lacks()
+    for tree in trees.values():
+        cache.remove(tree)
+    with pytest.raises(pytest.skip.Exception, match=r"left out, .*: 17\.6, 18\.1, 20devel\)"):
+        test_real_trees_have_nothing_that_the_text_lacks()
 
 
 @pytest.mark.parametrize("kind", ["deb", "rpm"])
