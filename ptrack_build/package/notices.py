@@ -1,6 +1,7 @@
 """Who else holds what PostgreSQL is made of, and on which terms: packaging/third-party.copyright.
 
     third-party.copyright ── text ──▶ debian/copyright and the rpms' THIRD-PARTY
+                          ── terms, expression ──▶ the rpms' License
     a source tree ── lacking ──▶ statements in it that the text knows nothing of
 
 The text is paragraphs of a debian/copyright, written by hand from the sources of all majors. Paths
@@ -18,7 +19,7 @@ from ptrack_build import REPO
 from ptrack_build.progress import say
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 TEXT: Final = REPO / "packaging" / "third-party.copyright"
@@ -52,6 +53,25 @@ _NOTICE: Final = re.compile(
     r"performance of this software)\b"
 )
 
+#: What SPDX calls the licenses of the text; what is behind ~ there tells wordings apart which SPDX
+#: takes for the same. Those of HPND's kind it does not: none of them has the words of its HPND.
+SPDX: Final = {
+    "Apache-2.0 with LLVM exception": "Apache-2.0 WITH LLVM-exception",
+    "BSD-2-clause": "BSD-2-Clause",
+    "BSD-3-clause": "BSD-3-Clause",
+    "BSL-1.0": "BSL-1.0",
+    "Birgmeier": "Martin-Birgmeier",
+    "Expat": "MIT",
+    "GPL-3+ with Bison exception": "GPL-3.0-or-later WITH Bison-exception-2.2",
+    "ISC": "ISC",
+    "NCSA": "NCSA",
+    "Perl": "(GPL-1.0-or-later OR Artistic-1.0-Perl)",
+    "PostgreSQL": "PostgreSQL",
+    "Spencer": "Spencer-99",
+    "Tcl": "TCL",
+    "X11": "X11",
+}
+
 
 def text() -> str:
     """Paragraphs for a debian/copyright: of files, then of licenses."""
@@ -62,6 +82,29 @@ def patterns(said: str) -> list[str]:
     """What the fields Files of a debian/copyright have."""
     fields = re.findall(r"^Files:((?:.*\n)(?:[ \t].*\n)*)", said, re.MULTILINE)
     return [pattern for field in fields for pattern in field.split()]
+
+
+def terms(said: str) -> dict[str, list[str]]:
+    """The licenses of what each pattern of a debian/copyright matches, by their names there."""
+    found: dict[str, list[str]] = {}
+    for paragraph in said.split("\n\n"):
+        if under := re.search(r"^License: (.+)$", paragraph, re.MULTILINE):
+            found |= dict.fromkeys(patterns(f"{paragraph}\n"), under[1].split(" and "))
+    return found
+
+
+def expression(licenses: Iterable[str]) -> str:
+    """All of these, and PostgreSQL's, as one expression of SPDX's.
+
+    What has no name there is LicenseRef-... with that of the text.
+    """
+    known = {
+        SPDX.get(name) or SPDX.get(name.partition("~")[0])
+        or f"LicenseRef-{name.replace('~', '-')}"
+        for name in licenses
+    }  # fmt: skip
+    others = sorted(known - {SPDX["PostgreSQL"]}, key=str.casefold)
+    return " AND ".join([SPDX["PostgreSQL"], *others])
 
 
 def lacking(tree: Path, said: str) -> list[str]:

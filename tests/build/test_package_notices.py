@@ -5,12 +5,14 @@ from __future__ import annotations
 import datetime as dt
 import json
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
+from cyclonedx import spdx
 
-from ptrack_build import cache, patch, source
+from ptrack_build import cache, matrix, patch, source
 from ptrack_build.package import deb, notices, rpm
 from ptrack_build.source import git
 from ptrack_build.source.lock import Row
@@ -217,3 +219,87 @@ def test_each_license_that_is_named_is_given_once(kind: str, tmp_path: Path) -> 
     assert sorted(named) == sorted(given)
     assert len(listed) == len({*listed}), "a pattern in two paragraphs: the last one holds"
     assert not re.search(r"[ \t]$|\t|.{101}", notices.text(), re.MULTILINE)
+
+
+def tags(text: str) -> dict[str, str]:
+    """The License of each package of a spec, by the word behind %package."""
+    found = re.findall(
+        r"^(?:Name: .*|%package (?P<name>.+))\n(?:[A-Z]\w+: .*\n|#.*\n)*?License: +(?P<terms>.+)$",
+        text,
+        re.MULTILINE,
+    )
+    assert len(found) == text.count("\n%package ") + 1, "a package without a License of its own"
+    return {name or "client": terms for name, terms in found}
+
+
+def spec(role: str, folder: Path) -> str:
+    """Of 18, which has all packages."""
+    tree = _packages.patched(folder)
+    tree = replace(tree, source=replace(tree.source, major=matrix.load().major("18")))
+    files = rpm.render(role, rpm.facts(tree, "Debian"))
+    (text,) = [text for name, text in files.items() if name.endswith(".spec")]
+    return text
+
+
+def test_the_rpms_are_under_all_licenses_of_what_is_in_them(tmp_path: Path) -> None:
+    said = tags(spec("server", tmp_path))
+    assert said.pop("native") == "PostgreSQL"  # it has no files
+    assert {*said} == {*rpm.LINKED, *rpm.LANGUAGES, "llvmjit"}
+    under = {package: each.split(" AND ") for package, each in said.items()}
+    every = {name for names in under.values() for name in names}
+    # what the text has is in the tags, unless no package has it
+    terms = notices.terms(notices.text())
+    for pattern, names in terms.items():
+        for name in names:
+            called = notices.expression([name]).removeprefix("PostgreSQL AND ")
+            assert called in every or "gettimeofday" in pattern, f"{name} of {pattern}"
+    # what is in the tags the text has, and SPDX knows
+    given = {name for names in terms.values() for name in names}
+    references = {f"LicenseRef-{name.replace('~', '-')}" for name in given}
+    for package, each in said.items():
+        assert "PostgreSQL" in under[package]
+        assert {name for name in under[package] if name.startswith("LicenseRef-")} <= references
+        assert spdx.is_expression(re.sub(r"LicenseRef-[\w.-]+", "MIT", each)), each
+    assert not [name for name in given if spdx.is_supported_id(name) and name not in notices.SPDX]
+
+
+def test_the_extension_is_all_its_own(tmp_path: Path) -> None:
+    terms = re.findall(r"^License: +(.+)$", spec("extension", tmp_path), re.MULTILINE)
+    assert terms == ["PostgreSQL"]
+
+
+def test_a_package_is_under_what_its_sources_are() -> None:
+    said = """Files: src/bin/pg_dump/a.c
+ src/bin/pg_dump/b.c
+License: Warner~custom
+
+Files: src/port/win32gettimeofday.c
+License: HPND~author
+
+Files: src/backend/regex/*
+ src/include/regex/*
+License: PostgreSQL and Spencer
+
+Files: contrib/c.c
+License: BSD-3-clause~WIDE and Perl
+
+Files: src/new/d.c
+License: Expat~PuTTY
+
+License: Expat~PuTTY
+ Words.
+"""
+    spencer = "PostgreSQL AND MIT AND Spencer-99"
+    perl = "(GPL-1.0-or-later OR Artistic-1.0-Perl) AND BSD-3-Clause"
+    assert rpm.licenses(said) == {
+        "client": "PostgreSQL AND LicenseRef-Warner-custom AND MIT",
+        "contrib": f"PostgreSQL AND {perl} AND MIT",
+        "devel": spencer,
+        "libs": "PostgreSQL AND MIT",  # a new place may be linked anywhere
+        "libs-oauth": "PostgreSQL AND MIT",
+        "server": spencer,
+        "plperl": "PostgreSQL",
+        "plpython3": "PostgreSQL",
+        "pltcl": "PostgreSQL",
+        "llvmjit": f"PostgreSQL AND {perl} AND Spencer-99",
+    }
