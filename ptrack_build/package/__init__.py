@@ -35,6 +35,8 @@ SHARED_WORDS = frozenset(
     {"alpha", "ia64", "m68k", "mips64el", "mipsel", "ppc64", "riscv64", "s390x", "sh4", "sparc64"}
 )
 
+CACHE_ELSEWHERE = "free some space, or set PTRACK_CACHE to where there is more"
+
 
 class PackageError(PtrackError):
     """The packages could not be made."""
@@ -275,9 +277,18 @@ def table(packages: Sequence[Package]) -> str:
     return "\n".join(lines)
 
 
-def room(path: Path, megabytes: int, what_for: str) -> None:
-    """Raise HostError where a file system has not that much left."""
-    free = shutil.disk_usage(path).free // 1_000_000
+def room(path: Path, megabytes: int, what_for: str, hint: str = CACHE_ELSEWHERE) -> None:
+    """Raise HostError where a file system has not that much left.
+
+    path: a directory, which need not be there yet; hint: what to do, by default about the cache.
+    """
+    there = next(each for each in (path, *path.parents) if each.exists())
+    free = shutil.disk_usage(there).free // 1_000_000
     if free < megabytes:
         what = f"{path} has {free} MB free; {what_for} takes {megabytes} MB"
-        raise HostError(what, hint="free some space, or set PTRACK_CACHE to where there is more")
+        raise HostError(what, hint=hint)
+
+
+def dist_room(dist: Path, megabytes: int, what_for: str) -> None:
+    """The same for dist/, whose place no setting changes."""
+    room(dist, megabytes, what_for, f"free some space at {dist}, and run it again")

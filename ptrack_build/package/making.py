@@ -28,7 +28,17 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
 
 from ptrack_build import __version__, cache, host, report
 from ptrack_build.errors import CommandFailed, UsageError
-from ptrack_build.package import Package, PackageError, Release, System, publish, room, table
+from ptrack_build.package import (
+    DIST,
+    Package,
+    PackageError,
+    Release,
+    System,
+    dist_room,
+    publish,
+    room,
+    table,
+)
 from ptrack_build.package.place import HERE
 from ptrack_build.progress import Step, say, step
 from ptrack_build.run import call
@@ -46,6 +56,8 @@ if TYPE_CHECKING:
     from ptrack_build.source import SourceTree
 
 FREE_MB: Final = 3000
+#: Of dist/, for a release with its symbols and sources: that of 17 has 45 as Debian packages.
+DIST_FREE_MB: Final = 300
 _KEPT: Final = "packages.json"
 NEUTRAL: Final = ("all", "noarch", "source", "src")  # architectures of packages that fit any
 MAINTAINER: Final = "The ptrack developers <maintainers@ptrack.example>"
@@ -602,7 +614,9 @@ def one(kind: str, build: Builder, major: Major, wanted: Wanted) -> Path:
     """Fetch, patch, package and publish a major; prints the packages and where they are."""
     from ptrack_build import container, patch, source
 
-    host.jobs()  # before anything is fetched, which takes long
+    # before anything is fetched and compiled, which takes long
+    host.jobs()
+    dist_room(DIST, DIST_FREE_MB, "putting packages there")
     host.ensure(["git"], besides=FASTER)
     tree = patch.apply(source.fetch(major, locked=wanted.locked))
     with container.place(wanted.image, slot(kind, major), kept=kind) as where:

@@ -24,10 +24,10 @@ from ptrack_build.package import (
     DIST,
     PackageError,
     alone,
+    dist_room,
     folders,
     read,
     replacing,
-    room,
     sha256,
     signing,
 )
@@ -103,7 +103,7 @@ def make(dist: Path = DIST, *, unsigned: bool = False) -> Path:
                 needs += ["gpg", *(["rpmsign"] if rpms else [])]
             host.ensure(needs)
             size = sum(file.stat().st_size for each in found for file in each.files)
-            room(dist, size // 1_000_000 + 50, "a repository of what is there")
+            dist_room(dist, size // 1_000_000 + 50, "a repository of what is there")
             key = None if unsigned else stack.enter_context(signing.key())
             with step("repository"), replacing(final) as scratch:
                 if debs:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ptrack_build import container, host, patch, source
+from ptrack_build.errors import HostError
 from ptrack_build.package import PackageError, Release, deb, making, rpm
 from ptrack_build.package.place import HERE, Native
 from ptrack_build.run import Completed
@@ -198,6 +199,29 @@ def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: Native) -> 
     monkeypatch.setattr(making, "publish", lambda _made: tmp_path)
     making.one("deb", build, tree.source.major, making.Wanted())
     return met
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_too_little_room_in_dist_is_said_before_anything_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dist = tmp_path / "not" / "there"
+    usage = shutil.disk_usage(tmp_path)
+    asked: list[Path] = []
+
+    def full(path: Path) -> object:
+        asked.append(path)
+        return usage._replace(free=299_999_999)
+
+    monkeypatch.setattr(shutil, "disk_usage", full)
+    monkeypatch.setattr(making, "DIST", dist)
+    monkeypatch.setattr(source, "fetch", lambda *_a, **_k: pytest.fail("fetched"))
+    major = _packages.patched(tmp_path).source.major
+    with pytest.raises(HostError, match=f"{dist} has 299 MB free; .* takes 300 MB") as caught:
+        making.one("deb", deb.build, major, making.Wanted())
+    assert caught.value.hint == f"free some space at {dist}, and run it again"
+    assert asked == [tmp_path]
+    assert not dist.exists()
 
 
 def test_packaging_sees_to_a_compiler_cache(
