@@ -81,7 +81,8 @@ class Package:
 class Release:
     """The packages of one major for one system, in files below the cache.
 
-    made_of: what a reader needs to make them again, as JSON; files: sorted by name.
+    made_of: what a reader needs to make them again, as JSON; files: sorted by name; buildinfo:
+    dpkg's own records of how they were made, which have the day and the machine in them.
     """
 
     kind: Literal["deb", "rpm"]
@@ -90,6 +91,7 @@ class Release:
     made_of: dict[str, Any]
     packages: tuple[Package, ...]
     files: tuple[Path, ...]
+    buildinfo: tuple[Path, ...] = ()
 
     @property
     def place(self) -> str:
@@ -97,9 +99,9 @@ class Release:
         shared = self.kind == "rpm" and self.system.architecture in SHARED_WORDS
         return f"{self.system.name}{'-rpm' if shared else ''}/postgresql-{self.major}"
 
-    def manifest(self) -> str:
-        """manifest.json: equal for equal packages."""
-        said = {
+    def manifest(self, *, buildinfo: bool = True) -> str:
+        """manifest.json: equal for equal packages, but for what it says of buildinfo."""
+        said: dict[str, Any] = {
             "format": FORMAT,
             "kind": self.kind,
             "system": asdict(self.system),
@@ -107,6 +109,10 @@ class Release:
             **self.made_of,
             "packages": [asdict(package) for package in self.packages],
         }
+        if buildinfo and self.buildinfo:
+            said["buildinfo"] = [
+                {"file": file.name, "sha256": sha256(file)} for file in self.buildinfo
+            ]
         return json.dumps(said, indent=1, sort_keys=True) + "\n"
 
 
@@ -132,18 +138,19 @@ def publish(release: Release, dist: Path = DIST) -> Path:
     from ptrack_build.package import sbom  # nothing else needs its libraries
 
     final = dist / release.place
-    manifest = release.manifest()
-    named = {package.file: package.sha256 for package in release.packages}
-    said = {MANIFEST: manifest, sbom.FILE: sbom.document(release)}
-    for name, text in said.items():
-        named[name] = hashlib.sha256(text.encode()).hexdigest()
-    sums = "".join(f"{digest}  {file}\n" for file, digest in sorted(named.items()))
     try:
+        manifest = release.manifest()
+        named = {package.file: package.sha256 for package in release.packages}
+        named |= {file.name: sha256(file) for file in release.buildinfo}
+        said = {MANIFEST: manifest, sbom.FILE: sbom.document(release)}
+        for name, text in said.items():
+            named[name] = hashlib.sha256(text.encode()).hexdigest()
+        sums = "".join(f"{digest}  {file}\n" for file, digest in sorted(named.items()))
         with alone(dist, f"publishes {release.major}"):
             if _holds(final, named, sums):
                 return final
             with replacing(final) as scratch:
-                for file in release.files:
+                for file in (*release.files, *release.buildinfo):
                     shutil.copyfile(file, scratch / file.name)
                     if sha256(scratch / file.name) != named[file.name]:
                         what = f"{file} has changed since it was made"

@@ -54,7 +54,7 @@ DOCS: Final = ("docs/operating.md", "docs/contract.md")
 LIBC_UNCHECKED: Final[dict[str, tuple[int, ...]]] = {"deb": (14,), "ubuntu": (26, 4)}
 COMMON: Final = "postgresql-common"  # of what it does with clusters, much is of its version
 FLAVOUR: Final = "pt"  # two characters: what postgresql-common expects of a flavour
-FORMAT: Final = "deb 1"  # of what is kept below the cache; part of the keys
+FORMAT: Final = "deb 2"  # of what is kept below the cache; part of the keys
 
 #: What belongs to the client's package; a major has those that it has.
 CLIENT_PROGRAMS: Final = (
@@ -580,7 +580,8 @@ def _make(job: _Job) -> None:
             on_line=bench.count,
         )  # fmt: skip
         made = [*job.place.glob("*.*deb"), *job.place.glob("*.dsc"), *job.place.glob("*.tar.gz")]
-        bench.keep(made, lambda file: _described(file, job))
+        records = job.place.glob("*.buildinfo")
+        bench.keep(made, lambda file: _described(file, job), records)
 
 
 def _described(file: Path, job: _Job) -> Package:

@@ -355,6 +355,10 @@ class Job:
             os.utime(self.final)
         return [Package(**each) for each in json.loads((self.final / _KEPT).read_text())]
 
+    def buildinfo(self) -> list[Path]:
+        """What dpkg has said of how they were made."""
+        return sorted(self.final.glob("*.buildinfo"))
+
 
 J = TypeVar("J", bound=Job)
 
@@ -386,8 +390,13 @@ class Bench:
                 done = 0.9 * min(1.0, self.compiled / max(self._before, self.compiled))
                 self._shown.update(done, f"{self.compiled} files compiled")
 
-    def keep(self, files: Iterable[Path], describe: Callable[[Path], Package]) -> None:
-        """Put the packages to where the key says, each described.
+    def keep(
+        self,
+        files: Iterable[Path],
+        describe: Callable[[Path], Package],
+        buildinfo: Iterable[Path] = (),
+    ) -> None:
+        """Put the packages to where the key says, each described, and the records beside them.
 
         Raises PackageError where there are none, or one is for another architecture.
         """
@@ -402,6 +411,8 @@ class Bench:
         if not found:
             what = f"{self.job.name}: no package was made"
             raise PackageError(what, log=self.job.log, hint="read the log")
+        for file in buildinfo:
+            shutil.copyfile(file, self._scratch / file.name)
         (self._scratch / _KEPT).write_text(json.dumps([asdict(each) for each in found], indent=1))
 
 
@@ -469,6 +480,7 @@ def finished(
         made_of=made_of,
         packages=tuple(package for package, _ in found),
         files=tuple(file for _, file in found),
+        buildinfo=tuple(file for job in jobs for file in job.buildinfo()),
     )
 
 

@@ -160,7 +160,8 @@ def _there(
 def compare(here: Release, place: Path) -> list[str]:
     """The names of the files that are equal: all of them. place/out: the other side's.
 
-    Raises PackageError with what differs, and keeps the first side in place/here.
+    buildinfo is not compared: it has the day of the build, and how many compilers ran. Raises
+    PackageError with what differs, and keeps the first side in place/here.
     """
     ours = {file.name: file for file in here.files}
     theirs = {file.name: file for file in (place / "out").iterdir() if file.name != MANIFEST}
@@ -169,7 +170,8 @@ def compare(here: Release, place: Path) -> list[str]:
         name for name in ours.keys() & theirs.keys() if sha256(ours[name]) != sha256(theirs[name])
     )
     manifest = (place / "out" / MANIFEST).read_text()
-    if not differing and manifest != here.manifest():
+    ours_said = here.manifest(buildinfo=False)
+    if not differing and manifest != ours_said:
         differing = [MANIFEST]
     if not differing:
         return sorted(ours)
@@ -177,7 +179,7 @@ def compare(here: Release, place: Path) -> list[str]:
     kept.mkdir(exist_ok=True)
     for file in here.files:
         shutil.copyfile(file, kept / file.name)
-    (kept / MANIFEST).write_text(here.manifest())
+    (kept / MANIFEST).write_text(ours_said)
     rows = "\n".join(f"    {name}: {_how(kept / name, place / 'out' / name)}" for name in differing)
     what = f"{len(differing)} of {len(ours.keys() | theirs.keys())} files differ:\n{rows}"
     hint = f"diffoscope {kept} {place / 'out'}"
@@ -234,7 +236,7 @@ def main(order: Path, out: Path) -> None:
     for file in made.files:
         shutil.copyfile(file, out / file.name)
         (out / file.name).chmod(0o644)
-    (out / MANIFEST).write_text(made.manifest())
+    (out / MANIFEST).write_text(made.manifest(buildinfo=False))
 
 
 if __name__ == "__main__":

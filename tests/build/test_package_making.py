@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import pwd
 import shutil
@@ -18,7 +19,18 @@ import pytest
 
 from ptrack_build import container, host, patch, source
 from ptrack_build.errors import HostError
-from ptrack_build.package import PackageError, Release, deb, making, rpm
+from ptrack_build.package import (
+    SUMS,
+    PackageError,
+    Release,
+    deb,
+    making,
+    publish,
+    read,
+    rpm,
+    sbom,
+    sha256,
+)
 from ptrack_build.package.place import HERE, Native
 from ptrack_build.run import Completed
 from ptrack_build.source.mirror import WHEN
@@ -308,6 +320,29 @@ def test_a_build_is_kept_and_edits_make_only_what_they_touch(
 
 
 @_packages.with_dpkg
+def test_what_dpkg_notes_of_a_build_is_kept_beside_the_packages(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of both source packages, in dist/ and its sums; in no bill, for they are no packages."""
+    del own_cache
+    made = _packages.line("deb", tmp_path, monkeypatch).built()
+    assert [file.name.partition("_")[0] for file in made.buildinfo] == ["server", "extension"]
+    assert not {*made.buildinfo} & {*made.files}
+    text = "".join(file.read_text() for file in made.buildinfo)
+    debs = [each for each in made.packages if each.architecture != "source"]
+    assert all(f" {each.sha256} {each.size} {each.file}\n" in text for each in debs)
+    place = publish(made, tmp_path / "dist")
+    said = read(place, dict)
+    for file in made.buildinfo:
+        kept = place / file.name
+        assert kept.read_bytes() == file.read_bytes()
+        assert {"file": kept.name, "sha256": sha256(kept)} in said["buildinfo"]
+        assert f"{sha256(kept)}  {kept.name}\n" in (place / SUMS).read_text()
+    assert "buildinfo" not in (place / sbom.FILE).read_text()
+    assert "buildinfo" not in json.loads(made.manifest(buildinfo=False))
+
+
+@_packages.with_dpkg
 def test_the_extension_comes_with_its_source_and_the_tests_in_it(
     tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -369,7 +404,7 @@ def test_two_builds_are_the_same_bytes(
     monkeypatch.setenv("PTRACK_CACHE", str(tmp_path / "another"))
     second = line.built()
     assert second.files != first.files
-    assert second.manifest() == first.manifest()
+    assert second.manifest(buildinfo=False) == first.manifest(buildinfo=False)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root builds as somebody else")
@@ -383,7 +418,7 @@ def test_two_users_make_the_same_bytes(line: Line, monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv("PTRACK_CACHE", place)
         second = line.built()
         assert second.files != first.files
-        assert second.manifest() == first.manifest()
+        assert second.manifest(buildinfo=False) == first.manifest(buildinfo=False)
 
 
 def test_a_failure_leaves_nothing_and_tells_why(

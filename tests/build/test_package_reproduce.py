@@ -5,6 +5,7 @@ The builds are stand-ins that write files; the real one is the session's.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -36,7 +37,7 @@ def other_side(place: Path, made: Release, **changed: str) -> Path:
         (out / file.name).write_text(changed.pop(file.stem, file.read_text()))
     for stem, text in changed.items():
         (out / f"{stem}.deb").write_text(text)
-    (out / MANIFEST).write_text(made.manifest())
+    (out / MANIFEST).write_text(made.manifest(buildinfo=False))
     return place
 
 
@@ -61,6 +62,18 @@ def test_a_file_that_differs_fails_and_both_sides_are_kept(
     assert "apt-get install -y diffoscope-minimal, then: diffoscope" in (caught.value.hint or "")
     assert (place / "here" / "b.deb").read_text() == "2"
     assert (place / "out" / "b.deb").read_text() == "3"
+
+
+def test_what_is_noted_of_the_day_is_not_compared(tmp_path: Path) -> None:
+    sides = []
+    for name in ("one", "two"):
+        note = tmp_path / f"{name}.buildinfo"
+        note.write_text(f"Build-Date: {name}\n")
+        made = release(tmp_path / name, a="1")
+        sides.append(dataclasses.replace(made, buildinfo=(note,)))
+    here, there = sides
+    assert here.manifest() != there.manifest()
+    assert reproduce.compare(here, other_side(tmp_path / "there", there)) == ["a.deb"]
 
 
 def test_a_file_of_one_side_only_differs(tmp_path: Path) -> None:
