@@ -108,15 +108,13 @@ PLACES = (
     "PTRACK_VENV",
 )  # fmt: skip
 
-#: What PTRACK_SOURCE may name that is no path, whatever lies where nox was called from.
-SOURCES = ("auto", "git", "distro", "tarball")
-
 
 def from_where_nox_was_called(session: nox.Session) -> None:
     """Make relative paths in settings absolute: a session runs in the checkout."""
+    from ptrack_build import source
 
     def placed(name: str, word: str) -> str:
-        if name == "PTRACK_SOURCE" and word.partition(":")[0] in SOURCES:
+        if name == "PTRACK_SOURCE" and source.is_provider(word.partition(":")[0]):
             return word
         path = Path(session.invoked_from) / word
         # the others may be an address or a fingerprint

@@ -62,6 +62,7 @@ __all__ = [
     "check_settings",
     "export",
     "fetch",
+    "is_provider",
     "open_mirror",
     "read_file",
     "read_lock",
@@ -90,6 +91,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 def providers() -> tuple[Provider, ...]:
     """What `auto` tries, in order."""
     return (GitProvider(), DistroProvider(), TarballProvider())
+
+
+def is_provider(name: str) -> bool:
+    """Whether PTRACK_SOURCE by this name, before a colon, asks providers and is no path."""
+    return name == "auto" or name in {provider.name for provider in providers()}
 
 
 def fetch(

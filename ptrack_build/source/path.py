@@ -81,7 +81,7 @@ class PathProvider:
             hint = "PTRACK_SOURCE is auto, git, distro, tarball, or a directory or tarball"
             raise BadSource(what, hint=hint)
         version = want.mirror.version(commit, str(path))
-        _check(want, version, path)
+        check_version(want.major, version, str(path), error=OtherMajor)
         return SourceTree(
             major=want.major,
             version=version,
@@ -100,10 +100,6 @@ def _tagged(path: Path, commit: str, version: str) -> bool:
     tag = "REL_" + re.sub(r"\.|(?=[a-z])", "_", version, count=1).upper()
     asked = ("-C", str(path), "rev-parse", "--quiet", "--verify", f"refs/tags/{tag}^{{commit}}")
     return git(*asked, check=False).stdout.decode().strip() == commit
-
-
-def _check(want: Want, version: str, path: Path) -> None:
-    check_version(want.major, version, str(path), error=OtherMajor)
 
 
 def _listed(names: list[str]) -> str:
@@ -175,7 +171,7 @@ def _from_worktree(want: Want, path: Path) -> str:
 def _from_directory(want: Want, path: Path) -> str:
     texts = [_text(path / name) for name in VERSION_FILES]
     version = find_version(texts, str(path))
-    _check(want, version, path)
+    check_version(want.major, version, str(path), error=OtherMajor)
     header, md = PATCHED_FILES
     refuse_patched(str(path), header=(path / header).exists(), md=_text(path / md) or b"")
     if (path / "config.status").exists() or (path / "GNUmakefile").exists():
