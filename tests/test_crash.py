@@ -143,20 +143,23 @@ def test_full_page_writes_by_reload(factory: Factory) -> None:
     oracle.check(snapshot, cluster, changed=40)
 
 
+@pytest.mark.skipif(fault.compiler() is None, reason="needs a C compiler")
 def test_crash_in_crash(factory: Factory) -> None:
     """Killed again and again while it recovers, then let through."""
-    cluster = factory.create(checksums=True, full_page_writes=False)
-    workload.prepare(cluster)
-    scenarios = [one for one in workload.available(cluster) if not one.checkpoints]
-    workload.set_up(cluster, scenarios)
-    snapshot = oracle.take(cluster)
-    workload.change(cluster, scenarios)
-    oracle.evict(snapshot, cluster, changed=200)
-    cluster.kill_all()
-    for seconds in (0.02, 0.05, 0.1, 0.2):
-        cluster.start_and_kill(seconds)
-    cluster.start()
-    oracle.check(snapshot, cluster, changed=200)
+    cluster = factory.create(checksums=True, full_page_writes=False, start=False)
+    with Fault(cluster, factory.shared) as orders:
+        cluster.start()
+        workload.prepare(cluster)
+        scenarios = [one for one in workload.available(cluster) if not one.checkpoints]
+        workload.set_up(cluster, scenarios)
+        snapshot = oracle.take(cluster)
+        workload.change(cluster, scenarios)
+        oracle.evict(snapshot, cluster, changed=200)
+        cluster.kill_all()
+        for number in (1, 4, 20, 100):
+            assert fault.start_killed(cluster, orders, number), "recovery was over"
+        cluster.start()
+        oracle.check(snapshot, cluster, changed=200)
 
 
 def test_two_crashes(factory: Factory) -> None:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import client, lsn, mapfile, oracle, system
+from tests.harness import client, fault, lsn, mapfile, oracle, system
 from tests.harness.cluster import MAP_TMP
+from tests.harness.fault import Fault
 from tests.harness.parent import CHANGE, TABLE, before, refused, safe
 
 if TYPE_CHECKING:
@@ -144,17 +145,21 @@ def test_library_out_crash_without_checkpoint(factory: Factory) -> None:
     oracle.check(snapshot, cluster, changed=20)
 
 
-def test_library_out_during_recovery(cluster: Cluster) -> None:
+@pytest.mark.skipif(fault.compiler() is None, reason="needs a C compiler")
+def test_library_out_during_recovery(factory: Factory) -> None:
     """Killed somewhere in the recovery of a server without it."""
-    snapshot = before(cluster)
-    cluster.sql(CHANGE)
-    cluster.stop("immediate")
-    cluster.configure(shared_preload_libraries="")
-    for seconds in (0.02, 0.04, 0.3):
-        cluster.start_and_kill(seconds)
-    cluster.configure(shared_preload_libraries="ptrack")
-    cluster.start()
-    safe(snapshot, cluster, mask_hints=True)
+    cluster = factory.create(start=False)
+    with Fault(cluster, factory.shared) as orders:
+        cluster.start()
+        snapshot = before(cluster)
+        cluster.sql(CHANGE)
+        cluster.stop("immediate")
+        cluster.configure(shared_preload_libraries="")
+        for number in (1, 2, 9):
+            assert fault.start_killed(cluster, orders, number), "recovery was over"
+        cluster.configure(shared_preload_libraries="ptrack")
+        cluster.start()
+        safe(snapshot, cluster, mask_hints=True)
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])

@@ -345,12 +345,6 @@ class Cluster:
             assert time.monotonic() < deadline, f"{self.name}: children of a dead postmaster"
             time.sleep(_POLL_SECONDS)
 
-    def start_and_kill(self, seconds: float) -> None:
-        """Start, and kill -9 everything a moment later, wherever recovery is by then."""
-        self.start(wait=False)
-        time.sleep(seconds)
-        self.kill_all()
-
     def kill_child(self, backend_type: str) -> None:
         """kill -9 one process, and wait until the server came back from the crash.
 

@@ -184,6 +184,17 @@ class Fault:
         self._control.stopped = 0
 
 
+def start_killed(cluster: Cluster, orders: Fault, number: int) -> bool:
+    """Start, and kill -9 all before the number-th change of a file; False if it came not to it."""
+    orders.order("base/|/PG_|global/", Kind.changes(), Action.STOP_BEFORE, number=number)
+    cluster.start(wait=False)
+    cluster.wait_for(lambda: orders.stopped > 0 or cluster.ready(), "a start to kill")
+    came = orders.stopped > 0
+    cluster.kill_all()
+    orders.clear()
+    return came
+
+
 @contextlib.contextmanager
 def beside(
     function: Callable[[], object],
