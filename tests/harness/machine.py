@@ -3,8 +3,8 @@
 A run is some *examples*. An example is a fresh cluster with settings that are drawn, and then
 some *steps*: SQL of every kind that touches relation files, checkpoints and evictions, backups,
 ends of every kind and new starts, other sizes of the map, kills of single processes, a standby
-and its promotion, an old primary that is rewound, restores that take the cluster's place, and
-lapses in which ptrack is away.
+and its promotion, an old primary that is rewound, restores, also to a point in time, that take the
+cluster's place, and lapses in which ptrack is away.
 
 **What holds after each step.** :meth:`Machine.nothing_is_lost` compares the files of each
 running cluster with every backup it has (a :class:`Parent`), as they are, with what is dirty
@@ -58,7 +58,7 @@ from hypothesis.stateful import (
 )
 
 from ptrack_build.host import switched_on
-from tests.harness import client, lsn, mapfile, oracle, system, verify
+from tests.harness import client, fault, lsn, mapfile, oracle, system, verify
 from tests.harness.cluster import PTRACK, NotInTime, StartFailed
 from tests.harness.fault import Action, Fault, Kind
 
@@ -424,6 +424,8 @@ class Parent:
         content: rows of the cluster when it was taken, where ``backup`` is set.
         mask: hint bits may differ; set by what loses them.
         served: the map has not passed it. It stays listed, for draws know nothing of this.
+        point: name of the restore point in WAL where ``content`` was read, "" where the cluster
+            has not written all WAL since the backup began.
     """
 
     snapshot: Snapshot
@@ -431,6 +433,7 @@ class Parent:
     content: dict[str, tuple[int, str]] = field(default_factory=dict, repr=False)
     mask: bool = False
     served: bool = True
+    point: str = ""
 
     def inherited(self, *, mask: bool) -> Parent:
         """The same backup as a parent for another cluster."""
@@ -502,15 +505,7 @@ class Node:
     def start(self, killed: Sequence[int] = ()) -> None:
         """Start, after starts that are killed before the change of a file with such a number."""
         for number in killed:
-            self.orders.order(
-                "base/|/PG_|global/", Kind.changes(), Action.STOP_BEFORE, number=number
-            )
-            self.cluster.start(wait=False)
-            self.cluster.wait_for(
-                lambda: self.orders.stopped > 0 or self.cluster.ready(), "a start to kill"
-            )
-            self.cluster.kill_all()
-            self.orders.clear()
+            fault.start_killed(self.cluster, self.orders, number)
             TALLY.counts["starts killed"] += 1
             self.forget_hints()
         self.cluster.start()
@@ -895,6 +890,7 @@ class Machine(RuleBasedStateMachine):
         self.images = True  # full_page_writes has always been on
         self._lead: Node | None = None
         self._made = len(self.factory.made)
+        self._points = 0
         TALLY.counts["examples"] += 1
 
     # ---- plumbing
@@ -1179,14 +1175,12 @@ class Machine(RuleBasedStateMachine):
             content={name: client.image(backup, name) for name in backup.relations},
             block_size=backup.block_size,
         )
-        lead.keep(
-            Parent(
-                snapshot=snapshot,
-                backup=backup,
-                content=verify.content(lead.cluster),
-                mask=mask,
-            )
-        )
+        content = verify.content(lead.cluster)
+        self._points += 1
+        point = f"point {self._points}"
+        lead.cluster.sql("SELECT pg_create_restore_point(%s)", point)
+        lead.cluster.flush_wal()  # it must outlive a crash
+        lead.keep(Parent(snapshot=snapshot, backup=backup, content=content, mask=mask, point=point))
 
     def restorable(self) -> list[Parent]:
         """Backups of the primary that the reference client took."""
@@ -1199,10 +1193,24 @@ class Machine(RuleBasedStateMachine):
         adopt=st.booleans(),
         amcheck=st.sampled_from([False, False, False, True]),
         map_size=st.sampled_from((None, *SIZES)),
+        until=st.sampled_from((None, None, "end", *range(PARENTS))),
+        pause=st.booleans(),
     )
     @_step
-    def restore(self, which: int, *, adopt: bool, amcheck: bool, map_size: int | None) -> None:
-        """Restore a backup with its increments elsewhere; perhaps go on with that cluster."""
+    def restore(
+        self,
+        which: int,
+        *,
+        adopt: bool,
+        amcheck: bool,
+        map_size: int | None,
+        until: str | int | None,
+        pause: bool,
+    ) -> None:
+        """Restore a backup with its increments elsewhere; perhaps go on with that cluster.
+
+        As it was when the backup ended, or as it is now, or was right after another backup since.
+        """
         old = self.lead
         parents = self.restorable()
         parent = parents[which % len(parents)]
@@ -1217,10 +1225,17 @@ class Machine(RuleBasedStateMachine):
         upto = old.parents.index(parent) + 1
         kept = [one.inherited(mask=old.hintable) for one in old.parents[:upto]]
         node = self._node(cluster, kept, hintable=old.hintable)
-        cluster.start()
+        content = parent.content
+        if until is None or not parent.point:
+            cluster.start()
+        else:
+            since = [one for one in parents[parents.index(parent) :] if one.point]
+            end = None if until == "end" else since[int(until) % len(since)]
+            content = end.content if end else verify.content(old.cluster)
+            self._recover(node, end.point if end else "", pause=pause)
         node.look("restored")
         found = verify.content(cluster)
-        assert found == parent.content, "a restored backup has other rows"
+        assert found == content, "a restored backup has other rows"
         if amcheck:
             TALLY.counts["amchecks"] += 1
             verify.whole(cluster)
@@ -1231,6 +1246,31 @@ class Machine(RuleBasedStateMachine):
         self._drop_standby()
         self._drop(old)
         self._lead = node
+
+    def _recover(self, node: Node, point: str, *, pause: bool) -> None:
+        """Start a restored cluster with the WAL of the lead, up to a point or all of it.
+
+        pause: it stands there for a while, before it is a primary.
+        """
+        TALLY.counts["recoveries"] += 1
+        cluster, source = node.cluster, self.lead.cluster
+        source.flush_wal()
+        given: dict[str, Value] = {"restore_command": f"cp {source.data}/pg_wal/%f %p"}
+        if point:
+            given |= {
+                "recovery_target_name": point,
+                "recovery_target_action": "pause" if pause else "promote",
+            }
+        cluster.configure(given)
+        cluster.write("recovery.signal", "")
+        cluster.start()
+        if point and pause:
+            paused = "SELECT pg_is_wal_replay_paused()"
+            cluster.wait_for(lambda: cluster.value(paused), "the recovery target")
+            node.look("at a recovery target")
+            cluster.sql("SELECT pg_wal_replay_resume()")  # which ends it
+        cluster.wait_for(lambda: not cluster.in_recovery, "the end of recovery")
+        cluster.configure(restore_command="", recovery_target_name="")  # it may be a standby later
 
     # ---- ends and starts of the primary
 
@@ -1459,10 +1499,6 @@ class Machine(RuleBasedStateMachine):
         """
         node, old = self._standby, self.lead
         self._free()
-        new = self.factory.install.major >= 13
-        keep: Mapping[str, Value] = {"wal_keep_size": "1GB"} if new else {"wal_keep_segments": 64}
-        for cluster in (old.cluster, node.cluster):
-            cluster.reload(**keep)
         node.cluster.catch_up(old.cluster)
         node.cluster.promote()
         node.cluster.checkpoint()  # before, pg_rewind does not know of the new timeline
