@@ -24,19 +24,20 @@ from ptrack_build.errors import UsageError
 from ptrack_build.run import call
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from ptrack_build.compile import Prefix, Workbench
+    from ptrack_build.matrix import Major
 
 CATALOGUE = REPO / "tests" / "mutants.toml"
 
 
 class Part(Enum):
-    """What a mutant changes."""
+    """What a mutant changes. In both, a file that the extension has is the extension's."""
 
     CORE = "core"
     EXTENSION = "extension"
+    BOTH = "both"
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -56,8 +57,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class Mutant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One protection less.
 
-    rule: what is taken out, in words; since, until: majors it is for; tests: node ids in tests/ of
-    which each has to fail.
+    rule: what is taken out, in words; since, until: majors it is for; variant: how the server is
+    compiled that shows it; tests: node ids in tests/ of which each has to fail.
     """
 
     name: str
@@ -67,6 +68,22 @@ class Mutant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     tests: list[str]
     since: int = 12
     until: int = 99
+    variant: str = compiling.TEST.name
+
+    def split(self) -> tuple[list[Change], list[Change]]:
+        """Its changes of the core, and of the extension."""
+        if self.part is Part.CORE:
+            return self.changes, []
+        if self.part is Part.EXTENSION:
+            return [], self.changes
+        own = [change for change in self.changes if (compiling.EXTENSION / change.file).exists()]
+        return [change for change in self.changes if change not in own], own
+
+    def core_alone(self) -> Mutant:
+        """Of one that changes both: what it makes of the core."""
+        return msgspec.structs.replace(
+            self, name=f"{self.name}, core alone", part=Part.CORE, changes=self.split()[0]
+        )
 
 
 class _Catalogue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -85,7 +102,16 @@ def load(path: Path = CATALOGUE) -> list[Mutant]:
     if twice:
         what = f"{path}: more than one mutant is called {', '.join(twice)}"
         raise UsageError(what)
+    for mutant in mutants:
+        if mutant.variant not in compiling.VARIANTS:
+            what = f"{path}: {mutant.name}: there is no variant {mutant.variant}"
+            raise UsageError(what, hint=f"the variants are {', '.join(compiling.VARIANTS)}")
     return mutants
+
+
+def of(major: Major) -> list[Mutant]:
+    """Those for a major. Raises as :func:`load`."""
+    return [mutant for mutant in load() if mutant.since <= major.number <= mutant.until]
 
 
 def applied(text: str, change: Change) -> str:
@@ -148,42 +174,38 @@ class Laboratory:
     bench: Workbench
     directory: Path
 
-    def mutants(self) -> Iterator[Mutant]:
-        """Those for this major."""
-        number = self.prefix.tree.source.major.number
-        return (each for each in load() if each.since <= number <= each.until)
-
     def make(self, mutant: Mutant) -> Path:
         """A prefix with this mutant; the caller removes it. Raises CommandFailed, UsageError."""
         place = self.directory / re.sub(r"\W+", "-", mutant.name)
         cache.remove(place)
         compiling.link_tree(self.prefix.path, place)
-        if mutant.part is Part.CORE:
-            self._core(mutant, place)
-        else:
-            self._extension(mutant, place)
+        core, own = mutant.split()
+        if core:
+            self._core(core, place)
+        if own:
+            self._extension(own, place)
         return place
 
-    def _core(self, mutant: Mutant, place: Path) -> None:
-        touched = [self.bench.source / change.file for change in mutant.changes]
+    def _core(self, changes: list[Change], place: Path) -> None:
+        touched = [self.bench.source / change.file for change in changes]
         kept = {path: path.read_text() for path in touched}
         try:
-            for change in mutant.changes:
+            for change in changes:
                 path = self.bench.source / change.file
                 _replace(path, applied(path.read_text(), change))
-            for directory in sorted({program_of(change.file) for change in mutant.changes}):
+            for directory in sorted({program_of(change.file) for change in changes}):
                 made = self.bench.program(directory)
                 _replace_file(place / "bin" / made.name, made)
         finally:
             for path, text in kept.items():
                 _replace(path, text)
 
-    def _extension(self, mutant: Mutant, place: Path) -> None:
+    def _extension(self, changes: list[Change], place: Path) -> None:
         work = self.directory / "extension"
         cache.remove(work)
         ignore = shutil.ignore_patterns("*.o", "*.so", "*.bc")
         shutil.copytree(compiling.EXTENSION, work, ignore=ignore)
-        for change in mutant.changes:
+        for change in changes:
             path = work / change.file
             path.write_text(applied(path.read_text(), change))
         config = f"PG_CONFIG={place / 'bin' / 'pg_config'}"

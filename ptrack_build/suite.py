@@ -324,12 +324,17 @@ def mutants(major: Major, args: Sequence[str], *, locked: bool = False) -> repor
 
     Raises UsageError, before anything is built, for words that mean no mutant.
     """
+    from ptrack_build import mutants as catalogue
+
     paths = ["tests/test_mutants.py"]
     slow = ["-m", "slow", *args]
     if args and not _matched(paths, slow):
         raise _nothing(args)
     _check_places()
     built = prefix(major, compiling.TEST, locked=locked)
+    if not args:
+        for variant in sorted({mutant.variant for mutant in catalogue.of(major)}):
+            prefix(major, compiling.VARIANTS[variant], locked=locked)
     name = f"mutants-{major.name}"
     settings = {"PTRACK_MUTANTS_MAJOR": major.name, **({"PTRACK_LOCKED": "1"} if locked else {})}
     return judged(

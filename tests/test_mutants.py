@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import itertools
 import os
 import re
 import subprocess
@@ -20,7 +22,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ptrack_build import cache, mutants, patch
+from ptrack_build import cache, matrix, mutants, patch, suite
+from ptrack_build import compile as compiling
 from ptrack_build.patch import committed
 from tests.harness import oracle, workload
 from tests.harness.cluster import PTRACK
@@ -30,6 +33,7 @@ from tests.harness.parent import CHANGE, TABLE, before, refused
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from ptrack_build.matrix import Major
     from ptrack_build.mutants import Laboratory, Mutant
     from tests.harness.cluster import Cluster
     from tests.harness.factory import Factory
@@ -38,18 +42,29 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
-def laboratory() -> Iterator[Laboratory]:
-    from ptrack_build import compile as compiling
-    from ptrack_build import matrix, suite
+def major() -> Major:
+    return matrix.load().major(os.environ.get("PTRACK_MUTANTS_MAJOR", "17"))
 
-    major = os.environ.get("PTRACK_MUTANTS_MAJOR", "17")
-    prefix = suite.prefix(matrix.load().major(major), compiling.TEST)
-    with compiling.workbench(prefix) as bench:
-        directory = cache.directory("mutants", major)
-        try:
-            yield mutants.Laboratory(prefix=prefix, bench=bench, directory=directory)
-        finally:
-            cache.remove(directory)
+
+@pytest.fixture(scope="module")
+def laboratories(major: Major) -> Iterator[Callable[[str], Laboratory]]:
+    """By a variant's name: it is set up when it is first asked for."""
+    directory = cache.directory("mutants", major.name)
+    with contextlib.ExitStack() as stack:
+        stack.callback(cache.remove, directory)
+
+        @functools.cache
+        def laboratory(variant: str) -> Laboratory:
+            prefix = suite.prefix(major, compiling.VARIANTS[variant])
+            bench = stack.enter_context(compiling.workbench(prefix))
+            return mutants.Laboratory(prefix=prefix, bench=bench, directory=directory)
+
+        yield laboratory
+
+
+@pytest.fixture(scope="module")
+def laboratory(laboratories: Callable[[str], Laboratory]) -> Laboratory:
+    return laboratories(compiling.TEST.name)
 
 
 def _run(
@@ -68,10 +83,23 @@ def _run(
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("mutant", mutants.load(), ids=lambda mutant: mutant.name)
-def test_caught(laboratory: Laboratory, mutant: Mutant, tmp_path: Path) -> None:
-    """By an assertion or the oracle: what else goes wrong shows nothing about the protection."""
-    if mutant not in list(laboratory.mutants()):
-        pytest.skip(f"not for PostgreSQL {laboratory.prefix.tree.source.major.name}")
+def test_caught(
+    laboratories: Callable[[str], Laboratory], major: Major, mutant: Mutant, tmp_path: Path
+) -> None:
+    """By an assertion or the oracle: what else goes wrong shows nothing about the protection.
+
+    Where both are changed, the core's part makes the other's needed: alone it goes unnoticed.
+    """
+    if mutant not in mutants.of(major):
+        pytest.skip(f"not for PostgreSQL {major.name}")
+    laboratory = laboratories(mutant.variant)
+    if mutant.part is mutants.Part.BOTH:
+        place = laboratory.make(mutant.core_alone())
+        try:
+            done = _run(place, mutant.tests)
+            assert done.returncode == 0, f"without the other part: {done.stdout[-4000:]}"
+        finally:
+            cache.remove(place)
     place = laboratory.make(mutant)
     try:
         for test in mutant.tests:
@@ -336,8 +364,12 @@ def test_server_of_another_core_patch(factory: Factory, laboratory: Laboratory) 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_unchanged_passes(laboratory: Laboratory) -> None:
+@pytest.mark.parametrize("variant", sorted({mutant.variant for mutant in mutants.load()}))
+def test_unchanged_passes(major: Major, variant: str) -> None:
     """What the mutants fail on passes without them."""
-    tests = sorted({test for mutant in laboratory.mutants() for test in mutant.tests})
-    done = _run(laboratory.prefix.path, tests)
+    fail = [mutant.tests for mutant in mutants.of(major) if mutant.variant == variant]
+    tests = sorted(set(itertools.chain.from_iterable(fail)))
+    if not tests:
+        pytest.skip(f"no mutant of {variant} is for PostgreSQL {major.name}")
+    done = _run(suite.prefix(major, compiling.VARIANTS[variant]).path, tests)
     assert done.returncode == 0, done.stdout[-4000:]
