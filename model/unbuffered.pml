@@ -2,8 +2,11 @@
  * unbuffered.pml
  *	  Pages written past the buffer pool: no checkpoint waits for them.
  *
- * A process logs one page or both of a file, in one record, and then writes
- * them one by one, as index builds and bulk writes do; or it makes the file
+ * A process publishes one page or both of a file, logs them in one record, and
+ * then writes them one by one, as index builds and bulk writes do, and is asked
+ * for them before that by a backup that copies them after; or it logs them and
+ * does not tell, as an access method may that has WAL of its own, which is what
+ * no backup may ask for then; or it makes the file
  * grow by zeros; or it appends a page without an LSN, and logs it later (GiST
  * builds).  The file is empty when it begins, or has a page, or two: what is
  * written appends to it, with a gap in front or not, or overwrites a page.
@@ -66,6 +69,7 @@ byte replaying;
 byte slot[PAGES];		/* the map in memory */
 byte from[WRITERS];		/* in-flight entries: the range's first page ... */
 byte to[WRITERS];		/* ... and its end, 0 for none */
+byte logged[WRITERS];	/* what is to be written later, as "record" has it */
 byte grown[WRITERS];	/* grown_redo + 1 of a process that has made the file grow ... */
 byte grown_from[WRITERS];	/* ... from this page on */
 byte flush_redo;
@@ -127,6 +131,16 @@ inline mark(first, beyond, lsn)
 	mark_one(0, first, beyond, lsn)
 }
 
+inline mark_logged(pages, lsn)
+{
+	if :: pages & 1 -> RAISE(slot[0], SEEN(lsn)) :: else fi;
+	if :: pages & 2 -> RAISE(slot[1], SEEN(lsn)) :: else fi;
+#if PAGES == 3
+	if :: pages & 4 -> RAISE(slot[2], SEEN(lsn)) :: else fi;
+#endif
+	skip
+}
+
 inline forget(first, end)
 {
 	i = first;
@@ -162,9 +176,13 @@ inline flush_map()
 	/* RULE FLUSH_IN_FLIGHT ptrack_file_flush (mapflush.c): ptrack_mark_published is not called */
 #ifndef NO_FLUSH_IN_FLIGHT
 	do
-	:: atomic { i < WRITERS && to[i] == 0 -> i++ }
-	:: atomic { i < WRITERS && to[i] != 0 -> first = from[i]; beyond = to[i] };
-		atomic { mark(first, beyond, lsn); first = 0; beyond = 0; i++ }
+	:: atomic { i < WRITERS -> first = logged[i]; mark_logged(first, lsn); first = to[i] };
+		if
+		:: first == 0
+		:: atomic { first != 0 -> first = from[i]; beyond = to[i] };
+			atomic { mark(first, beyond, lsn); beyond = 0 }
+		fi;
+		atomic { first = 0; i++ }
 	:: atomic { i == WRITERS -> i = 0; break }
 	od;
 #endif
@@ -225,7 +243,10 @@ end:
 			recovery = true;
 			replaying = 0;
 			EACH(LOSE); flush_redo = 0;
-			do :: i < WRITERS -> from[i] = 0; to[i] = 0; grown[i] = 0; grown_from[i] = 0; i++ :: else -> break od;
+			do
+			:: i < WRITERS -> from[i] = 0; to[i] = 0; logged[i] = 0; grown[i] = 0; grown_from[i] = 0; i++
+			:: else -> break
+			od;
 			/* any WAL may have become durable */
 			do :: durable < ins -> durable++ :: break od;
 			forget(durable, ins);
@@ -252,12 +273,13 @@ end:
 
 /* scan_file and scan_tail; buffered.pml has the query's steps */
 #define TAIL			(replayed || since < whole_lsn)
-#define IN_FLIGHT(w, n)	(from[w] <= (n) && to[w] > (n))
+#define IN_FLIGHT(w, n)	(from[w] <= (n) && to[w] > (n) || (logged[w] & (1 << (n))))
 #if WRITERS == 2
-#define MARKED(n)		(slot[n] >= since || IN_FLIGHT(0, n) || IN_FLIGHT(1, n))
+#define PUBLISHED(n)	(IN_FLIGHT(0, n) || IN_FLIGHT(1, n))
 #else
-#define MARKED(n)		(slot[n] >= since || IN_FLIGHT(0, n))
+#define PUBLISHED(n)	IN_FLIGHT(0, n)
 #endif
+#define MARKED(n)		(slot[n] >= since || PUBLISHED(n))
 /* RULE TAIL_LSN page_unmarked (query.c): a page whose WAL was lost stops the walk */
 #ifdef NO_TAIL_LSN
 #define UNMARKED(n)		(page[n] == ZEROS || page[n] == BARE)
@@ -291,11 +313,13 @@ end:
 	od
 }
 
+#define HAS_LSN(n)	(mine[n] != 0 && mine[n] != ZEROS && mine[n] != BARE)
+
 /* RULE BEHIND_FLUSH needs_durable_mark (hooks.c): lsn is not compared with flush_redo */
 #ifdef NO_BEHIND_FLUSH
 #define BEHIND	false
 #else
-#define BEHIND	(mine[n] <= flush_redo)
+#define BEHIND	(mine[n] <= flush_redo && !(logged[me] & (1 << n)))
 #endif
 /* RULE GROWN_REDO needs_durable_mark (hooks.c): grown_redo is not compared with flush_redo */
 #ifdef NO_GROWN_REDO
@@ -324,7 +348,7 @@ inline look()
 		:: else
 		fi;
 		if
-		:: mine[n] != ZEROS && mine[n] != BARE && (BEHIND || !GROWS) -> lsn = NOW
+		:: HAS_LSN(n) && (BEHIND || !GROWS) -> lsn = NOW
 		:: else
 		fi
 	}
@@ -348,9 +372,48 @@ inline mark_durably()
 #define LEAVE(n)	mine[n] = 0
 #define APPENDS(n)	(SIZE == (n))
 
+#define LOG(n)		if :: logs & (1 << (n)) -> mine[n] = ins + 1 :: else fi
+
+/* log_pages */
+inline publish_logged()
+{
+	/* RULE PUBLISH_LOGGED log_pages (hooks.c): ptrack_publish_logged is not called */
+#ifndef NO_PUBLISH_LOGGED
+	logged[me] = logs;
+	left = logs
+#else
+	skip
+#endif
+}
+
+inline written()
+{
+	if
+	:: left != 0 ->
+		left = left & (((1 << from[me]) - 1) | ~((1 << to[me]) - 1));
+		/* RULE LOGGED_UNTIL written (map.c): the entry is taken back with the first block */
+#ifdef NO_LOGGED_UNTIL
+		left = 0;
+#endif
+		if :: left == 0 -> logged[me] = 0 :: else fi
+	:: else
+	fi
+}
+
+/*
+ * A backup that begins now, behind the page's WAL, may copy it when it has
+ * been written.  So it has to be told of it, whatever older backup it asks for.
+ * Whether the page is in the file by now is not asked: expect_logged.
+ */
+#define PENDING(n)	(told && HAS_LSN(n) && mine[n] - 1 < control_redo)
+#define ASKED(n, reported)	(PENDING(n) && since != 0 && since < control_redo && !(PUBLISHED(n) || page[n] != GONE && (reported)))
+
 proctype Writer(byte me)
 {
 	byte mine[PAGES];		/* what to write */
+	byte logs;				/* what to log before, as "record" has it */
+	bool told;				/* and to publish before that */
+	byte left;				/* what of that has not been written yet */
 	byte n;
 	byte lsn;
 #ifdef NO_SAMPLE_LATE
@@ -362,24 +425,47 @@ end:
 	:: BEGIN(!recovery && writes < WRITES && (WRITERS == 1 || me == 0 || page[0] != GONE))
 			writes++;
 			if
-			:: MAY(0) -> record[ins] = 1; mine[0] = ins + 1; ins++
-			:: MAY(1) -> record[ins] = 2; mine[1] = ins + 1; ins++
+			:: MAY(0) -> logs = 1
+			:: MAY(1) -> logs = 2
 #if PAGES == 3
-			:: MAY(2) -> record[ins] = 4; mine[2] = ins + 1; ins++
-			:: MAY(2) -> record[ins] = 5; mine[0] = ins + 1; mine[2] = ins + 1; ins++
-			:: MAY(2) -> record[ins] = 6; mine[1] = ins + 1; mine[2] = ins + 1; ins++
+			:: MAY(2) -> logs = 4
+			:: MAY(2) -> logs = 5
+			:: MAY(2) -> logs = 6
 			:: MAY(2) && APPENDS(2) -> mine[2] = ZEROS
 			:: MAY(2) && APPENDS(2) -> mine[2] = BARE
 #endif
-			:: WRITERS == 1 -> record[ins] = 3; mine[0] = ins + 1; mine[1] = ins + 1; ins++
+			:: WRITERS == 1 -> logs = 3
 			:: MAY(0) && APPENDS(0) -> mine[0] = ZEROS
 			:: MAY(1) && APPENDS(1) -> mine[1] = ZEROS
 			:: MAY(0) && APPENDS(0) -> mine[0] = BARE
 			:: MAY(1) && APPENDS(1) -> mine[1] = BARE
-			fi
+			fi;
+			/* RULE LOGGED_FIRST log_newpages (log_pages_hook): the hook is called when the record has been inserted */
+#ifndef NO_LOGGED_FIRST
+			if :: logs != 0 -> told = true; publish_logged() :: skip fi
+#endif
 		};
 		{
+			if
+			:: atomic {
+					logs != 0 -> record[ins] = logs;
+					EACH(LOG);
+					ins++;
+#ifndef NO_LOGGED_FIRST
+					logs = 0
+				}
+#else
+				};
+				atomic { told = true; publish_logged(); logs = 0 }
+#endif
+			:: logs == 0
+			fi;
 			do
+			:: atomic { n < PAGES && ASKED(0, REPORTED_0) -> lost(true) }
+			:: atomic { n < PAGES && ASKED(1, REPORTED_1) -> lost(true) }
+#if PAGES == 3
+			:: atomic { n < PAGES && ASKED(2, REPORTED_2) -> lost(true) }
+#endif
 			:: atomic { n < PAGES && mine[n] == 0 -> n++ }
 			:: n < PAGES && mine[n] != 0 ->
 				/* RULE SAMPLE_LATE ptrack_unpublish (map.c): the LSN is sampled before ptrack_publish */
@@ -421,6 +507,7 @@ end:
 				};
 				atomic { mark(from[me], to[me], lsn); lsn = 0 };
 				atomic {
+					written();
 					from[me] = 0; to[me] = 0;
 					if :: mine[n] != BARE -> mine[n] = 0; n++ :: else fi
 				};
@@ -428,9 +515,15 @@ end:
 				:: atomic { n < PAGES && mine[n] == BARE -> record[ins] = 1 << n; ins++; mine[n] = 0; n++ }
 				:: n == PAGES || mine[n] != BARE
 				fi
-			:: atomic { n == PAGES -> n = 0; END; break }
+			/* the end of the transaction: ptrack_unpublish_logged */
+			:: atomic {
+					n == PAGES -> n = 0;
+					lsn = NOW; mark_logged(logged[me], lsn); lsn = 0;
+					logged[me] = 0; left = 0; told = false;
+					END; break
+				}
 			od
-		} CRASHED(EACH(LEAVE); n = 0; lsn = 0)
+		} CRASHED(EACH(LEAVE); logs = 0; told = false; left = 0; n = 0; lsn = 0)
 	od
 }
 

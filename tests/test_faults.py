@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import struct
 from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
 
-from tests.harness import fault, lsn, mapfile, oracle, walpage
+from tests.harness import client, fault, lsn, mapfile, oracle, verify, walpage
 from tests.harness.fault import Action, Fault, Kind, beside
 from tests.harness.grown import grow_and_lose, lazy_cluster, lost, pages
 from tests.harness.parent import CHANGE, TABLE, before, copied, refused, safe
@@ -780,6 +781,114 @@ def test_backup_starts_amid_a_batch(faulty: tuple[Cluster, Fault]) -> None:
     oracle.check(snapshot, cluster, changed=4)
 
 
+@pytest.mark.parametrize(
+    ("relation", "statement"),
+    [
+        ("t_s", "CREATE INDEX t_s ON t (s) TABLESPACE ts"),
+        ("t", "ALTER TABLE t SET TABLESPACE ts"),
+    ],
+    ids=["build", "move"],
+)
+def test_backup_asks_for_what_is_logged(
+    factory: Factory, faulty: tuple[Cluster, Fault], relation: str, statement: str
+) -> None:
+    """Pages are logged, a backup begins behind that and asks, they are written, and it copies.
+
+    Nothing redoes them where it is restored, and the file has not been as long when it asked.
+    """
+    cluster, orders = faulty
+    if cluster.segment_blocks > 100:
+        pytest.skip("needs a build with small segments")
+    cluster.sql(f"CREATE TABLESPACE ts LOCATION '{cluster.tablespace('ts')}'")
+    cluster.sql("CREATE TABLE t AS SELECT md5(i::text) AS s FROM generate_series(1, 20000) i")
+    cluster.sql("VACUUM (FREEZE) t")
+    parent = client.full(cluster)
+    with contextlib.ExitStack() as build:
+
+        def finish() -> None:
+            orders.clear()
+            build.close()
+
+        # of a new segment: between the log and the write
+        orders.order("pg_tblspc/", Kind.OPEN, Action.STOP_BEFORE, number=9)
+        build.enter_context(beside(lambda: cluster.sql(statement)))
+        orders.wait()
+        written = sum(
+            path.stat().st_size for path in (cluster.root / "ts").rglob("*") if path.is_file()
+        )
+        backup = client.incremental(cluster, parent, early=finish)
+    query = "SELECT (page_header(get_raw_page(%s, %s))).lsn::text"
+    logged = lsn.parse(cluster.value(query, relation, written // cluster.block_size))
+    assert logged <= backup.start, "it is redone"
+    restored = factory.empty("restored")
+    client.restore(backup, restored)
+    restored.start()
+    for each in (cluster, restored):
+        each.checkpoint()
+    assert _content(restored, relation) == _content(cluster, relation)
+    verify.whole(restored)
+
+
+def _content(cluster: Cluster, relation: str) -> list[bytes]:
+    """Pages without their checksum, and the hole in them, which an image in WAL leaves out."""
+    content, size = cluster.relation_bytes(relation), cluster.block_size
+    pages = [bytearray(content[at : at + size]) for at in range(0, len(content), size)]
+    for page in pages:
+        lower, upper = struct.unpack_from("<HH", page, 12)
+        page[8:10] = bytes(2)
+        page[lower:upper] = bytes(upper - lower)
+    return [bytes(page) for page in pages]
+
+
+@pytest.mark.parametrize("inner", [False, True], ids=["transaction", "subtransaction"])
+def test_what_is_logged_and_fails(faulty: tuple[Cluster, Fault], *, inner: bool) -> None:
+    """A build that fails between the log and the write leaves nothing published."""
+    cluster, orders = faulty
+    if cluster.segment_blocks > 100:
+        pytest.skip("needs a build with small segments")
+    cluster.sql(f"CREATE TABLESPACE ts LOCATION '{cluster.tablespace('ts')}'")
+    cluster.sql("CREATE TABLE t AS SELECT md5(i::text) AS s FROM generate_series(1, 20000) i")
+
+    def reported(since: int) -> list[str]:
+        return [row.path for row in cluster.pagemapset(since) if row.path.startswith("pg_tblspc")]
+
+    since = cluster.redo()
+    with cluster.connect() as connection:
+        if inner:
+            connection.execute("BEGIN; SAVEPOINT s")
+        orders.order("pg_tblspc/", Kind.OPEN, Action.STOP_AND_FAIL, number=9, error=errno.ENOSPC)
+        with beside(
+            lambda: connection.execute("CREATE INDEX t_s ON t (s) TABLESPACE ts"),
+            fails=(psycopg.errors.DiskFull,),
+        ):
+            orders.wait()
+            assert reported(since), "nothing is published"
+            orders.clear()
+        if inner:
+            connection.execute("ROLLBACK TO s")
+        cluster.checkpoint()
+        cluster.checkpoint()
+        assert not reported(cluster.redo())
+
+
+def test_what_is_logged_is_reported_once(factory: Factory) -> None:
+    """A build is over when all of it is written, not when its transaction ends."""
+    cluster = factory.create(checksums=True)
+    cluster.sql(f"CREATE TABLESPACE ts LOCATION '{cluster.tablespace('ts')}'")
+    cluster.sql("CREATE TABLE t AS SELECT md5(i::text) AS s FROM generate_series(1, 20000) i")
+    before_it = cluster.redo()
+
+    def reported(since: int) -> list[str]:
+        return [row.path for row in cluster.pagemapset(since) if row.path.startswith("pg_tblspc")]
+
+    with cluster.connect(autocommit=False) as connection:
+        connection.execute("CREATE INDEX t_s ON t (s) TABLESPACE ts")
+        assert reported(before_it)
+        cluster.checkpoint()
+        cluster.checkpoint()
+        assert not reported(cluster.redo())
+
+
 @pytest.mark.major(since=17)
 def test_overwritten_past_the_pool(factory: Factory) -> None:
     """A page that a build made room for before a backup began, and fills in at its end.
@@ -946,6 +1055,36 @@ def test_backup_starts_while_a_move_fails(factory: Factory) -> None:
         cluster.checkpoint()
         grow_and_lose(cluster, "t", 12, database="d")
         oracle.check(snapshot, cluster, changed=12)
+
+
+def test_database_is_dropped_when_it_has_been_found(faulty: tuple[Cluster, Fault]) -> None:
+    """Its directory is gone when it is to be read: no error, and nothing else is missed."""
+    cluster, orders = faulty
+    cluster.sql("CREATE DATABASE d")
+    oid = cluster.value("SELECT oid FROM pg_database WHERE datname = 'd'")
+    snapshot = oracle.take(cluster)
+    cluster.sql("CREATE TABLE t AS SELECT generate_series(1, 3000) AS i")
+    cluster.checkpoint()
+    found: list[oracle.PageMap] = []
+    errors: list[str] = []
+
+    def ask() -> None:
+        try:
+            found.extend(cluster.pagemapset(snapshot.lsn))
+        except psycopg.Error as error:
+            errors.append(str(error))
+
+    orders.order(f"base/{oid}$", Kind.OPENDIR, Action.STOP_BEFORE)
+    with beside(ask):
+        pid = orders.wait()
+        query = "SELECT query FROM pg_stat_activity WHERE pid = %s"
+        assert "pagemapset" in cluster.value(query, pid)
+        (cluster.data / f"base/{oid}").rename(cluster.root / "gone")
+        orders.clear()
+    (cluster.root / "gone").rename(cluster.data / f"base/{oid}")
+    assert not errors
+    assert any(row.path == cluster.path_of("t") for row in found)
+    assert not any(row.path.startswith(f"base/{oid}/") for row in found)
 
 
 def test_what_left_is_not_marked_for_ever(cluster: Cluster) -> None:

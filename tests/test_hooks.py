@@ -4,9 +4,11 @@ What makes each its own: nothing that the other hooks see happens to the blocks 
 
 =============  =========================================================================
 write          rows changed in place on pages that exist; no crash, so nothing is redone
-extend         a copy made page by page past the buffer pool, which only ever extends
+extend         a copy made page by page past the buffer pool, which only ever extends, and
+               is not logged
 zero-extend    a page that the file grew by, and that is not written yet
 copydir        a database copied file by file, not opened since
+log            a page that is logged as those past the buffer pool are, and is not written
 redo           pages that were on disk before the crash, without full page images
 flush          marks over a clean restart
 =============  =========================================================================
@@ -57,6 +59,7 @@ def test_write_hook(cluster: Cluster) -> None:
 def test_extend_hook(cluster: Cluster) -> None:
     cluster.sql(f"CREATE TABLESPACE ts LOCATION '{cluster.tablespace('ts')}'")
     pages(cluster, first=0)
+    cluster.sql("ALTER TABLE t SET UNLOGGED")
     snapshot = oracle.take(cluster)
     cluster.sql("ALTER TABLE t SET TABLESPACE ts")
     changed = _changed(snapshot, cluster, "t")
@@ -101,6 +104,31 @@ def test_copydir_hook(cluster: Cluster) -> None:
     }
     assert not lost
     oracle.check(snapshot, cluster, changed=500)
+
+
+@pytest.mark.parametrize(
+    "method", ["hash", pytest.param("gist", marks=pytest.mark.major(since=14, until=16))]
+)
+def test_log_hook(cluster: Cluster, method: str) -> None:
+    """What is logged is reported as long as the transaction lasts, and no longer.
+
+    A page of hash is in a buffer, those of GiST have been written before: nobody writes them next.
+    What is written next has a test in test_faults.
+    """
+    cluster.sql(f"CREATE TABLESPACE ts LOCATION '{cluster.tablespace('ts')}'")
+    cluster.sql("CREATE TABLE t AS SELECT i, point(i, i) AS p FROM generate_series(1, 5000) i")
+
+    def reported() -> list[int]:
+        cluster.checkpoint()
+        cluster.checkpoint()
+        rows = cluster.pagemapset(cluster.redo())
+        return [n for row in rows if row.path.startswith("pg_tblspc/") for n in row.blocks()]
+
+    column = {"hash": "i", "gist": "p"}[method]
+    with cluster.connect(autocommit=False) as connection:
+        connection.execute(f"CREATE INDEX ON t USING {method} ({column}) TABLESPACE ts".encode())
+        assert reported()
+    assert not reported()
 
 
 def test_redo_hook(factory: Factory) -> None:

@@ -11,11 +11,19 @@
  * and marked again if a crash takes its mark away.
  *
  * Two kinds of changes have no buffer that a checkpoint would wait for: pages
- * written past the buffer pool, and copies of directories.  Their WAL may lie
- * before the redo point of a checkpoint whose flush is over when the file is
- * changed: a crash then does not redo the change, and a mark in memory would
- * be gone.  So where that can be (needs_durable_mark) they are marked, and the
- * map is written through, before they happen, and marked once more after.  A
+ * written past the buffer pool, and copies of directories.
+ *
+ * Such pages are logged first and written after that, one at a time or some
+ * in a batch.  They are published before they are logged, and stay so until
+ * they have been written and marked (log_pages).  So where a checkpoint's redo
+ * point is behind their WAL, its flush has found them published and marked
+ * them in the file, for a crash does not redo them; and whoever asks in
+ * between gets them, for a restore does not redo them either.
+ *
+ * That leaves WAL that is lost, as nothing makes it durable before the page:
+ * where a query would not find such a page (needs_durable_mark), it is marked,
+ * and the map is written through, before it is written, and marked once more
+ * after.  Copies of directories are marked and written through always.  A
  * flush in between, of a checkpoint that begins later, finds the range
  * published and marks it for a backup that starts there.
  *
@@ -32,6 +40,7 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "access/xlog.h"
 #include "compat.h"
 #include "hooks.h"
@@ -45,6 +54,7 @@
 #pragma weak changetrack_abi
 #pragma weak change_begin_hook
 #pragma weak change_end_hook
+#pragma weak log_pages_hook
 #pragma weak redo_block_hook
 #pragma weak copydir_hook
 #pragma weak checkpoint_guts_hook
@@ -52,7 +62,9 @@
 static void (*prev_change_begin_hook) (SMgrRelation reln, ForkNumber forknum, BlockNumber first,
 									   BlockNumber end, bool extends, const void **pages) = NULL;
 static void (*prev_change_end_hook) (void) = NULL;
-static void (*prev_redo_block_hook) (RelFileLocator rlocator, ForkNumber forknum, BlockNumber blkno) = NULL;
+static void (*prev_log_pages_hook) (RelFileLocator rlocator, ForkNumber forknum, int n,
+									const BlockNumber *blknos) = NULL;
+static void (*prev_redo_block_hook) (XLogReaderState *record, uint8 block_id) = NULL;
 static void (*prev_copydir_hook) (const char *fromdir, const char *todir, bool done) = NULL;
 static void (*prev_checkpoint_guts_hook) (XLogRecPtr redo, int flags) = NULL;
 
@@ -61,7 +73,9 @@ static void (*prev_checkpoint_guts_hook) (XLogRecPtr redo, int flags) = NULL;
  * The range has been published, so that a flush that begins from now on marks
  * it.  Until then there are three cases.
  *
- * WAL before the newest flush's redo point: it will not be redone.  Needed.
+ * WAL before the newest flush's redo point: that flush has marked it, if it
+ * was published before it was logged.  Needed if not, as by an access method
+ * that has WAL of its own.
  *
  * WAL after it: it is redone and marked, or it is lost.  Then the page's LSN
  * tells, for those who look from the file's end (query.c): of a page that the
@@ -97,10 +111,30 @@ needs_durable_mark(const PtrackFork *fork, BlockNumber first, BlockNumber end, b
 	{
 		XLogRecPtr	lsn = PageGetLSN((Page) unconstify(void *, pages[i]));
 
-		if (lsn >= (XLogRecPtr) wal_segment_size && (lsn <= flush_redo || !grows))
+		if (lsn < (XLogRecPtr) wal_segment_size)
+			continue;
+		if (!grows || (lsn <= flush_redo && !ptrack_is_logged(fork, end - npages + i)))
 			return true;
 	}
 	return false;
+}
+
+/*
+ * Pages are about to be logged, to be written past the buffer pool.  Some are
+ * in a buffer (log_newpage_buffer), or have been written before (init forks up
+ * to 16, sorted builds of GiST): they stay published until others are logged,
+ * or the transaction ends.  May be in a critical section.
+ */
+static void
+log_pages(RelFileLocator locator, ForkNumber forknum, int n, const BlockNumber *blocks)
+{
+	PtrackFork	fork = {locator.spcOid, locator.dbOid, locator.relNumber, forknum};
+
+	if (prev_log_pages_hook)
+		prev_log_pages_hook(locator, forknum, n, blocks);
+
+	if (n > 0)
+		ptrack_publish_logged(&fork, n, blocks);
 }
 
 static void
@@ -136,6 +170,21 @@ change_end(void)
 		prev_change_end_hook();
 }
 
+/* What a transaction has logged and not written it will not write any more. */
+static void
+end_transaction(XactEvent event pg_attribute_unused(), void *arg pg_attribute_unused())
+{
+	ptrack_unpublish_logged();
+}
+
+static void
+end_subtransaction(SubXactEvent event, SubTransactionId id pg_attribute_unused(),
+				   SubTransactionId parent pg_attribute_unused(), void *arg pg_attribute_unused())
+{
+	if (event == SUBXACT_EVENT_ABORT_SUB)
+		ptrack_unpublish_logged();
+}
+
 /*
  * Redo comes to a block.  It may be on disk as it was later, before a crash
  * that took its mark away: redo then finds nothing to do, or changes the
@@ -148,13 +197,18 @@ change_end(void)
  * came back as a standby does not move it.
  */
 static void
-redo_block(RelFileLocator locator, ForkNumber forknum, BlockNumber block)
+redo_block(XLogReaderState *record, uint8 block_id)
 {
-	PtrackFork	fork = {locator.spcOid, locator.dbOid, locator.relNumber, forknum};
+	RelFileLocator locator;
+	ForkNumber	forknum;
+	BlockNumber block;
+	PtrackFork	fork;
 
 	if (prev_redo_block_hook)
-		prev_redo_block_hook(locator, forknum, block);
+		prev_redo_block_hook(record, block_id);
 
+	XLogRecGetBlockTag(record, block_id, &locator, &forknum, &block);
+	fork = (PtrackFork) {locator.spcOid, locator.dbOid, locator.relNumber, forknum};
 	ptrack_mark(&fork, block, 1, ptrack_now());
 }
 
@@ -245,10 +299,14 @@ ptrack_install_hooks(void)
 	change_begin_hook = change_begin;
 	prev_change_end_hook = change_end_hook;
 	change_end_hook = change_end;
+	prev_log_pages_hook = log_pages_hook;
+	log_pages_hook = log_pages;
 	prev_redo_block_hook = redo_block_hook;
 	redo_block_hook = redo_block;
 	prev_copydir_hook = copydir_hook;
 	copydir_hook = copydir_changed;
 	prev_checkpoint_guts_hook = checkpoint_guts_hook;
 	checkpoint_guts_hook = checkpoint_guts;
+	RegisterXactCallback(end_transaction, NULL);
+	RegisterSubXactCallback(end_subtransaction, NULL);
 }

@@ -12,7 +12,7 @@
  * the hash, so that the lines of a map of another size that may hold a
  * chunk's marks are those whose intervals overlap (ptrack_merge_resized).
  *
- * Locking: none.  Marks are compare-and-swap maxima.  Three orders matter:
+ * Locking: none.  Marks are compare-and-swap maxima.  Four orders matter:
  *
  * - A mark stores slots, then the line's maximum, then the page's dirty flag,
  *	 whether or not it changed a slot (whoever did may not have come to the
@@ -21,12 +21,18 @@
  *
  * - A writer publishes the range in its in-flight entry before it touches the
  *	 file, and marks before it clears the entry.  Readers of the map read the
- *	 in-flight table first and the slots after: whatever is on disk by then is
+ *	 in-flight tables first and the slots after: whatever is on disk by then is
  *	 in one of the two.
  *
  * - A writer publishes, then reads flush_redo; a flush stores flush_redo, then
- *	 reads the in-flight table.  With a full barrier between the steps on both
+ *	 reads the in-flight tables.  With a full barrier between the steps on both
  *	 sides, at least one sees the other.
+ *
+ * - A writer publishes blocks that it will write past the buffer pool, then
+ *	 inserts their WAL; a flush has its redo point, then reads the in-flight
+ *	 tables, as does a query of the backup that begins with it.  So what that
+ *	 redo point leaves behind is found there, or its mark: the entry is taken
+ *	 back when the blocks have been written and marked.
  *
  * Durability is mapflush.c's matter.
  *
@@ -41,8 +47,9 @@
 
 StaticAssertDecl(sizeof(pg_atomic_uint64) == sizeof(uint64),
 				 "ptrack needs native 64-bit atomics");
-StaticAssertDecl(sizeof(PtrackInflight) == PG_CACHE_LINE_SIZE,
-				 "an in-flight entry has a cache line of its own");
+StaticAssertDecl(sizeof(PtrackInflight) == PG_CACHE_LINE_SIZE &&
+				 sizeof(PtrackLogged) == 2 * PG_CACHE_LINE_SIZE,
+				 "an in-flight entry has cache lines of its own");
 
 int			ptrack_map_size = 0;
 
@@ -53,6 +60,13 @@ uint8	   *ptrack_dirty = NULL;	/* per page: marked since last written */
 uint8	   *ptrack_page_state = NULL;	/* per page, under lock: mapload.c */
 
 static PtrackInflight *inflight = NULL;
+static PtrackLogged *logged = NULL;
+
+/* which blocks of its logged entry this process has not written yet: a bit each */
+static uint32 logged_left = 0;
+
+StaticAssertDecl(PTRACK_LOGGED_BLOCKS == 32, "logged_left has a bit for each");
+StaticAssertDecl(PTRACK_LOGGED_BLOCKS >= XLR_MAX_BLOCK_ID, "a record's blocks have room");
 
 /* Where a chunk's marks are. */
 typedef struct ChunkPlace
@@ -76,6 +90,7 @@ typedef struct MapLayout
 	Size		dirty;
 	Size		page_state;
 	Size		inflight;
+	Size		logged;
 	Size		end;
 } MapLayout;
 
@@ -90,7 +105,8 @@ map_layout(void)
 	at.dirty = add_size(at.summaries, mul_size(nlines, sizeof(PtrackSummary)));
 	at.page_state = add_size(at.dirty, MAXALIGN(npages));
 	at.inflight = CACHELINEALIGN(add_size(at.page_state, MAXALIGN(npages)));
-	at.end = add_size(at.inflight, mul_size(ptrack_max_procs(), sizeof(PtrackInflight)));
+	at.logged = add_size(at.inflight, mul_size(ptrack_max_procs(), sizeof(PtrackInflight)));
+	at.end = add_size(at.logged, mul_size(ptrack_max_procs(), sizeof(PtrackLogged)));
 	return at;
 }
 
@@ -126,6 +142,7 @@ ptrack_map_attach(void)
 	ptrack_dirty = (uint8 *) (base + at.dirty);
 	ptrack_page_state = (uint8 *) (base + at.page_state);
 	inflight = (PtrackInflight *) (base + at.inflight);
+	logged = (PtrackLogged *) (base + at.logged);
 
 	if (found)
 		return false;
@@ -230,6 +247,25 @@ line_marked(uint32 line, uint64 lsn)
 }
 
 /*
+ * The block before slot "last", which ends a chunk, has been marked since the
+ * newest flush: so may all of the chunk, one by one, and it is time to look for
+ * the least slot, so that queries need not read the line.
+ */
+static void
+bound_line(uint32 number, uint32 last)
+{
+	PtrackLine *line = &ptrack_lines[number];
+	uint64		min = pg_atomic_read_u64(&line->slot[(last + PTRACK_CHUNK_BLOCKS - 1) % PTRACK_CHUNK_BLOCKS]);
+
+	if (min < pg_atomic_read_u64(&ptrack_shared->flush_redo))
+		return;
+	for (uint32 i = 0; i < PTRACK_CHUNK_BLOCKS; i++)
+		min = Min(min, pg_atomic_read_u64(&line->slot[i]));
+	if (min != 0)
+		ptrack_line_at_least(number, min);
+}
+
+/*
  * Mark nblocks blocks of fork from first on as changed at lsn.
  */
 void
@@ -264,6 +300,8 @@ ptrack_mark(const PtrackFork *fork, BlockNumber first, uint64 nblocks, XLogRecPt
 			line_marked(place.line[i], lsn);
 			if (n == PTRACK_CHUNK_BLOCKS)
 				ptrack_line_at_least(place.line[i], lsn);
+			else if (from + n == PTRACK_CHUNK_BLOCKS)
+				bound_line(place.line[i], (place.rotation[i] + from + n - 1) % PTRACK_CHUNK_BLOCKS);
 		}
 		block += n;
 	}
@@ -392,6 +430,39 @@ ptrack_merge_resized(uint32 line, uint32 nlines, const uint64 *slots)
 }
 
 /*
+ * Entries that only their own process stores to: whoever reads one sees seq
+ * before and after.
+ */
+static inline bool
+counts(pg_atomic_uint64 *seq)
+{
+	return pg_atomic_read_u64(seq) % 2 != 0;
+}
+
+static inline void
+begin_entry(pg_atomic_uint64 *seq)
+{
+	Assert(!counts(seq));
+	pg_write_barrier();			/* whoever reads the new range sees the old end */
+}
+
+static inline void
+end_entry(pg_atomic_uint64 *seq)
+{
+	pg_write_barrier();
+	pg_atomic_write_u64(seq, pg_atomic_read_u64(seq) + 1);
+	pg_memory_barrier();
+}
+
+static inline void
+clear_entry(pg_atomic_uint64 *seq)
+{
+	Assert(counts(seq));
+	pg_memory_barrier();
+	pg_atomic_write_u64(seq, pg_atomic_read_u64(seq) + 1);
+}
+
+/*
  * Say that this process is about to change blocks; followed by a full
  * barrier.  The entry stays until ptrack_unpublish, also if the process
  * fails in between: a change that may have happened counts as one.
@@ -400,18 +471,31 @@ void
 ptrack_publish(const PtrackFork *fork, BlockNumber first, uint64 nblocks)
 {
 	PtrackInflight *entry = &inflight[MyProcNumber];
-	uint64		seq;
 
 	ptrack_unpublish();
-	pg_write_barrier();			/* whoever reads the new range sees the old end */
+	begin_entry(&entry->seq);
 	entry->fork = *fork;
 	entry->first = first;
 	entry->nblocks = nblocks;
-	pg_write_barrier();
-	seq = pg_atomic_read_u64(&entry->seq);
-	Assert(seq % 2 == 0);
-	pg_atomic_write_u64(&entry->seq, seq + 1);
-	pg_memory_barrier();
+	end_entry(&entry->seq);
+}
+
+/*
+ * These blocks have been written and marked: take back what this process has
+ * logged if they are the last of it.
+ */
+static void
+written(const PtrackInflight *blocks)
+{
+	PtrackLogged *entry = &logged[MyProcNumber];
+
+	if (logged_left == 0 || memcmp(&entry->fork, &blocks->fork, sizeof(PtrackFork)) != 0)
+		return;
+	for (uint32 i = 0; i < entry->n; i++)
+		if (entry->block[i] >= blocks->first && entry->block[i] - blocks->first < blocks->nblocks)
+			logged_left &= ~((uint32) 1 << i);
+	if (logged_left == 0)
+		clear_entry(&entry->seq);
 }
 
 /*
@@ -422,55 +506,164 @@ void
 ptrack_unpublish(void)
 {
 	PtrackInflight *entry = &inflight[MyProcNumber];
-	uint64		seq = pg_atomic_read_u64(&entry->seq);
 
-	if (seq % 2 == 0)
+	if (!counts(&entry->seq))
 		return;
 	if (OidIsValid(entry->fork.rel))
-		ptrack_mark(&entry->fork, entry->first, entry->nblocks, ptrack_now());
-	pg_memory_barrier();
-	pg_atomic_write_u64(&entry->seq, seq + 1);
-}
-
-/*
- * Copy a process's entry, if it counts.
- */
-static bool
-read_entry(int proc, PtrackRange *range)
-{
-	PtrackInflight *entry = &inflight[proc];
-
-	for (;;)
 	{
-		uint64		seq = pg_atomic_read_u64(&entry->seq);
-
-		if (seq % 2 == 0)
-			return false;
-		pg_read_barrier();
-		range->fork = entry->fork;
-		range->first = entry->first;
-		range->nblocks = entry->nblocks;
-		pg_read_barrier();
-		if (pg_atomic_read_u64(&entry->seq) == seq)
-			return true;
+		ptrack_mark(&entry->fork, entry->first, entry->nblocks, ptrack_now());
+		written(entry);
 	}
+	clear_entry(&entry->seq);
 }
 
 /*
- * Copy what is published now into ranges (room for nprocs); returns how many.
- * Callers read the map after this.
+ * Say that this process is about to log blocks that it will write past the
+ * buffer pool; followed by a full barrier.  The entry stays until they have
+ * been written, or the next ones are logged, or the transaction ends.
  */
-int
-ptrack_published(PtrackRange *ranges)
+void
+ptrack_publish_logged(const PtrackFork *fork, int n, const BlockNumber *blocks)
+{
+	PtrackLogged *entry = &logged[MyProcNumber];
+
+	ptrack_unpublish_logged();
+	begin_entry(&entry->seq);
+	entry->fork = *fork;
+	entry->n = (uint32) n;
+	if (n <= PTRACK_LOGGED_BLOCKS)
+		memcpy(entry->block, blocks, n * sizeof(BlockNumber));
+	else
+	{
+		entry->block[0] = entry->block[1] = blocks[0];
+		for (int i = 1; i < n; i++)
+		{
+			entry->block[0] = Min(entry->block[0], blocks[i]);
+			entry->block[1] = Max(entry->block[1], blocks[i]);
+		}
+	}
+	end_entry(&entry->seq);
+	logged_left = n <= PTRACK_LOGGED_BLOCKS ? PG_UINT32_MAX >> (PTRACK_LOGGED_BLOCKS - n) : 0;
+}
+
+/*
+ * A logged entry as ranges, the neighbours in it as one.
+ */
+static int
+logged_ranges(const PtrackLogged *entry, PtrackRange *ranges)
 {
 	int			n = 0;
+	bool		listed = entry->n <= PTRACK_LOGGED_BLOCKS;
 
+	for (uint32 i = 0; i < (listed ? entry->n : 1); i++)
+	{
+		PtrackRange *range = &ranges[n];
+
+		if (n > 0 && entry->block[i] == range[-1].first + range[-1].nblocks)
+		{
+			range[-1].nblocks++;
+			continue;
+		}
+		range->fork = entry->fork;
+		range->first = entry->block[i];
+		range->nblocks = listed ? 1 : (uint64) entry->block[1] - entry->block[0] + 1;
+		range->logged = true;
+		n++;
+	}
+	return n;
+}
+
+/*
+ * Mark what this process has logged and not written, if anything, and take it
+ * back.
+ */
+void
+ptrack_unpublish_logged(void)
+{
+	PtrackLogged *entry = &logged[MyProcNumber];
+	PtrackRange ranges[PTRACK_LOGGED_BLOCKS];
+	int			n;
+
+	if (!counts(&entry->seq))
+		return;
+	n = logged_ranges(entry, ranges);
+	for (int i = 0; i < n; i++)
+		ptrack_mark(&ranges[i].fork, ranges[i].first, ranges[i].nblocks, ptrack_now());
+	clear_entry(&entry->seq);
+	logged_left = 0;
+}
+
+/* Has this process published the block before it was logged? */
+bool
+ptrack_is_logged(const PtrackFork *fork, BlockNumber block)
+{
+	PtrackLogged *entry = &logged[MyProcNumber];
+	PtrackRange ranges[PTRACK_LOGGED_BLOCKS];
+	int			n;
+
+	if (!counts(&entry->seq) || memcmp(&entry->fork, fork, sizeof(PtrackFork)) != 0)
+		return false;
+	n = logged_ranges(entry, ranges);
+	for (int i = 0; i < n; i++)
+		if (block >= ranges[i].first && block - ranges[i].first < ranges[i].nblocks)
+			return true;
+	return false;
+}
+
+/*
+ * Copy what a process has published into ranges, of which there is room for
+ * 1 + PTRACK_LOGGED_BLOCKS; returns how many they are.
+ */
+static int
+read_entries(int proc, PtrackRange *ranges)
+{
+	PtrackInflight *writing = &inflight[proc];
+	PtrackLogged copy;
+	uint64		seq;
+	int			n = 0;
+
+	do
+	{
+		seq = pg_atomic_read_u64(&logged[proc].seq);
+		if (seq % 2 == 0)
+			break;
+		pg_read_barrier();
+		memcpy(&copy, &logged[proc], sizeof(copy));
+		pg_read_barrier();
+	} while (pg_atomic_read_u64(&logged[proc].seq) != seq);
+	if (seq % 2 != 0)
+		n = logged_ranges(&copy, ranges);
+	do
+	{
+		seq = pg_atomic_read_u64(&writing->seq);
+		if (seq % 2 == 0)
+			return n;
+		pg_read_barrier();
+		ranges[n].fork = writing->fork;
+		ranges[n].first = writing->first;
+		ranges[n].nblocks = writing->nblocks;
+		ranges[n].logged = false;
+		pg_read_barrier();
+	} while (pg_atomic_read_u64(&writing->seq) != seq);
+	return n + 1;
+}
+
+/*
+ * A palloc'd copy of what is published now, n ranges.  Callers read the map
+ * after this.
+ */
+PtrackRange *
+ptrack_published(int *n)
+{
+	PtrackRange *ranges = palloc_extended(ptrack_shared->nprocs * (1 + PTRACK_LOGGED_BLOCKS) *
+										  sizeof(PtrackRange), MCXT_ALLOC_HUGE);
+
+	*n = 0;
 	pg_memory_barrier();
 	for (int i = 0; i < ptrack_shared->nprocs; i++)
-		if (read_entry(i, &ranges[n]))
-			n++;
+		*n += read_entries(i, &ranges[*n]);
 	pg_memory_barrier();
-	return n;
+	return ranges;
 }
 
 /*
@@ -480,12 +673,17 @@ ptrack_published(PtrackRange *ranges)
 void
 ptrack_mark_published(void)
 {
-	PtrackRange range;
+	PtrackRange ranges[1 + PTRACK_LOGGED_BLOCKS];
 	XLogRecPtr	now = ptrack_now();
 
 	pg_memory_barrier();
 	for (int i = 0; i < ptrack_shared->nprocs; i++)
-		if (read_entry(i, &range) && OidIsValid(range.fork.rel))
-			ptrack_mark(&range.fork, range.first, range.nblocks, now);
+	{
+		int			n = read_entries(i, ranges);
+
+		for (int k = 0; k < n; k++)
+			if (OidIsValid(ranges[k].fork.rel))
+				ptrack_mark(&ranges[k].fork, ranges[k].first, ranges[k].nblocks, now);
+	}
 	pg_memory_barrier();
 }

@@ -16,6 +16,7 @@
 
 #define PTRACK_CHUNK_BLOCKS		64	/* neighbouring blocks that hash as one */
 #define PTRACK_CHUNKS_AT_ONCE	32	/* that ptrack_chunks_changed takes */
+#define PTRACK_LOGGED_BLOCKS	32	/* in a record, hence in a batch */
 #define PTRACK_LINE_SIZE		(PTRACK_CHUNK_BLOCKS * sizeof(uint64))
 #define PTRACK_PAGE_SIZE		4096	/* what the file is written in */
 #define PTRACK_LINES_PER_PAGE	(PTRACK_PAGE_SIZE / PTRACK_LINE_SIZE)
@@ -62,12 +63,24 @@ typedef struct PtrackInflight
 	char		fill[PG_CACHE_LINE_SIZE - 3 * sizeof(uint64) - sizeof(PtrackFork)];
 } PtrackInflight;
 
-/* A copy of a published entry. */
+/* The same of what it has logged, to write it past the buffer pool. */
+typedef struct PtrackLogged
+{
+	pg_atomic_uint64 seq;
+	PtrackFork	fork;
+	uint32		n;				/* if more, block[0] to block[1] */
+	BlockNumber block[PTRACK_LOGGED_BLOCKS];
+	char		fill[2 * PG_CACHE_LINE_SIZE - sizeof(uint64) - sizeof(PtrackFork) -
+					 sizeof(uint32) - PTRACK_LOGGED_BLOCKS * sizeof(BlockNumber)];
+} PtrackLogged;
+
+/* A copy of what is published, or a part of it. */
 typedef struct PtrackRange
 {
 	PtrackFork	fork;
 	BlockNumber first;
 	uint64		nblocks;
+	bool		logged;			/* to be written later */
 } PtrackRange;
 
 /*
@@ -92,7 +105,7 @@ typedef struct PtrackShared
 	/* constant after startup */
 	uint32		nlines;
 	uint32		npages;
-	int			nprocs;			/* entries in the in-flight table */
+	int			nprocs;			/* entries in the in-flight tables */
 	uint64		sysid;
 	XLogRecPtr	start_redo;		/* where this start began to replay */
 	XLogRecPtr	known_redo;		/* no backup of before this start began later ... */
@@ -180,7 +193,10 @@ extern void ptrack_merge_resized(uint32 line, uint32 nlines, const uint64 *slots
 
 extern void ptrack_publish(const PtrackFork *fork, BlockNumber first, uint64 nblocks);
 extern void ptrack_unpublish(void);
-extern int	ptrack_published(PtrackRange *ranges);
+extern void ptrack_publish_logged(const PtrackFork *fork, int n, const BlockNumber *blocks);
+extern void ptrack_unpublish_logged(void);
+extern bool ptrack_is_logged(const PtrackFork *fork, BlockNumber block);
+extern PtrackRange *ptrack_published(int *n);
 extern void ptrack_mark_published(void);
 
 #endif							/* PTRACK_MAP_H */

@@ -36,12 +36,11 @@
  * again, and after a crash in between the map is refused, as pg_control is
  * ahead of it.
  *
- * Write-through (ptrack_file_write_through): a writer whose change lies
- * before the redo point of a flush that may have passed it already cannot
- * rely on the next flush, for a crash before it would replay from there and
- * not come across the change.  It marks and writes the marked pages itself,
- * fsynced, before it touches the relation's file.  The header's redo point
- * stays.
+ * Write-through (ptrack_file_write_through): a writer whose change no flush
+ * has found published, and whose WAL a crash may take or leave behind, cannot
+ * rely on the next flush (needs_durable_mark and copydir_changed in hooks.c).
+ * It marks and writes the marked pages itself, fsynced, before it touches the
+ * relation's file.  The header's redo point stays.
  *
  * Locking: ptrack_shared->lock covers the file and all that is said to be
  * under lock in map.h.  Code here runs in the checkpointer and may run in a

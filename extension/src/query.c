@@ -7,10 +7,13 @@
  * each step after the one before:
  *
  * 1. all of the map's file is merged;
- * 2. init_lsn, whole_lsn and the in-flight table are read;
+ * 2. init_lsn, whole_lsn and the in-flight tables are read;
  * 3. directories are listed, and for each file in them the map is read.
  *
- * A block that is on disk at 2 is marked or in flight then.  No lock is held.
+ * A block that is on disk at 2 is marked or in flight then.  So is one that has
+ * been logged to be written past the buffer pool, and may come to disk while
+ * the backup that asks copies it: it is reported where its file does not reach
+ * to it yet, too (expect_logged).  No lock is held.
  *
  * A crash takes the marks of what came after the last flush.  Redo makes most
  * of them again; two things it does not come to:
@@ -132,27 +135,34 @@ inflight_bits(const BlockScan *scan, const PtrackFork *fork, uint64 base)
 	return bits;
 }
 
-/*
- * May the page have been written since the parent without a mark that a crash
- * leaves?  Its LSN is read from the file: it is no place in WAL if the page was
- * never logged (the first segment of WAL has no records), and not below the
- * parent's if the page was written with WAL that the crash took.
- */
-static bool
-page_unmarked(const BlockScan *scan, int fd, const char *path, uint64 block)
+/* The LSN of a page on disk, 0 if it has been cut off just now. */
+static XLogRecPtr
+page_lsn(int fd, const char *path, uint64 block)
 {
 	PageHeaderData header;
-	XLogRecPtr	lsn;
 	ssize_t		n = pg_pread(fd, &header, sizeof(header), (off_t) (block * BLCKSZ));
 
 	if (n < 0)
 		ereport(ERROR,
 				(errcode_for_file_access(),
 				 errmsg("could not read file \"%s\": %m", path)));
-	if (n < (ssize_t) sizeof(header))
-		return true;			/* cut off just now */
-	lsn = PageGetLSN((Page) &header);
-	return lsn < (XLogRecPtr) wal_segment_size || lsn >= scan->lsn;
+	return n < (ssize_t) sizeof(header) ? 0 : PageGetLSN((Page) &header);
+}
+
+/*
+ * May the page have been written since the parent without a mark that a crash
+ * leaves?  Its LSN is no place in WAL if the page was never logged (the first
+ * segment of WAL has no records), and not below the parent's if the page was
+ * written with WAL that the crash took.  Nor does it tell anything if the page
+ * is just being written: it may be half of one and half of another.
+ */
+static bool
+page_unmarked(const BlockScan *scan, int fd, const char *path, uint64 block)
+{
+	XLogRecPtr	lsn = page_lsn(fd, path, block);
+
+	return lsn < (XLogRecPtr) wal_segment_size || lsn >= scan->lsn ||
+		page_lsn(fd, path, block) != lsn;
 }
 
 /*
@@ -200,7 +210,7 @@ static void
 scan_file(BlockScan *scan, const char *dir, const PtrackFork *fork, const RelFile *file, bool whole)
 {
 	uint64		start = (uint64) file->segment * RELSEG_SIZE;
-	uint64		end = start + relfile_blocks(file);
+	uint64		end = start + Max(relfile_blocks(file), file->expected);
 	uint64		hash = ptrack_fork_hash(fork);
 	uint64		nblocks = 0;
 	uint32		n;
@@ -243,7 +253,7 @@ scan_file(BlockScan *scan, const char *dir, const PtrackFork *fork, const RelFil
 			 file->fork == MAIN_FORKNUM ? "" : forkNames[file->fork],
 			 segment);
 	if (scan->replayed && !whole)
-		nblocks += scan_tail(scan, path, end - start);
+		nblocks += scan_tail(scan, path, relfile_blocks(file));
 	if (nblocks == 0)
 		return;
 
@@ -251,6 +261,36 @@ scan_file(BlockScan *scan, const char *dir, const PtrackFork *fork, const RelFil
 		;
 	scan->callback(scan, fork, path, nblocks, nbytes);
 	memset(scan->bitmap, 0, nbytes);
+}
+
+/*
+ * What a process has logged, and writes past the buffer pool now, may come to
+ * lie behind the end that its file has as it is listed, or in one that is not
+ * there yet.  A backup that copies the file later has to take it: its WAL may
+ * be of before that backup began.
+ */
+static void
+expect_logged(const BlockScan *scan, Oid spc, Oid db, RelFileList *list)
+{
+	for (int i = 0; i < scan->ninflight; i++)
+	{
+		const PtrackRange *range = &scan->inflight[i];
+		uint64		end = range->first + range->nblocks;
+
+		if (!range->logged || range->fork.spc != spc || range->fork.db != db)
+			continue;
+		for (uint64 block = range->first; block < end; block += RELSEG_SIZE - block % RELSEG_SIZE)
+		{
+			RelFile		wanted = {.rel = range->fork.rel, .fork = range->fork.fork,
+			.segment = (uint32) (block / RELSEG_SIZE)};
+			RelFile    *file = relfile_find(list, &wanted);
+
+			if (file == NULL)
+				file = relfile_append(list, &wanted);
+			file->expected = Max(file->expected,
+								 Min(end - (uint64) file->segment * RELSEG_SIZE, (uint64) RELSEG_SIZE));
+		}
+	}
 }
 
 static int
@@ -274,6 +314,7 @@ scan_database(const char *path, Oid spc, Oid db, void *arg)
 	size_t		nunlogged = 0;
 
 	relfile_list(path, &list);
+	expect_logged(scan, spc, db, &list);
 	if (list.nfiles == 0)
 		return;
 
@@ -332,8 +373,7 @@ scan_cluster(BlockScan *scan)
 
 	scan->everything = scan->lsn < init_lsn ||
 		(behind && scan->lsn <= ptrack_shared->known_redo);
-	scan->inflight = palloc(ptrack_shared->nprocs * sizeof(PtrackRange));
-	scan->ninflight = ptrack_published(scan->inflight);
+	scan->inflight = ptrack_published(&scan->ninflight);
 	scan->bitmap = palloc0(PAGEMAP_BYTES + sizeof(uint64));
 	relfile_each_database(scan_database, scan);
 }

@@ -110,6 +110,34 @@ relfile_blocks(const RelFile *file)
 	return Min((file->size + BLCKSZ - 1) / BLCKSZ, (uint64) RELSEG_SIZE);
 }
 
+RelFile *
+relfile_append(RelFileList *list, const RelFile *file)
+{
+	if (list->nfiles == list->room)
+	{
+		list->room = Max(list->room * 2, 256);
+		list->files = list->files == NULL ?
+			palloc_extended(list->room * sizeof(RelFile), MCXT_ALLOC_HUGE) :
+			repalloc_huge(list->files, list->room * sizeof(RelFile));
+	}
+	list->files[list->nfiles] = *file;
+	return &list->files[list->nfiles++];
+}
+
+/* The file in the list of the same relation, fork and segment, or NULL. */
+RelFile *
+relfile_find(const RelFileList *list, const RelFile *file)
+{
+	for (size_t i = 0; i < list->nfiles; i++)
+	{
+		RelFile    *found = &list->files[i];
+
+		if (found->rel == file->rel && found->fork == file->fork && found->segment == file->segment)
+			return found;
+	}
+	return NULL;
+}
+
 /*
  * Append the relations' files in a database's directory, without the empty
  * ones but for init forks, which tell that a relation is unlogged: that of a
@@ -127,7 +155,7 @@ relfile_list(const char *path, RelFileList *list)
 	{
 		char		file_path[MAXPGPATH * 2];
 		struct stat st;
-		RelFile		file;
+		RelFile		file = {0};
 
 		CHECK_FOR_INTERRUPTS();
 		if (!relfile_parse_name(de->d_name, &file))
@@ -144,15 +172,7 @@ relfile_list(const char *path, RelFileList *list)
 		if (!S_ISREG(st.st_mode) || (st.st_size == 0 && file.fork != INIT_FORKNUM))
 			continue;
 		file.size = (uint64) st.st_size;
-
-		if (list->nfiles == list->room)
-		{
-			list->room = Max(list->room * 2, 256);
-			list->files = list->files == NULL ?
-				palloc_extended(list->room * sizeof(RelFile), MCXT_ALLOC_HUGE) :
-				repalloc_huge(list->files, list->room * sizeof(RelFile));
-		}
-		list->files[list->nfiles++] = file;
+		relfile_append(list, &file);
 	}
 	FreeDir(dir);
 }

@@ -17,6 +17,7 @@ typedef struct RelFile
 	ForkNumber	fork;
 	uint32		segment;
 	uint64		size;			/* bytes */
+	uint64		expected;		/* blocks that it may have soon */
 } RelFile;
 
 typedef struct RelFileList
@@ -30,6 +31,8 @@ typedef void (*DatabaseDirCallback) (const char *path, Oid spc, Oid db, void *ar
 
 extern bool relfile_parse_name(const char *name, RelFile *file);
 extern bool relfile_parse_dir(const char *path, Oid *spc, Oid *db);
+extern RelFile *relfile_append(RelFileList *list, const RelFile *file);
+extern RelFile *relfile_find(const RelFileList *list, const RelFile *file);
 extern void relfile_list(const char *dir, RelFileList *list);
 extern uint64 relfile_blocks(const RelFile *file);
 extern void relfile_each_database(DatabaseDirCallback callback, void *arg);

@@ -104,13 +104,17 @@ def full(
     return _take(cluster, parent=None, early=early, late=late)
 
 
-def incremental(cluster: Cluster, parent: Backup) -> Backup:
+def incremental(
+    cluster: Cluster, parent: Backup, *, early: Callable[[], object] = lambda: None
+) -> Backup:
     """Take a backup of what changed since ``parent`` started.
+
+    early: what happens when the map has been asked and nothing has been read.
 
     Raises:
         Refused: the map knows changes only from a later point on.
     """
-    return _take(cluster, parent=parent)
+    return _take(cluster, parent=parent, early=early)
 
 
 def _take(
