@@ -94,7 +94,7 @@ def measure(bench: Bench) -> Family:
                 since[arm] = "0/0"
                 continue
             clusters[arm].sql(f"SELECT bench_marks({MADE_UP}, false, 1, {blocks}, {blocks}, 1)")
-        sampled("every block marked and no checkpoint since", since, blocks)
+        sampled("every block marked and no checkpoint since", since, blocks, 60.0, ALL_BEFORE)
         for arm in arms:
             clusters[arm].checkpoint()
         sampled("every block marked", since, blocks, 60.0, ALL_BEFORE)
