@@ -410,7 +410,6 @@ def test_durable_mark_that_fails(faulty: tuple[Cluster, Fault]) -> None:
     refused(snapshot, cluster)
 
 
-@pytest.mark.major(since=17)
 @pytest.mark.parametrize("action", [Action.COUNT, Action.FAIL])
 def test_removal_that_is_not_durable(faulty: tuple[Cluster, Fault], action: Action) -> None:
     """A map that is gone may come back with a loss of power, until its directory is synced."""
@@ -490,7 +489,6 @@ def test_map_that_is_refused_and_stays(faulty_standby: tuple[Cluster, Cluster, F
     oracle.check(again, standby)
 
 
-@pytest.mark.major(since=17)
 def test_build_that_a_checkpoint_meets(factory: Factory) -> None:
     """What an index has grown by since needs no durable marks when it is filled in."""
     cluster = factory.create(checksums=True, start=False)
@@ -498,7 +496,7 @@ def test_build_that_a_checkpoint_meets(factory: Factory) -> None:
     with Fault(cluster, factory.shared) as orders:
         cluster.start()
         cluster.sql(f"CREATE TABLESPACE ts LOCATION '{cluster.tablespace('ts')}'")
-        cluster.sql('CREATE TABLE t (s text STORAGE PLAIN COLLATE "C")')
+        cluster.sql('CREATE TABLE t (s text COLLATE "C"); ALTER TABLE t ALTER s SET STORAGE PLAIN')
         cluster.sql("INSERT INTO t SELECT rpad(md5(i::text), 800) FROM generate_series(1, 9000) i")
         snapshot = oracle.take(cluster)
         orders.order("/ts/PG_", Kind.WRITE, Action.STOP_BEFORE, number=20)
@@ -728,7 +726,6 @@ def test_backup_starts_with_a_page_on_its_way(
     oracle.check(snapshot, cluster, changed=0)
 
 
-@pytest.mark.major(since=17)
 def test_flush_with_a_page_on_its_way(faulty: tuple[Cluster, Fault]) -> None:
     """A build goes on within a batch, whose WAL is behind a flush, while that flush is made.
 
@@ -756,7 +753,6 @@ def test_flush_with_a_page_on_its_way(faulty: tuple[Cluster, Fault]) -> None:
     oracle.check(snapshot, cluster)
 
 
-@pytest.mark.major(since=17)
 def test_backup_starts_amid_a_batch(faulty: tuple[Cluster, Fault]) -> None:
     """Pages of one batch are logged together and then written one by one.
 
@@ -889,7 +885,6 @@ def test_what_is_logged_is_reported_once(factory: Factory) -> None:
         assert not reported(cluster.redo())
 
 
-@pytest.mark.major(since=17)
 def test_overwritten_past_the_pool(factory: Factory) -> None:
     """A page that a build made room for before a backup began, and fills in at its end.
 
