@@ -10,6 +10,7 @@ which says it to programs (CycloneDX), and SHA256SUMS over all of it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import re
@@ -160,7 +161,12 @@ def publish(release: Release, dist: Path = DIST) -> Path:
                 (scratch / SUMS).write_text(sums)
     except OSError as error:
         what = f"the packages could not be put into {final}: {error.strerror or error}"
-        raise PackageError(what, hint=f"free some space at {dist}, and run it again") from error
+        hint = f"free some space at {dist}, and run it again"
+        if isinstance(error, FileNotFoundError):  # another run has removed what was kept
+            what, hint = f"{error.filename} is gone", "run the session again"
+        elif error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+            hint = f"see whose {dist} is"
+        raise PackageError(what, hint=hint) from error
     return final
 
 
