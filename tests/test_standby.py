@@ -13,7 +13,7 @@ from tests.harness.fault import Action, Fault, Kind, beside
 from tests.harness.grown import killed, pages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from tests.harness.cluster import Cluster
     from tests.harness.factory import Factory
@@ -122,6 +122,96 @@ def test_everything(
             f"all else holds, without {', '.join(left_out)}: PostgreSQL {version} does not recover "
             "a standby that crashed after it replayed them"
         )
+
+
+def _clean_and_promote(pair: Pair) -> None:
+    pair.standby.restart()
+    pair.standby.catch_up(pair.primary)
+    pair.standby.promote()
+
+
+@pytest.mark.parametrize(
+    ("end", "checksums"),
+    [
+        pytest.param(_clean, False, id="clean restart"),
+        pytest.param(_promote, False, id="promotion"),
+        pytest.param(_clean_and_promote, False, id="clean restart, promotion"),
+        pytest.param(_clean_and_promote, True, id="clean restart, promotion, checksums"),
+    ],
+)
+def test_free_space_and_visibility_map(
+    factory: Factory, end: Callable[[Pair], None], *, checksums: bool
+) -> None:
+    """Written by a standby that makes no restartpoint: the marks of that are in no file.
+
+    Their records name the heap's blocks. Pages of the free space map have LSNs of a time when hints
+    were logged, and bits of the visibility map's second page are cleared, which is no new LSN: so
+    no look at a page tells that it has changed, nor is it a first one, which is always reported.
+    """
+    pair = make_pair(factory, checksums=checksums, wal_log_hints=True)
+    primary = pair.primary
+    # heap blocks that a page of the map has bits for; where they are too many the first one does
+    mapped = (primary.block_size - 24) * 4 if primary.block_size <= 8192 else 0
+    width, rows = primary.block_size // 10, mapped + 40
+    pages(primary)
+    primary.script(
+        [
+            "VACUUM t",
+            "CREATE TABLE wide (i int, x text) WITH (fillfactor = 10)",
+            f"INSERT INTO wide SELECT i, repeat('x', {width}) FROM generate_series(1, {rows}) i",
+            "VACUUM (FREEZE) wide",
+        ]
+    )
+    pair.standby.catch_up(primary)
+    for each in (primary, pair.standby):
+        each.restart(wal_log_hints=False)
+    standby = pair.standby
+    snapshot = pair.snapshot()
+    primary.sql("DELETE FROM t WHERE i % 2 = 0")
+    primary.sql("VACUUM (TRUNCATE false) t")
+    primary.sql(f"DELETE FROM wide WHERE ctid = '({mapped + 10}, 1)'")
+    standby.catch_up(primary)
+    oracle.evict(snapshot, standby, changed=20)
+    changed = {("t", "fsm"): 2, ("wide", "vm"): mapped and 1}
+    _forks_are_known(snapshot, standby, changed)
+    assert standby.redo() == snapshot.lsn
+    end(pair)
+    if end is _clean:
+        standby.catch_up(primary)
+        assert standby.redo() == snapshot.lsn, "a restartpoint has flushed the marks"
+    mask = not checksums and end is not _promote
+    _forks_are_known(snapshot, standby, changed)
+    oracle.look(snapshot, standby, mask_hints=mask)
+    if end is _clean:
+        primary.checkpoint()
+        standby.catch_up(primary)
+    oracle.check(snapshot, standby, changed=20, mask_hints=mask)
+    _forks_are_known(snapshot, standby, changed)
+    standby.restart()
+    _forks_are_known(snapshot, standby, changed)
+    oracle.look(snapshot, standby, mask_hints=mask)
+
+
+def _forks_are_known(
+    snapshot: Snapshot, cluster: Cluster, changed: Mapping[tuple[str, str], int]
+) -> None:
+    """A block of each fork has changed, and is in the answers under the name of its fork.
+
+    changed: of a relation and its fork, the block.
+    """
+    found = {(one.path, one.block) for one in oracle.compare(snapshot, cluster.files(), []).lost}
+    reported = {row.path: row.blocks() for row in cluster.pagemapset(snapshot.lsn)}
+    query = (
+        "SELECT relation::text, fork FROM ptrack_get_change_relation_stat(%s) "
+        "WHERE database = current_database() AND pages > 0"
+    )
+    counted = cluster.sql(query, lsn.show(snapshot.lsn))
+    for (relation, fork), number in changed.items():
+        segment, block = divmod(number, cluster.segment_blocks)
+        path = f"{cluster.path_of(relation)}_{fork}{f'.{segment}' if segment else ''}"
+        assert (path, block) in found, f"block {number} of the {fork} has not changed"
+        assert block in reported.get(path, []), f"block {number} of the {fork} is not reported"
+        assert (relation, fork) in counted, f"the {fork} is not counted"
 
 
 def test_restarts_without_restartpoint(factory: Factory) -> None:
