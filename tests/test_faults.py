@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import struct
 from typing import TYPE_CHECKING
 
@@ -295,6 +296,45 @@ def test_killed_with_wal_in_memory(factory: Factory) -> None:
     cluster.sql(MORE)
     cluster.restart(shared_preload_libraries="ptrack")
     refused(snapshot, cluster)
+
+
+def test_map_copied_at_each_step_of_a_flush(
+    faulty: tuple[Cluster, Fault], factory: Factory
+) -> None:
+    """By a backup that began before: the header in it is as old as its pages, or older.
+
+    It is kept where it is restored, and the next increment there is over the same parent.
+    """
+    cluster, orders = faulty
+    snapshot = before(cluster)
+    parent = client.full(cluster)
+
+    def flush(number: int, stack: contextlib.ExitStack) -> None:
+        cluster.sql(CHANGE)  # since the checkpoint that the backup began with
+        orders.order(MAP, Kind.changes(), Action.STOP_BEFORE, number=number)
+        thread = stack.enter_context(beside(cluster.checkpoint))
+        while thread.is_alive() and not orders.stopped:
+            thread.join(0.002)
+
+    for number in range(1, STEPS):
+        with contextlib.ExitStack() as stack:
+            early = functools.partial(flush, number, stack)
+            backup = client.incremental(cluster, parent, early=early)
+            reached = orders.stopped
+            orders.clear()
+        if not reached:
+            break
+        restored = factory.empty("restored")
+        client.restore(backup, restored)
+        restored.start()
+        assert 0 < restored.init_lsn() <= snapshot.lsn, f"the map was refused at step {number}"
+        found = oracle.check(snapshot, restored, changed=20)
+        assert found.reported < found.blocks / 2
+        increment = client.incremental(restored, parent)
+        assert 20 <= increment.blocks < parent.blocks / 2
+        client.same(increment, restored)
+        factory.destroy_one(restored)
+    assert number > 4
 
 
 def test_resetwal_behind_the_map(faulty: tuple[Cluster, Fault]) -> None:
