@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import time
 from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
 
-from tests.harness import client, oracle, verify
+from tests.harness import client, fault, oracle, verify
+from tests.harness.fault import Action, Fault, Kind, beside
+from tests.harness.grown import pages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    import psycopg
+    from collections.abc import Callable, Iterator, Mapping
 
     from tests.harness.cluster import Cluster
     from tests.harness.factory import Factory
+    from tests.harness.oracle import Snapshot
 
+needs_compiler = pytest.mark.skipif(fault.compiler() is None, reason="needs a C compiler")
 
 #: At once on a map of a megabyte.
 WRITERS = 16
@@ -80,57 +84,219 @@ def test_crash_under_load(factory: Factory) -> None:
         oracle.check(snapshot, cluster, changed=20)
 
 
-@pytest.mark.parametrize("crash", [False, True], ids=["on", "after a crash"])
-def test_relations_that_come_and_go(factory: Factory, *, crash: bool) -> None:
-    """Queries beside DROP TABLE, TRUNCATE and DROP DATABASE: no error, and nothing missed.
+class _Scan:
+    """A query that is held up within its scan: what it has found, when it has ended."""
 
-    After a crash they open the files, too.
+    def __init__(self, cluster: Cluster, snapshot: Snapshot) -> None:
+        self._cluster, self._since = cluster, snapshot.lsn
+        self.rows: list[oracle.PageMap] = []
+        self.error = ""
+
+    def __call__(self) -> None:
+        try:
+            self.rows += self._cluster.pagemapset(self._since)
+        except psycopg.Error as error:
+            self.error = str(error)
+
+    def ended_well(
+        self, snapshot: Snapshot, content: Mapping[str, bytes], *, changed: int = 20
+    ) -> None:
+        """No error, and nothing is missed of files that were there all the time."""
+        assert not self.error
+        found = oracle.compare(snapshot, content, self.rows)
+        assert not found.lost, [str(one) for one in found.lost]
+        assert found.changed >= changed, "nothing to see"
+
+
+def _scanning(cluster: Cluster, pid: int) -> None:
+    """It is the query that is stopped."""
+    query = "SELECT query FROM pg_stat_activity WHERE pid = %s"
+    assert "ptrack_get_pagemapset" in cluster.value(query, pid)
+
+
+@needs_compiler
+@pytest.mark.parametrize("crash", [False, True], ids=["on", "after a crash"])
+def test_relations_that_come_and_go(faulty: tuple[Cluster, Fault], *, crash: bool) -> None:
+    """They are dropped, truncated and made when a query has found their files: no error.
+
+    It is stopped where it comes to look at one; after a crash it opens files, too, and is stopped
+    before that. Nothing of the others is missed.
     """
-    cluster = factory.create(checksums=True, max_connections=30)
-    cluster.sql("CREATE TABLE keep AS SELECT i, repeat('x', 200) FROM generate_series(1, 2000) i")
+    cluster, orders = faulty
+    pages(cluster, "keep")
+    names = ("dropped", "truncated", "opened")
+    for name in names:
+        pages(cluster, name, pages=4)
     snapshot = oracle.take(cluster)
-    cluster.sql("UPDATE keep SET i = -i WHERE i % 100 = 0")
+    cluster.sql("DELETE FROM keep WHERE i % 2 = 0")
     cluster.checkpoint()
-    path = cluster.path_of("keep")
-    current = cluster.files()
-    need = {lost.block for lost in oracle.compare(snapshot, current, []).lost if lost.path == path}
-    assert need
     if crash:
         cluster.restart("immediate")
+    paths = {name: cluster.path_of(name) for name in names}
+    kept = {name: page for name, page in cluster.files().items() if name.startswith("base/")}
+    kept = {name: page for name, page in kept.items() if _base(name) not in paths.values()}
+    came = 0
 
-    def tables() -> None:
-        cluster.sql(
-            "CREATE TABLE gone AS SELECT i, repeat('x', 500) FROM generate_series(1, 500) i; "
-            "TRUNCATE gone; DROP TABLE gone"
-        )
+    def go(name: str, kind: Kind, *statements: str) -> None:
+        nonlocal came
+        scan = _Scan(cluster, snapshot)
+        orders.order(f"{paths[name]}$", kind, Action.STOP_BEFORE)
+        with beside(scan):
+            _scanning(cluster, orders.wait())
+            assert (cluster.data / paths[name]).exists()
+            came += 1
+            cluster.script([*statements, f"CREATE TABLE came{came} AS SELECT 1", "CHECKPOINT"])
+            cluster.sql(f"CREATE DATABASE came{came}")
+            assert not (cluster.data / paths[name]).exists(), "it is not gone"
+            orders.clear()
+        scan.ended_well(snapshot, kept)
 
-    def databases() -> None:
-        cluster.sql("CREATE DATABASE gone")
-        cluster.sql("DROP DATABASE gone")
-
-    def queries() -> None:
-        for since in (snapshot.lsn, 0):
-            rows = {row.path: set(row.blocks()) for row in cluster.pagemapset(since)}
-            assert need <= rows[path]
-
-    with repeated(tables, databases, queries, queries):
-        time.sleep(3)
-    oracle.check(snapshot, cluster)
+    go("dropped", Kind.STAT, "DROP TABLE dropped")
+    go("truncated", Kind.STAT, "TRUNCATE truncated")
+    if crash:
+        go("opened", Kind.OPEN, "DROP TABLE opened")
+    oracle.check(snapshot, cluster, changed=20)
 
 
-def test_query_while_a_table_grows_and_shrinks(cluster: Cluster) -> None:
-    cluster.sql("CREATE TABLE t (i int, x text)")
+def _base(path: str) -> str:
+    """Path of the first segment of a file's main fork."""
+    return path.partition(".")[0].partition("_")[0]
 
-    def grow() -> None:
-        cluster.sql("INSERT INTO t SELECT i, repeat('x', 700) FROM generate_series(1, 800) i")
-        cluster.sql("DELETE FROM t")
+
+@needs_compiler
+@pytest.mark.parametrize("crash", [False, True], ids=["on", "after a crash"])
+def test_database_is_dropped_while_it_is_scanned(
+    faulty: tuple[Cluster, Fault], *, crash: bool
+) -> None:
+    """Its directory goes with all that is in it, between one file of it and the next."""
+    cluster, orders = faulty
+    pages(cluster, "keep")
+    cluster.sql("CREATE DATABASE gone")
+    oid = cluster.value("SELECT oid FROM pg_database WHERE datname = 'gone'")
+    place = cluster.data / f"base/{oid}"
+    snapshot = oracle.take(cluster)
+    cluster.sql("DELETE FROM keep WHERE i % 2 = 0")
+    cluster.checkpoint()
+    if crash:
+        cluster.restart("immediate")
+    kept = {
+        name: page for name, page in cluster.files().items() if not name.startswith(f"base/{oid}/")
+    }
+    scan = _Scan(cluster, snapshot)
+    orders.order(f"base/{oid}/", Kind.STAT, Action.STOP_BEFORE)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(beside(scan))
+        pid = orders.wait()
+        _scanning(cluster, pid)
+        drop = stack.enter_context(beside(lambda: cluster.sql("DROP DATABASE gone")))
+        if cluster.major >= 15:  # it waits until all others have closed their files
+            waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'ProcSignalBarrier'"
+            cluster.wait_for(lambda: cluster.value(waits) == 1, "the DROP to wait")
+            orders.order(f"base/{oid}/", Kind.STAT, Action.STOP_BEFORE)
+            assert orders.wait() == pid
+        drop.join(60)
+        assert not place.exists(), "it is not gone"
+        orders.clear()
+    scan.ended_well(snapshot, kept)
+    oracle.check(snapshot, cluster, changed=20)
+
+
+def _grow(cluster: Cluster, count: int) -> str:
+    """A row a page, for so many."""
+    rows = f"generate_series(1, {count}) i"
+    return f"INSERT INTO t SELECT i, repeat('y', {cluster.wide}) FROM {rows}"
+
+
+@needs_compiler
+@pytest.mark.parametrize("crash", [False, True], ids=["on", "after a crash"])
+def test_query_while_a_table_grows_and_shrinks(
+    faulty: tuple[Cluster, Fault], *, crash: bool
+) -> None:
+    """At each step of that: after each write and each truncation of its file."""
+    cluster, orders = faulty
+    pages(cluster, pages=20)
+    snapshot = oracle.take(cluster)
+    path = cluster.path_of("t")
+    cluster.sql("DELETE FROM t")
+    if crash:
+        cluster.restart("immediate")
+    nothing = oracle.Snapshot(lsn=0, content={}, block_size=cluster.block_size)
+    for statement in ("VACUUM t", _grow(cluster, 24)):
+        sizes = set()
+        orders.order(path, Kind.WRITE | Kind.TRUNCATE, Action.STOP_AFTER, onwards=True)
+        with beside(functools.partial(cluster.sql, statement)) as thread:
+            while thread.is_alive():
+                if not orders.stopped:
+                    thread.join(0.001)
+                    continue
+                current = cluster.files()
+                size = sum(len(page) for name, page in current.items() if _base(name) == path)
+                oracle.look(snapshot, cluster, current=current)
+                if size not in sizes:
+                    whole = oracle.look(nothing, cluster, current=current)
+                    assert whole.reported == whole.blocks
+                sizes.add(size)
+                orders.go_on()
+        orders.clear()
+        assert len(sizes) > 1, f"it was not stopped on its way: {statement}"
+    oracle.check(snapshot, cluster, changed=20)
+
+
+@needs_compiler
+@pytest.mark.parametrize("where", ["directory", "file", "tail"])
+@pytest.mark.parametrize("grown", [False, True], ids=["shrinks", "and grows"])
+def test_table_shrinks_within_a_query(
+    faulty: tuple[Cluster, Fault], where: str, *, grown: bool
+) -> None:
+    """What had changed when it began is in the answer, where it is there at the end; no error.
+
+    It is stopped before it reads the directory, looks at the file, or opens it for its tail.
+    """
+    cluster, orders = faulty
+    pages(cluster, pages=20)
+    cluster.sql(_grow(cluster, 40))
+    cluster.sql("DELETE FROM t WHERE x LIKE 'y%'")
+    cluster.sql("VACUUM (TRUNCATE false, FREEZE) t")  # while the query lasts rows would stay
+    snapshot = oracle.take(cluster)
+    path = cluster.path_of("t")
+    cluster.sql("DELETE FROM t WHERE i BETWEEN 4 AND 12")
+    cluster.checkpoint()
+    if where == "tail":
+        cluster.restart("immediate")
+    began = cluster.file_bytes(path)
+    content = {name: page for name, page in cluster.files().items() if _base(name) == path}
+    last = (len(began) // cluster.block_size - 1) // cluster.segment_blocks
+    text, kind = {
+        "directory": (path.rpartition("/")[0], Kind.OPENDIR),
+        "file": (path, Kind.STAT),
+        "tail": (f"{path}.{last}" if last else path, Kind.OPEN),
+    }[where]
+    scan = _Scan(cluster, snapshot)
+    orders.order(f"{text}$", kind, Action.STOP_BEFORE)
+    with beside(scan):
+        _scanning(cluster, orders.wait())
         cluster.sql("VACUUM t")
+        kept = len(cluster.file_bytes(path))
+        assert kept < len(began), "it has not shrunk"
+        if grown:
+            cluster.sql(_grow(cluster, 80))
+            cluster.checkpoint()
+            kept = len(began)
+            assert len(cluster.file_bytes(path)) >= kept, "it has not grown"
+        orders.clear()
+    scan.ended_well(snapshot, _cut(cluster, content, kept), changed=9)
+    oracle.check(snapshot, cluster, changed=9)
 
-    with repeated(grow):
-        deadline = time.monotonic() + 2
-        while time.monotonic() < deadline:
-            for row in cluster.pagemapset(0):
-                assert row.pagecount == len(row.blocks())
+
+def _cut(cluster: Cluster, content: Mapping[str, bytes], size: int) -> dict[str, bytes]:
+    """What the main fork's segments have up to a size."""
+    segment = cluster.segment_blocks * cluster.block_size
+    found = {}
+    for name, page in content.items():
+        if "_" not in name:
+            number = int(name.partition(".")[2] or 0)
+            found[name] = page[: max(0, size - number * segment)]
+    return found
 
 
 def test_small_map_many_relations(factory: Factory) -> None:

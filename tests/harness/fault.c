@@ -27,7 +27,7 @@
 enum Kind
 {
 	WRITE = 1, SYNC = 2, RENAME = 4, TRUNCATE = 8, UNLINK = 16, OPENDIR = 32, READ = 64,
-	OPEN = 128
+	OPEN = 128, STAT = 256
 };
 
 enum Action
@@ -273,6 +273,21 @@ unlink(const char *path)
 {
 	REAL(int, unlink, const char *);
 	AROUND(judge(UNLINK, path), int, real(path), 0, -1);
+}
+
+int
+stat(const char *path, struct stat *found)
+{
+	REAL(int, stat, const char *, struct stat *);
+	AROUND(judge(STAT, path), int, real(path, found), 0, -1);
+}
+
+/* what stat is called before glibc 2.33 */
+int
+__xstat(int version, const char *path, struct stat *found)
+{
+	REAL(int, __xstat, int, const char *, struct stat *);
+	AROUND(judge(STAT, path), int, real(version, path, found), 0, -1);
 }
 
 DIR *

@@ -47,6 +47,7 @@ class Kind(enum.IntFlag):
     OPENDIR = 32
     READ = 64
     OPEN = 128
+    STAT = 256
 
     @classmethod
     def changes(cls) -> Kind:
