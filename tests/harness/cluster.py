@@ -25,7 +25,7 @@ from tests.harness import files, lsn, system
 from tests.harness.oracle import PageMap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from tests.harness.install import Install
 
@@ -611,9 +611,9 @@ class Cluster:
         path: str = self.value("SELECT pg_relation_filepath(%s)", relation, database=database)
         return path
 
-    def files(self) -> dict[str, bytes]:
+    def files(self, *, but: Collection[str] = ()) -> dict[str, bytes]:
         """The relation files as they are on disk: see :class:`files.Reader`."""
-        return self._reader.read_all(self.data)
+        return self._reader.read_all(self.data, but=but)
 
     def relation_bytes(self, relation: str, database: str = "postgres") -> bytes:
         """The main fork as it is on disk, all segments."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
 
 # 16384, 16384_fsm, 16384.1, 16384_vm.2; a temporary relation (t3_16384) does not match.
@@ -78,8 +78,8 @@ class Reader:
     def __init__(self) -> None:
         self._known: dict[str, tuple[State, bytes]] = {}
 
-    def read_all(self, data: Path) -> dict[str, bytes]:
-        """The content of every relation file, by its path relative to ``data``.
+    def read_all(self, data: Path, *, but: Collection[str] = ()) -> dict[str, bytes]:
+        """The content of every relation file, by its path relative to ``data``; but: not of these.
 
         All forks and segments, none of temporary relations; what is dropped meanwhile is left out.
         Paths go through ``pg_tblspc``, as the map names them. What is unchanged is the same object
@@ -94,6 +94,8 @@ class Reader:
                 for name in os.listdir(directory):  # noqa: PTH208 - thousands of files, many times
                     if _FILE.fullmatch(name) is not None:
                         path = f"{below}/{name}"
+                        if path in but:
+                            continue
                         with contextlib.suppress(FileNotFoundError):
                             content[path] = self._read(f"{directory}/{name}", path, known)
         return content
