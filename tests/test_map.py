@@ -503,6 +503,83 @@ def test_damage_that_a_flush_finds(factory: Factory) -> None:
     oracle.check(again, cluster, changed=20)
 
 
+def _last_mark(content: bytearray) -> None:
+    """Of the last page with marks: all others have been taken over when it is found."""
+    at = mapfile.at(mapfile.in_use(content)[-1])
+    content[next(i for i in reversed(range(at.start, at.stop)) if content[i])] ^= 1
+
+
+def _size_in_header(content: bytearray) -> None:
+    """It seems to be of the size that is wanted now; the file has another."""
+    mapfile.put(content, "nlines", mapfile.field(content, "nlines") // 2 * 3)
+
+
+def _asked(_cluster: Cluster) -> None:
+    """A query finds it."""
+
+
+def _flushed(cluster: Cluster) -> None:
+    """A flush finds it, which is to replace the file by one of the new size."""
+    cluster.checkpoint()
+
+
+def _killed(cluster: Cluster) -> None:
+    """Nobody has come to it before the next start."""
+    cluster.kill_all()
+    cluster.start()
+
+
+def _resized_again(cluster: Cluster) -> None:
+    cluster.restart("immediate", ptrack__map_size=5)
+
+
+@pytest.mark.parametrize("first", [_asked, _flushed, _killed, _resized_again])
+@pytest.mark.parametrize(
+    ("damage", "old", "new", "mode"),
+    [
+        pytest.param(_last_mark, 2, 7, "fast", id="grown"),
+        pytest.param(_last_mark, 7, 2, "immediate", id="shrunk, crash"),
+        pytest.param(_size_in_header, 2, 3, "fast", id="size in the header"),
+    ],
+)
+def test_damaged_and_resized(
+    factory: Factory,
+    first: Callable[[Cluster], None],
+    damage: Callable[[bytearray], None],
+    old: int,
+    new: int,
+    mode: str,
+) -> None:
+    """At the same start. What is sound of the marks is of no use, and nothing is lost by that."""
+    # no loader: it is found by whom the test is about
+    cluster = factory.create(checksums=True, ptrack__map_size=old, max_worker_processes=0)
+    snapshot = before(cluster)
+    cluster.sql(CHANGE)
+    cluster.stop(mode)
+    assert len(mapfile.in_use(cluster.map.read_bytes())) > 1
+    mapfile.edit(cluster.map, damage)
+    cluster.configure(ptrack__map_size=new)
+    mark = cluster.log_size()
+    cluster.start()
+    cluster.sql("UPDATE t SET i = i + 1 WHERE i % 160 = 0")
+    first(cluster)
+    size = new if first is not _resized_again else 5
+    assert cluster.value("SHOW ptrack.map_size") == f"{size}MB"
+    found = oracle.look(snapshot, cluster)
+    assert cluster.init_lsn() > snapshot.lsn, "it is trusted"
+    assert found.reported == found.blocks
+    assert found.changed >= 20
+    assert "WARNING:  ptrack read map: incorrect checksum of file" in cluster.log_text(mark)
+    if first is _flushed:  # it began anew in that, at the latest
+        oracle.check(oracle.take(cluster, checkpoint=False), cluster, changed=0)
+    refused(snapshot, cluster)
+    again = oracle.take(cluster)
+    cluster.sql("UPDATE t SET i = i + 1 WHERE i % 90 = 0")
+    cluster.restart(mode, ptrack__map_size=old)
+    found = oracle.check(again, cluster, changed=20)
+    assert found.reported < found.blocks / 2
+
+
 def test_pages_swapped(cluster: Cluster) -> None:
     snapshot = before(cluster)
     cluster.sql(CHANGE)
