@@ -818,22 +818,29 @@ def test_backup_starts_amid_a_batch(faulty: tuple[Cluster, Fault]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("relation", "statement"),
+    ("relation", "statement", "kind", "number"),
     [
-        ("t_s", "CREATE INDEX t_s ON t (s) TABLESPACE ts"),
-        ("t", "ALTER TABLE t SET TABLESPACE ts"),
+        ("t_s", "CREATE INDEX t_s ON t (s) TABLESPACE ts", Kind.OPEN, 9),
+        ("t_s", "CREATE INDEX t_s ON t (s) TABLESPACE ts", Kind.WRITE, 1),
+        ("t", "ALTER TABLE t SET TABLESPACE ts", Kind.OPEN, 9),
     ],
-    ids=["build", "move"],
+    ids=["build", "gap", "move"],
 )
 def test_backup_asks_for_what_is_logged(
-    factory: Factory, faulty: tuple[Cluster, Fault], relation: str, statement: str
+    factory: Factory,
+    faulty: tuple[Cluster, Fault],
+    relation: str,
+    statement: str,
+    kind: Kind,
+    number: int,
 ) -> None:
     """Pages are logged, a backup begins behind that and asks, they are written, and it copies.
 
-    Nothing redoes them where it is restored, and the file has not been as long when it asked.
+    Nothing redoes them where it is restored, and the file has not been as long when it asked. The
+    first write of a btree is of zeros before the page that is logged: the metapage comes last.
     """
     cluster, orders = faulty
-    if cluster.segment_blocks > 100:
+    if kind == Kind.OPEN and cluster.segment_blocks > 100:
         pytest.skip("needs a build with small segments")
     cluster.sql(f"CREATE TABLESPACE ts LOCATION '{cluster.tablespace('ts')}'")
     cluster.sql("CREATE TABLE t AS SELECT md5(i::text) AS s FROM generate_series(1, 20000) i")
@@ -846,7 +853,8 @@ def test_backup_asks_for_what_is_logged(
             build.close()
 
         # of a new segment: between the log and the write
-        orders.order("pg_tblspc/", Kind.OPEN, Action.STOP_BEFORE, number=9)
+        where = "pg_tblspc/" if kind == Kind.OPEN else "/ts/PG_"
+        orders.order(where, kind, Action.STOP_BEFORE, number=number)
         build.enter_context(beside(lambda: cluster.sql(statement)))
         orders.wait()
         written = sum(
@@ -854,7 +862,8 @@ def test_backup_asks_for_what_is_logged(
         )
         backup = client.incremental(cluster, parent, early=finish)
     query = "SELECT (page_header(get_raw_page(%s, %s))).lsn::text"
-    logged = lsn.parse(cluster.value(query, relation, written // cluster.block_size))
+    page = 1 if kind == Kind.WRITE else written // cluster.block_size
+    logged = lsn.parse(cluster.value(query, relation, page))
     assert logged <= backup.start, "it is redone"
     restored = factory.empty("restored")
     client.restore(backup, restored)
@@ -877,13 +886,31 @@ def _content(cluster: Cluster, relation: str) -> list[bytes]:
 
 
 @pytest.mark.parametrize("inner", [False, True], ids=["transaction", "subtransaction"])
-def test_what_is_logged_and_fails(faulty: tuple[Cluster, Fault], *, inner: bool) -> None:
-    """A build that fails between the log and the write leaves nothing published."""
+@pytest.mark.parametrize(
+    ("where", "kind", "number"),
+    [
+        pytest.param("pg_tblspc/", Kind.OPEN, 9, id="segment"),
+        pytest.param("/ts/PG_", Kind.WRITE, 20, id="page"),
+    ],
+)
+def test_what_is_logged_and_fails(
+    faulty: tuple[Cluster, Fault],
+    where: str,
+    kind: Kind,
+    number: int,
+    *,
+    inner: bool,
+) -> None:
+    """A build that fails between the log and the write leaves nothing published.
+
+    Of a new segment, or of a page within one.
+    """
     cluster, orders = faulty
-    if cluster.segment_blocks > 100:
+    if kind == Kind.OPEN and cluster.segment_blocks > 100:
         pytest.skip("needs a build with small segments")
     cluster.sql(f"CREATE TABLESPACE ts LOCATION '{cluster.tablespace('ts')}'")
     cluster.sql("CREATE TABLE t AS SELECT md5(i::text) AS s FROM generate_series(1, 20000) i")
+    snapshot = oracle.take(cluster)
 
     def reported(since: int) -> list[str]:
         return [row.path for row in cluster.pagemapset(since) if row.path.startswith("pg_tblspc")]
@@ -891,21 +918,155 @@ def test_what_is_logged_and_fails(faulty: tuple[Cluster, Fault], *, inner: bool)
     with cluster.connect() as connection:
         if inner:
             connection.execute("BEGIN; SAVEPOINT s")
-        orders.order("pg_tblspc/", Kind.OPEN, Action.STOP_AND_FAIL, number=9, error=errno.ENOSPC)
+        orders.order(where, kind, Action.STOP_AND_FAIL, number=number, error=errno.ENOSPC)
         with beside(
             lambda: connection.execute("CREATE INDEX t_s ON t (s) TABLESPACE ts"),
             fails=(psycopg.errors.DiskFull,),
         ):
             orders.wait()
-            for _ in range(2):  # what is marked is of before this; what is published is of now
-                cluster.checkpoint()
-            assert reported(cluster.redo()), "nothing is published"
+            assert reported(cluster.position()), "nothing is published"
+            oracle.look(snapshot, cluster)
             orders.clear()
         if inner:
             connection.execute("ROLLBACK TO s")
         cluster.checkpoint()
         cluster.checkpoint()
         assert not reported(cluster.redo())
+        oracle.look(snapshot, cluster)
+    oracle.check(snapshot, cluster)
+    cluster.restart("immediate")
+    oracle.check(snapshot, cluster)
+
+
+@contextlib.contextmanager
+def _hash_index(factory: Factory) -> Iterator[tuple[Cluster, Fault, str]]:
+    """A table with a hash index whose pages stay in the buffer pool, and the index's path."""
+    cluster = factory.create(checksums=True, start=False, shared_buffers="16MB")
+    with Fault(cluster, factory.shared) as orders:
+        cluster.start()
+        cluster.script(["CREATE TABLE t (i int)", "CREATE INDEX t_hash ON t USING hash (i)"])
+        cluster.sql("INSERT INTO t SELECT generate_series(1, 2000)")
+        yield cluster, orders, cluster.path_of("t_hash")
+
+
+def _blocks(cluster: Cluster, path: str, since: int) -> set[int]:
+    """What is reported of a relation's main fork, by the path of its first segment."""
+    found: set[int] = set()
+    for row in cluster.pagemapset(since):
+        base, _, segment = row.path.partition(".")
+        if base == path:
+            found |= {int(segment or 0) * cluster.segment_blocks + n for n in row.blocks()}
+    return found
+
+
+def _size(cluster: Cluster, path: str) -> int:
+    return len(cluster.file_bytes(path)) // cluster.block_size
+
+
+GROW_HASH = "INSERT INTO t SELECT generate_series(1, 12000)"
+
+
+def _gap(factory: Factory) -> tuple[int, int, int]:
+    """When it grows by a page with zeros before it: its first write, blocks then, and that page.
+
+    As the files say, on a cluster of its own: what is reported is left to the test.
+    """
+    with _hash_index(factory) as (cluster, orders, path):
+        begun: tuple[int, int] | None = None
+        size = now = _size(cluster, path)
+        orders.order(path, Kind.WRITE, Action.STOP_AFTER, onwards=True)
+        with beside(lambda: cluster.sql(GROW_HASH)):
+            for _ in range(200):
+                orders.wait()
+                now = _size(cluster, path)
+                grown = now > size + 1
+                if grown and begun is None:
+                    begun = (orders.count, size)
+                written = any(cluster.file_bytes(path)[-cluster.block_size :])
+                if begun is not None and written:
+                    break
+                if not grown or now % cluster.segment_blocks != 0:
+                    begun = None  # a gap goes on over segments only
+                size = now
+                orders.go_on()
+            orders.clear()
+        factory.destroy_one(cluster)
+    if begun is None:
+        pytest.fail("no page has a gap before it")
+    return *begun, now - 1
+
+
+def test_query_amid_a_gap_of_zeros(factory: Factory) -> None:
+    """A hash index has its last new page logged and written; those before it become zeros.
+
+    That page is in the answer at each step of that, for a backup that begins after its record, and
+    afterwards in that of no later one.
+    """
+    number, size, last = _gap(factory)
+    with _hash_index(factory) as (cluster, orders, path):
+        snapshot = oracle.take(cluster)
+        orders.order(path, Kind.WRITE, Action.STOP_AROUND, number=number, onwards=True)
+        with beside(lambda: cluster.sql(GROW_HASH)):
+            orders.wait()
+            assert _size(cluster, path) == size
+            logged = cluster.position()
+            while _size(cluster, path) <= last:
+                assert last in _blocks(cluster, path, logged), f"page {last} is not expected"
+                oracle.look(snapshot, cluster)
+                orders.go_on()
+                orders.wait()
+            content = cluster.file_bytes(path)
+            page = slice(last * cluster.block_size, (last + 1) * cluster.block_size)
+            assert any(content[page]), "it is not written"
+            gap = content[size * cluster.block_size : page.start]
+            assert gap, "there is no gap"
+            assert not any(gap), "it has been written to"
+            assert {*range(size, last), last} <= _blocks(cluster, path, logged)
+            oracle.look(snapshot, cluster)
+            orders.clear()
+        oracle.check(snapshot, cluster)
+        cluster.checkpoint()
+        assert last not in _blocks(cluster, path, cluster.redo()), "it is still published"
+        cluster.restart("immediate")
+        oracle.check(snapshot, cluster)
+
+
+@pytest.mark.parametrize(
+    "action", [Action.FAIL, Action.FAIL_HALFWAY], ids=["nothing", "half a page"]
+)
+def test_full_disk_amid_a_gap_of_zeros(factory: Factory, action: Action) -> None:
+    """The disk is full when the gap or the page is written, in a segment that is there.
+
+    The index stays. Of what has failed there may be a half: it is reported, until its process
+    changes something else. What is logged and will not be written is not expected any more.
+    """
+    number, size, last = _gap(factory)
+    with _hash_index(factory) as (cluster, orders, path):
+        assert size % cluster.segment_blocks, "the segment is not there"
+        end = size - size % cluster.segment_blocks + cluster.segment_blocks
+        failed = min(last, end - 1)
+        snapshot = oracle.take(cluster)
+        orders.order(path, Kind.WRITE, action, number=number, error=errno.ENOSPC)
+        with cluster.connect() as connection:
+            with pytest.raises(psycopg.errors.DiskFull):
+                connection.execute(GROW_HASH)
+            orders.clear()
+            half = action == Action.FAIL_HALFWAY
+            on_disk = failed * cluster.block_size + cluster.block_size // 2
+            assert (len(cluster.file_bytes(path)) == on_disk) == half, "it was another write"
+            oracle.look(snapshot, cluster)
+            found = _blocks(cluster, path, cluster.position())
+            assert (failed in found) == half
+            assert last not in found - {failed}, "it is still expected"
+            connection.execute("CREATE TABLE other AS SELECT 1")
+            oracle.check(snapshot, cluster)
+            cluster.checkpoint()
+            assert not _blocks(cluster, path, cluster.redo()), "what has failed is still in flight"
+        cluster.restart("immediate")
+        oracle.check(snapshot, cluster)
+        cluster.sql(GROW_HASH)
+        oracle.check(snapshot, cluster)
+        assert cluster.value("SELECT count(*) FROM t WHERE i = 77") == 2
 
 
 def test_what_is_logged_is_reported_once(factory: Factory) -> None:
