@@ -210,8 +210,7 @@ static void
 scan_file(BlockScan *scan, const char *dir, const PtrackFork *fork, const RelFile *file, bool whole)
 {
 	uint64		start = (uint64) file->segment * RELSEG_SIZE;
-	uint64		listed = start + relfile_blocks(file);
-	uint64		end = Max(listed, start + file->expected);
+	uint64		end = start + Max(relfile_blocks(file), file->expected);
 	uint64		hash = ptrack_fork_hash(fork);
 	uint64		nblocks = 0;
 	uint32		n;
@@ -239,9 +238,6 @@ scan_file(BlockScan *scan, const char *dir, const PtrackFork *fork, const RelFil
 			 */
 			if (first == 0 && scan->replayed)
 				bits |= 1;
-			/* up to what has been logged, the write that is to come makes zeros */
-			if (end > listed && listed < first + PTRACK_CHUNK_BLOCKS)
-				bits |= bit_range((uint32) (Max(listed, first) - first), PTRACK_CHUNK_BLOCKS);
 			if (bits == 0)
 				continue;
 			bits &= bit_range((uint32) (Max(start, first) - first),
