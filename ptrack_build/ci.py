@@ -27,11 +27,9 @@ NOT_PUSHED = {"drift", "matrix", "workflows"}
 #: What makes a session look without writing, as a CI wants it.
 WORDS = {"patches": "-- --check", "workflows": "-- --check"}
 
-#: What takes too long for every push, by the name of its job: the state machine for an hour, other
-#: sizes of blocks and segments (beyond 4 GiB with large blocks). night() adds to it.
+#: What takes too long for every push, by the name of its job: other sizes of blocks and segments
+#: (beyond 4 GiB with large blocks). night() adds to it.
 NIGHT = {
-    "deep-17": "test-17 -- --deep=60",
-    "deep-15": "test-15 -- --deep=60",
     "blocks-1k-17": "test-17 -- --variant blocks-1k",
     "blocks-32k-17": "test-17 -- --variant blocks-32k",
 }
@@ -93,13 +91,15 @@ def content_key(major: Major) -> str:
 
 
 def night(majors: Matrix) -> dict[str, str]:
-    """What a night runs, by the names of its jobs: NIGHT, and the mutants of every major.
+    """What a night runs, by the names of its jobs: NIGHT, and for every major what takes long.
 
-    Each protection is taken out in turn, and the servers run without the core patch: hooks are
-    elsewhere in some majors. Not on devel, whose tip the patch may not fit: `drift` tells that.
+    The state machine has an hour. Each protection is taken out in turn, and the servers run without
+    the core patch: hooks are elsewhere in some majors. The latter not on devel, whose tip the patch
+    may not fit: `drift` tells that.
     """
+    deep = {f"deep-{major.name}": f"test-{major.name} -- --deep=60" for major in majors.majors}
     names = [f"mutants-{major.name}" for major in majors.majors if major.state != "devel"]
-    return NIGHT | {name: name for name in names}
+    return deep | NIGHT | {name: name for name in names}
 
 
 def render(majors: Matrix, sessions: Mapping[str, Sequence[str]]) -> dict[Path, str]:

@@ -261,6 +261,7 @@ def test_the_night_runs_what_takes_long() -> None:
     asked = re.findall(r"- run: \./nox -s (\S+)(.*)", text)
     jobs = {
         ("test-17", " -- --deep=60"),
+        ("test-13", " -- --deep=60"),
         ("test-17", " -- --variant blocks-1k"),
         ("test-17", " -- --variant blocks-32k"),
         ("mutants-17", ""),
@@ -271,9 +272,19 @@ def test_the_night_runs_what_takes_long() -> None:
     assert {name for name, _ in asked if "$" not in name} <= {each["session"] for each in listed()}
 
 
+def _of_the_night(job: str) -> set[str]:
+    """The majors for which it has a job with this name before theirs."""
+    jobs = ci.night(matrix.load())
+    return {name.removeprefix(job) for name in jobs if name.startswith(job)}
+
+
+def test_the_state_machine_has_each_major_for_an_hour_at_night() -> None:
+    assert _of_the_night("deep-") == set(NAMES)
+
+
 def test_each_mutant_is_tried_at_night() -> None:
     """Some are of old majors, or of new ones."""
-    majors = {int(name[8:]) for name in ci.night(matrix.load()) if name.startswith("mutants-")}
+    majors = {int(name) for name in _of_the_night("mutants-")}
     assert majors == {int(name) for name in NAMES if name.isdecimal()}
     for each in mutants.load():
         assert majors & {*range(each.since, each.until + 1)}, each.name
