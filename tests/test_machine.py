@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.skipif(fault.compiler() is None, reason="needs a C compiler")
 
-SEEDS = (0, 1)
+#: On 17, which has all of them, each rule runs in these; another rule makes them draw otherwise.
+SEEDS = (8, 14)
 EXAMPLES = 10
 SHRINK_SECONDS = 60
 

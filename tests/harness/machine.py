@@ -3,14 +3,15 @@
 A run is some *examples*. An example is a fresh cluster with settings that are drawn, and then
 some *steps*: SQL of every kind that touches relation files, checkpoints and evictions, backups,
 ends of every kind and new starts, other sizes of the map, kills of single processes, a standby
-and its promotion, an old primary that is rewound, restores, also to a point in time, that take the
-cluster's place, and lapses in which ptrack is away.
+and its promotion, an old primary that is rewound, restores, also to a point in time, and base
+backups of the standby that take a cluster's place, lapses in which ptrack is away, backends that
+stand alone, and damage to the map's file.
 
 **What holds after each step.** :meth:`Machine.nothing_is_lost` compares the files of each
 running cluster with every backup it has (a :class:`Parent`), as they are, with what is dirty
 still in shared buffers; nothing waits for a checkpoint. No backup becomes useless
-(``init_lsn`` passes it) but by a lapse, and after a lapse every one does, unless the lapse is
-replayed.
+(``init_lsn`` passes it) but by a lapse or damage, and after either every one does, unless the lapse
+is replayed. A standby has lapses of its own.
 
 **Which backups a cluster has.** Its own, and those that were there when it was made by a base
 backup or a restore: the map came with it. A backup of the primary that is younger than the
@@ -31,6 +32,7 @@ The simplest example costs nothing: the cluster starts with the first step that 
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import errno
 import fcntl
 import functools
@@ -59,7 +61,7 @@ from hypothesis.stateful import (
 
 from ptrack_build.host import switched_on
 from tests.harness import client, fault, lsn, mapfile, oracle, system, verify
-from tests.harness.cluster import PTRACK, NotInTime, StartFailed
+from tests.harness.cluster import MAP_TMP, PTRACK, NotInTime, StartFailed
 from tests.harness.fault import Action, Fault, Kind
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ if TYPE_CHECKING:
     from tests.harness.client import Backup
     from tests.harness.cluster import Cluster, Row, Value
     from tests.harness.factory import Factory
+    from tests.harness.install import Install
     from tests.harness.oracle import Snapshot
 
 _Given = ParamSpec("_Given")
@@ -153,6 +156,9 @@ VACUUM: Mapping[str, Sequence[str]] = {
     "analyze": ("ANALYZE {t}",),
     "catalog": ("VACUUM pg_catalog.pg_class", "VACUUM pg_catalog.pg_attribute"),
 }
+
+#: What a backend that stands alone is given, a statement a line.
+STAND_ALONE: Mapping[str, Sequence[str]] = {**DML, **VACUUM}
 
 
 def _in_transaction(*statements: str, rows: int, end: str = "COMMIT") -> Sequence[str]:
@@ -291,8 +297,8 @@ CHILDREN = (
     "logical replication launcher",
 )  # fmt: skip
 STANDBY_CHILDREN = ("client backend", "checkpointer", "startup", "walreceiver")
-#: What a life without ptrack is set to, and what ends it.
 REDO = "Latest checkpoint's REDO location"
+#: What a life without ptrack is set to, and what ends it.
 AWAY: Mapping[str, tuple[Mapping[str, Value], Mapping[str, Value]]] = {
     "off": ({"ptrack.map_size": 0}, {"ptrack.map_size": 2}),
     "unloaded": ({"shared_preload_libraries": ""}, {"shared_preload_libraries": "ptrack"}),
@@ -301,7 +307,13 @@ AWAY: Mapping[str, tuple[Mapping[str, Value], Mapping[str, Value]]] = {
         {"shared_preload_libraries": "ptrack", "wal_level": "replica", "max_wal_senders": 4},
     ),
 }
-DAMAGES = ("byte flipped", "page zeroed", "pages swapped", "cut short", "removed")
+#: What is done to the map's file while the server is down. It is whole after the first one alone.
+DAMAGES = (
+    "half a file beside it", "byte flipped", "header flipped", "page zeroed", "pages swapped",
+    "cut short", "emptied", "grown", "older", "removed",
+)  # fmt: skip
+#: What becomes of a base backup of the standby.
+COPIES = ("follows", "recovers", "starts")
 
 FAMILIES: Mapping[str, Mapping[str, Sequence[str]]] = {
     "dml": DML,
@@ -875,9 +887,14 @@ def _step(method: Callable[_Given, None]) -> Callable[_Given, None]:
 
 
 class Machine(RuleBasedStateMachine):
-    """See the module's text. Subclasses say with which factory."""
+    """See the module's text. Subclasses say with which factory.
+
+    Attributes:
+        plain: whose server has the lives without the library, if not the one under test.
+    """
 
     factory: ClassVar[Factory]
+    plain: ClassVar[Install | None] = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -1291,10 +1308,13 @@ class Machine(RuleBasedStateMachine):
         self._start(lead, map_size, killed)
 
     def _start(self, node: Node, map_size: int | None, killed: Sequence[int]) -> None:
+        self._resize(node.cluster, map_size)
+        node.start(killed)
+
+    def _resize(self, cluster: Cluster, map_size: int | None) -> None:
         if map_size is not None:
             TALLY.counts["resizes"] += 1
-            node.cluster.configure(ptrack__map_size=map_size)
-        node.start(killed)
+            cluster.configure(ptrack__map_size=map_size)
 
     @rule(process=st.sampled_from(CHILDREN), evict=st.booleans())
     @_step
@@ -1426,6 +1446,9 @@ class Machine(RuleBasedStateMachine):
     @_step
     def attach(self, map_size: int | None) -> None:
         """A streaming standby, by a base backup."""
+        self._attach(map_size)
+
+    def _attach(self, map_size: int | None = None) -> Node:
         lead = self.lead
         cluster = self.factory.base_backup(lead.cluster, "standby", "-R")
         if map_size is not None:
@@ -1434,6 +1457,7 @@ class Machine(RuleBasedStateMachine):
         self.standby = self._node(cluster, kept, hintable=lead.hintable)
         cluster.start()
         TALLY.counts["standbys"] += 1
+        return self.standby
 
     @precondition(lambda self: self.standby is not None)
     @rule(settle=st.booleans())
@@ -1488,16 +1512,16 @@ class Machine(RuleBasedStateMachine):
         self._lead, self.standby = node, None
         TALLY.counts["promotions"] += 1
 
-    @precondition(lambda self: self.standby is not None and self._rewindable)
+    @precondition(lambda self: self._rewindable)
     @rule(how=st.sampled_from(ENDS), writes=st.booleans(), evict=st.booleans())
     @_step
     def rewind(self, how: str, *, writes: bool, evict: bool) -> None:
         """The standby is promoted, and the old primary, which went on, is rewound and follows it.
 
         It has no map then, and no parents. It ends cleanly at last: that done by pg_rewind itself
-        needs template1.
+        needs template1. Where no standby is, one is attached.
         """
-        node, old = self._standby, self.lead
+        node, old = self.standby or self._attach(), self.lead
         self._free()
         node.cluster.catch_up(old.cluster)
         node.cluster.promote()
@@ -1575,18 +1599,76 @@ class Machine(RuleBasedStateMachine):
         assert self.standby is not None
         return self.standby
 
+    @precondition(lambda self: self.images)
+    @rule(
+        what=st.sampled_from(COPIES),
+        evict=st.booleans(),
+        map_size=st.sampled_from((None, *SIZES)),
+        adopt=st.booleans(),
+    )
+    @_step
+    def copy_standby(self, what: str, *, evict: bool, map_size: int | None, adopt: bool) -> None:
+        """A base backup of the standby takes its place, or is a primary, and perhaps the lead's.
+
+        Without images in all WAL there is none to be had. Where no standby is, one is attached.
+        """
+        node, old = self.standby or self._attach(), self.lead
+        node.cluster.catch_up(old.cluster)
+        if evict:
+            node.cluster.evict()
+        cluster = self.factory.base_backup(node.cluster, "copy")
+        self._resize(cluster, map_size)
+        kept = [one.inherited(mask=node.hintable) for one in node.parents]
+        copy = self._node(cluster, kept, hintable=node.hintable)
+        TALLY.counts[f"copies of a standby: {what}"] += 1
+        if what == "follows":  # whom the standby follows
+            self._drop_standby()
+            self.standby = copy
+            cluster.start()
+            return
+        (cluster.data / "standby.signal").unlink()
+        if what == "recovers":
+            self._recover(copy, "", pause=False)
+            same = verify.content(cluster) == verify.content(old.cluster)
+            assert same, "a copy of the standby has other rows"
+        else:  # with no more WAL than it has
+            cluster.start()
+        copy.look("copied from the standby")
+        if not adopt:
+            self._drop(copy)
+            return
+        self._leave()
+        self._drop_standby()
+        self._drop(old)
+        self._lead = copy
+
     # ---- without ptrack for a while
 
+    @contextlib.contextmanager
+    def _away(self, cluster: Cluster, what: str) -> Iterator[None]:
+        """A life without ptrack, one of AWAY, which the body begins and ends."""
+        away, back = AWAY[what]
+        own = cluster.install
+        cluster.configure(away)
+        if self.plain is not None and "shared_preload_libraries" in away:
+            cluster.install = self.plain
+            TALLY.counts["lives under another server"] += 1
+        try:
+            yield
+        finally:
+            cluster.install = own
+        cluster.configure(back)
+
     @rule(
-        what=st.sampled_from((*sorted(AWAY), "checksums", "resetwal")),
+        what=st.sampled_from((*sorted(AWAY), "checksums", "checksums twice", "resetwal")),
         crash_before=st.booleans(),
         crash_after=st.booleans(),
     )
     @_step
     def lapse(self, what: str, *, crash_before: bool, crash_after: bool) -> None:
         """A life that the map does not know of, or a program that goes past it."""
-        if what == "checksums":
-            self._switch_checksums()
+        if what.startswith("checksums"):
+            self._switch_checksums(2 if what == "checksums twice" else 1)
             return
         if what == "resetwal":
             cluster = self._alone(crash=False)
@@ -1594,44 +1676,145 @@ class Machine(RuleBasedStateMachine):
             cluster.start()
             self._refused("pg_resetwal")
             return
-        away, back = AWAY[what]
-        cluster = self._alone(crash=crash_before)
+        down = self._alone if what == "minimal" else self._down
+        cluster = down(crash=crash_before)
         redo = cluster.control()[REDO]
-        cluster.configure(away)
-        cluster.start()
-        self._run(DML["update"], t="a", n=4)
-        cluster.evict()
-        self.lead.end("immediate" if crash_after else "clean")
-        cluster.configure(back)
+        with self._away(cluster, what):
+            cluster.start()
+            self._run(DML["update"], t="a", n=4)
+            cluster.evict()
+            self.lead.end("immediate" if crash_after else "clean")
         kept = what == "unloaded" and cluster.control()[REDO] == redo
         cluster.start()
+        self._lapsed(what, kept=kept, crash=crash_after)
+
+    def _lapsed(self, when: str, *, kept: bool, crash: bool) -> None:
         if kept:  # all that was done meanwhile has been replayed
             TALLY.counts["lapses that lose nothing"] += 1
         else:
-            self._refused(what, crash=crash_after)
+            self._refused(when, crash=crash)
 
-    def _switch_checksums(self) -> None:
+    @precondition(lambda self: self.standby is not None)
+    @rule(before=st.sampled_from(ENDS), after=st.sampled_from(ENDS), restartpoint=st.booleans())
+    @_step
+    def lapse_standby(self, before: str, after: str, *, restartpoint: bool) -> None:
+        """The standby has a life without the library."""
+        node, lead = self._standby, self.lead.cluster
+        node.end(before)
+        node.forget_hints()
+        redo = node.cluster.control()[REDO]
+        self._free("a")
+        with self._away(node.cluster, "unloaded"):
+            node.cluster.start()
+            self._run(DML["update"], t="a", n=6)
+            if restartpoint:
+                node.cluster.restartpoint(lead)
+            else:
+                node.cluster.catch_up(lead)
+            node.cluster.evict()
+            node.end(after)
+        kept = node.cluster.control()[REDO] == redo
+        node.cluster.start()
+        node.cluster.catch_up(lead)
+        if kept:
+            TALLY.counts["a standby's lapses that lose nothing"] += 1
+        else:
+            node.refused("a standby's lapse")
+
+    @rule(
+        works=_some(_slot, st.sampled_from(sorted(STAND_ALONE)), st.integers(0, 9)),
+        loaded=st.booleans(),
+        map_size=st.sampled_from((None, *SIZES)),
+        crash=st.booleans(),
+        killed=st.booleans(),
+        evict=st.booleans(),
+    )
+    @_step
+    def stand_alone(
+        self,
+        works: list[tuple[str, str, int]],
+        *,
+        loaded: bool,
+        map_size: int | None,
+        crash: bool,
+        killed: bool,
+        evict: bool,
+    ) -> None:
+        """A backend stands alone between two lives, with the library or without."""
+        cluster = self._down(crash=crash)
+        statements = [
+            one.format(t=slot, n=n) for slot, what, n in works for one in STAND_ALONE[what]
+        ]
+        if evict:
+            statements.append("SELECT sum(pg_prewarm('filler')) FROM generate_series(1, 6)")
+        redo = cluster.control()[REDO]
+        self._resize(cluster, map_size)
+        if loaded:
+            cluster.single_user(*statements, killed=killed)
+        else:
+            with self._away(cluster, "unloaded"):
+                cluster.single_user(*statements, killed=killed)
+        if killed:
+            self.lead.crashed()
+        known = loaded and cluster.major >= 15  # before, it preloads nothing
+        kept = known or cluster.control()[REDO] == redo
+        TALLY.counts["backends alone, with the library" if known else "backends alone"] += 1
+        cluster.start()
+        if not known:
+            self._lapsed("a backend alone", kept=kept, crash=killed)
+
+    def _switch_checksums(self, times: int) -> None:
         """pg_checksums: switching them on writes pages, off does not."""
         cluster = self._alone(crash=False)
-        self.checksums = not self.checksums
-        option = "--enable" if self.checksums else "--disable"
-        cluster.run("pg_checksums", option, "--no-sync", "-D", cluster.data)
+        enabled = False
+        for _ in range(times):
+            self.checksums = not self.checksums
+            option = "--enable" if self.checksums else "--disable"
+            cluster.run("pg_checksums", option, "--no-sync", "-D", cluster.data)
+            TALLY.counts[f"pg_checksums {option}"] += 1
+            enabled = enabled or self.checksums
         cluster.start()
         self.lead.hintable = self._hintable
-        if self.checksums:
+        if enabled:
             self._refused("checksums enabled")
 
-    @rule(what=st.sampled_from(DAMAGES), crash=st.booleans())
+    @rule(
+        what=st.sampled_from(DAMAGES),
+        where=st.integers(0, 7),
+        crash=st.booleans(),
+        map_size=st.sampled_from((None, *SIZES)),
+    )
     @_step
-    def damage(self, what: str, *, crash: bool) -> None:
-        """Something is wrong with the map's file as the server starts."""
-        cluster = self._alone(crash=crash)
+    def damage(self, what: str, where: int, *, crash: bool, map_size: int | None) -> None:
+        """Something is wrong with the map's file as the server starts, or its size is another."""
+        old = self._outdated_map() if what == "older" else b""
+        cluster = self._down(crash=crash)
         if what == "removed":
             cluster.map.unlink(missing_ok=True)
+        elif what == "older":
+            cluster.map.write_bytes(old)
         elif cluster.map.exists():  # none yet, after a reset and a crash
-            cluster.map.write_bytes(_damaged(cluster.map.read_bytes(), what))
-        cluster.start()
-        self._refused(what, crash=crash)
+            content = cluster.map.read_bytes()
+            if what == DAMAGES[0]:
+                half = cluster.data / MAP_TMP
+                half.write_bytes(content[: len(content) // 2])
+                system.own(half)
+            else:
+                cluster.map.write_bytes(_damaged(content, what, where))
+        TALLY.counts["maps damaged" if map_size is None else "maps damaged and resized"] += 1
+        self._start(self.lead, map_size, ())
+        if what != DAMAGES[0]:
+            self._refused(what, crash=crash)
+
+    def _outdated_map(self) -> bytes:
+        """The map's file of a checkpoint that is not the last one."""
+        cluster = self.lead.cluster
+        self._free("a")
+        cluster.checkpoint()
+        old = cluster.map.read_bytes()
+        self._run(DML["update"], t="a", n=5)
+        cluster.checkpoint()
+        return old
 
     def _refused(self, when: str, *, crash: bool = False) -> None:
         """No parent is served; the next backup is made at once, but after a crash."""
@@ -1640,13 +1823,17 @@ class Machine(RuleBasedStateMachine):
             self.lead.cluster.checkpoint()
             self.lead.keep(Parent(snapshot=self.lead.snapshot()))
 
-    def _alone(self, *, crash: bool) -> Cluster:
-        """End the primary, with all that it has written on disk, and have no standby."""
-        self._drop_standby()
+    def _down(self, *, crash: bool) -> Cluster:
+        """End the primary, with all that it has written on disk."""
         self._free()
         self.lead.cluster.evict()
         self.lead.end("immediate" if crash else "clean")
         return self.lead.cluster
+
+    def _alone(self, *, crash: bool) -> Cluster:
+        """The same, and have no standby."""
+        self._drop_standby()
+        return self._down(crash=crash)
 
     # ---- what holds
 
@@ -1664,22 +1851,31 @@ class Machine(RuleBasedStateMachine):
         TALLY.seconds["looks"] += time.monotonic() - began
 
 
-def _damaged(content: bytes, how: str) -> bytes:
-    """A map's file with something wrong, in its pages with marks if it has any."""
+def _damaged(content: bytes, how: str, where: int) -> bytes:
+    """A map's file with something wrong, in its pages with marks if it has any.
+
+    where: 0 to 7; in which of them, and where in it.
+    """
     pages = [content[mapfile.at(page)] for page in range(len(content) // mapfile.PAGE)]
     used = mapfile.in_use(content)
+    number = used[where % len(used)] if used else 1 + where
     match how:
         case "page zeroed" if used:
-            pages[used[-1]] = bytes(mapfile.PAGE)
+            pages[number] = bytes(mapfile.PAGE)
         case "pages swapped" if len(used) > 1:
-            first, last = used[0], used[-1]
-            pages[first], pages[last] = pages[last], pages[first]
+            other = used[(where + 1) % len(used)]
+            pages[number], pages[other] = pages[other], pages[number]
         case "cut short":
             del pages[-1]
+        case "emptied":
+            pages = []
+        case "grown":
+            pages.append(bytes(mapfile.PAGE))
         case _:
-            number = used[0] if used else 1
-            page = pages[number]
-            pages[number] = page[:8] + bytes([page[8] ^ 0x40]) + page[9:]
+            number, step = (0, 11) if how == "header flipped" else (number, 512)
+            page = bytearray(pages[number])
+            page[where * step + 8] ^= 0x40
+            pages[number] = bytes(page)
     return b"".join(pages)
 
 
@@ -1694,17 +1890,20 @@ def run(
     steps: int = STEPS,
     shrink_seconds: int = 300,
     blob: str | None = None,
+    plain: Install | None = None,
 ) -> None:
     """Run the examples of one seed; what fails is shrunk, and shown as steps to replay.
 
     Args:
         shrink_seconds: how long to look for a smaller example.
         blob: replay this example and no other, as hypothesis printed it.
+        plain: whose server has the lives without the library.
 
     Raises:
         LostBlocks, AssertionError: an example failed.
     """
-    made = hypothesis.seed(seed)(type("Machine", (Machine,), {"factory": factory}))
+    given = {"factory": factory, "plain": plain}
+    made = hypothesis.seed(seed)(type("Machine", (Machine,), given))
     if blob is not None:
         _, _, text = blob.rpartition("b'")  # with or without what it was printed in
         encoded = text.rstrip("')").encode()
