@@ -25,7 +25,7 @@ import pytest
 from ptrack_build import cache, matrix, mutants, patch, suite
 from ptrack_build import compile as compiling
 from ptrack_build.patch import committed
-from tests.harness import oracle, workload
+from tests.harness import machine, oracle, workload
 from tests.harness.cluster import PTRACK
 from tests.harness.install import Install
 from tests.harness.parent import CHANGE, TABLE, before, refused
@@ -285,6 +285,18 @@ def test_standby_without_the_core_patch(
         oracle.look(snapshot, standby)
         standby.restartpoint(primary)
         oracle.check(snapshot, standby, changed=20)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_machine_without_the_core_patch(
+    factory: Factory, unpatched: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All lives without the library that the state machine draws are under such a server."""
+    monkeypatch.setattr(machine, "TALLY", machine.Tally())
+    for seed in (0, 1):
+        machine.run(factory, seed=seed, examples=20, shrink_seconds=60, plain=unpatched)
+    assert machine.TALLY.counts["lives under another server"] >= 10
 
 
 def _checksum_alone(one: oracle.Lost) -> bool:
