@@ -1538,6 +1538,7 @@ class Machine(RuleBasedStateMachine):
         source = f"--source-server={node.cluster.conninfo()}"
         old.cluster.run("pg_rewind", "-D", old.cluster.data, source, "--no-sync")
         assert not old.cluster.map.exists(), "the map outlives pg_rewind"
+        node.cluster.flush_wal()  # the old one has to come to where the new one's WAL ended
         old.cluster.adopt()
         old.cluster.write("postgresql.auto.conf", "")
         old.cluster.configure(primary_conninfo=node.cluster.conninfo())
