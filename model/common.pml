@@ -33,6 +33,6 @@ byte busy;
 #define lost(condition)		assert(!(condition))
 /*
  * refused: a sound map of a cluster that never ran without it is thrown away, or
- * a sound parent is not served
+ * a sound parent is not served, or gets every block
  */
 #define refused(condition)	assert(!(condition))

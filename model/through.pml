@@ -177,7 +177,7 @@ inline write_file(stamp)
 inline write_through()
 {
 	write_file(false);
-	/* RULE DELETE ptrack_file_write_through (mapflush.c): a file that could not be written stays */
+	/* RULE DELETE write_through (mapflush.c): a file that could not be written stays */
 #ifdef NO_DELETE
 	failed = false;
 #else
@@ -189,7 +189,7 @@ inline write_through()
 	:: !failed
 	fi;
 #endif
-	/* RULE DELETE_OR_ERROR ptrack_file_write_through (mapflush.c): no ERROR where the file could not be removed */
+	/* RULE DELETE_OR_ERROR write_through (mapflush.c): no ERROR where the file could not be removed */
 #ifdef NO_DELETE_OR_ERROR
 	failed = false
 #else

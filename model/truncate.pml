@@ -17,7 +17,7 @@
  * that was promoted and crashed before a checkpoint has ended does so where
  * that recovery ended, and one that crashed in production where its own WAL
  * ended then, however often they crash in replay after that; any other one,
- * when it is consistent.
+ * when it is consistent.  A crash may come before pg_control has a promotion.
  *
  * One process makes the cluster's steps in any order.  Writes of the pool,
  * and marks that have to be durable, are one step, for their own steps are
@@ -66,6 +66,7 @@ byte durable = FIRST + 1;
 byte record[POSITIONS];
 byte control_redo = FIRST;
 bool production;		/* pg_control does not say that it was in recovery */
+bool wrote;				/* and something has been written since the end of one */
 #ifndef LABELLED
 mtype state = running;
 byte position;			/* of replay */
@@ -106,6 +107,7 @@ byte file_slot[2];
 byte file_redo = FIRST;
 byte file_whole;
 bool file_ahead = STANDBY;
+bool file_recovery = STANDBY;	/* it knows of the recovery that pg_control is in */
 
 /* a backup, and whether what is on disk differs from its copies */
 byte since;
@@ -171,12 +173,25 @@ inline mark_durably(n)
 	if :: library -> file_slot[n] = slot[n] :: else fi
 }
 
+/* change_begin, when recovery has ended */
+inline written()
+{
+	if :: state == running && ended != 0 -> wrote = true :: else fi;
+	/* RULE RECOVERY_ENDED change_begin (hooks.c): ptrack_file_recovery_ended is not called */
+#ifndef NO_RECOVERY_ENDED
+	if :: library && state == running -> file_recovery = false :: else fi
+#else
+	skip
+#endif
+}
+
 /* FlushBuffer */
 inline write_buffer(n)
 {
 	if
 	:: pool[n] != 0 ->
 		RAISE(durable, pool[n] + 1);
+		written();
 		page[n] = SEEN(pool[n]); pool[n] = 0; CHANGE(n);
 		mark(n)
 	:: else
@@ -207,7 +222,7 @@ inline mark_copy(done)
 {
 	/* RULE MARK_COPY copydir_changed (hooks.c): nothing is marked */
 #ifndef NO_MARK_COPY
-	if :: done -> mark(0) :: else -> mark_durably(0) fi
+	if :: done -> mark(0) :: else -> written(); mark_durably(0) fi
 #else
 	skip
 #endif
@@ -258,8 +273,11 @@ inline forget()
 #define ACCEPTED	(file_redo >= START)
 #endif
 
-/* ptrack_file_start, or the start of a server without them */
-inline start(with)
+/* what servers without the library leave of a recovery that the header knows of is a limit (docs/model.md) */
+#define NOTICED	(library || !file_recovery)
+
+/* ptrack_file_start, or the start of a server without them; a standby's, or after a crash */
+inline start(with, standby)
 {
 	lives++;
 	library = with;
@@ -268,19 +286,27 @@ inline start(with)
 		slot[0] = file_slot[0]; slot[1] = file_slot[1]; whole_lsn = file_whole;
 		/* RULE WHOLE_REPLAYED ptrack_file_start (mapload.c): replayed is not set */
 #ifndef NO_WHOLE_REPLAYED
-		replayed = !clean
+		replayed = standby
 #endif
 	:: !library -> apart = true
 	fi;
 	if
-	:: clean -> state = running
-	:: !clean ->
+	:: !standby -> state = running
+	:: else ->
 		state = replaying; position = START; consistent = ins;
 		claimed = (ended != 0 -> ended : ins);
 		if
 		:: library ->
 			ahead = file_ahead;
 			if :: production && ended != 0 -> ahead = true :: else fi;
+			/* RULE RECOVERY_BEGUN ptrack_file_start (mapload.c): the header need not know of the recovery that pg_control is in */
+#ifndef NO_RECOVERY_BEGUN
+			if :: !production && !file_recovery -> refused(!apart && ended == 0); ahead = true :: else fi;
+#endif
+			/* RULE RECOVERY_NOTED note_in_file (mapload.c): the flag is not set */
+#ifndef NO_RECOVERY_NOTED
+			file_recovery = true;
+#endif
 			if
 			:: ahead && ended != 0 ->
 				known = control_redo;
@@ -293,17 +319,17 @@ inline start(with)
 			fi;
 			/* RULE AHEAD_LATER ptrack_file_start (mapload.c): ahead is not set where there is no minRecoveryPoint */
 #ifndef NO_AHEAD_LATER
-			if :: production -> ahead = true :: else fi;
+			if :: production && !clean -> ahead = true :: else fi;
 #endif
 			/* RULE AHEAD note_in_file (mapload.c): the flag is not set */
 #ifndef NO_AHEAD
 			file_ahead = ahead;
 #endif
-			/* the background writer does not move what it has not found */
-			if :: production && ended == 0 -> ended = ins :: else fi
-		/* what it leaves of that is a limit (docs/model.md) */
-		:: !library -> ended = 0
+		:: !NOTICED -> ended = 0
+		:: else
 		fi;
+		/* the background writer does not move what it has not found */
+		if :: production && !clean && ended == 0 && NOTICED -> ended = ins :: else fi;
 		/* pg_control has the label's as replay begins */
 		control_redo = START;
 #ifdef LABELLED
@@ -335,6 +361,12 @@ inline flush()
 		RAISE(durable, redo);
 		file_redo = redo; file_whole = whole_lsn;
 		file_ahead = (state == running -> false : ahead);
+		/* RULE RECOVERY_KEPT make_header (mapflush.c): the flag is not set */
+#ifndef NO_RECOVERY_KEPT
+		if :: state == running -> file_recovery = false :: else fi;
+#else
+		file_recovery = false;
+#endif
 		file_slot[0] = slot[0]; file_slot[1] = slot[1]
 	:: else
 	fi;
@@ -352,7 +384,7 @@ inline update_control()
 	i = 0;
 	control_redo = redo;
 	if
-	:: state == running -> ended = 0
+	:: state == running -> ended = 0; wrote = false
 	:: state != running && ended != 0 -> RAISE(ended, redo)
 	:: else
 	fi;
@@ -367,7 +399,14 @@ inline stop()
 	do :: i < ins -> record[i] = 0; i++ :: else -> break od;
 	i = 0;
 	ins = durable;
-	production = state == running;
+	/* the write of pg_control that ends recovery may be held up; if nothing was written, its minRecoveryPoint is right */
+	if
+	:: production = state == running
+	:: state == running && ended != 0 && NOTICED ->
+		production = false;
+		if :: !wrote && file_recovery -> ended = 0 :: else fi
+	fi;
+	wrote = false;
 	state = stopped; library = true;
 #ifdef LABELLED
 	/* what comes next is what that backup has, or not */
@@ -427,9 +466,10 @@ active proctype Cluster()
 end:
 	do
 	/* starts */
-	:: atomic { state == stopped && lives < LIVES && ACCEPTED -> start(true) }
+	:: atomic { state == stopped && lives < LIVES && ACCEPTED -> start(true, !clean) }
+	:: atomic { state == stopped && lives < LIVES && ACCEPTED && clean -> start(true, true) }
 	:: atomic { state == stopped && !ACCEPTED -> refused(!apart) }
-	:: atomic { state == stopped && lives + 1 < LIVES && !STANDBY -> start(false) }
+	:: atomic { state == stopped && lives + 1 < LIVES && !STANDBY -> start(false, !clean) }
 
 	/* replay */
 	:: atomic {
@@ -481,7 +521,7 @@ end:
 #ifdef NO_MARK_GROWTH
 			grow(next); next = 0
 #else
-			growing = 1
+			written(); growing = 1
 #endif
 		}
 	:: atomic { growing == 1 -> grow(next); growing = 2 }
@@ -498,6 +538,7 @@ end:
 			appending != 0 ->
 			/* needs_durable_mark: WAL before the newest flush of this life, which file_redo stands for */
 			if :: appending < file_redo -> mark_durably(next) :: else -> mark(next) fi;
+			written();
 			page[next] = SEEN(appending); CHANGE(next);
 			appending = 0; next = 0
 		}

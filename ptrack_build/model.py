@@ -82,7 +82,13 @@ NAMES = (
 
 #: Rules that keep a map or a parent from being refused for nothing; without any other a block is
 #: lost.
-COSTS = {("load", "CONTROL_LAST"), ("basebackup", "LABEL"), ("anew", "STARTED")}
+COSTS = {
+    ("load", "CONTROL_LAST"),
+    ("basebackup", "LABEL"),
+    ("anew", "STARTED"),
+    ("truncate", "RECOVERY_NOTED"),
+    ("truncate", "RECOVERY_KEPT"),
+}
 
 _RULE = re.compile(r"/\* RULE (\w+) (\w+) \((\w+(?:\.c)?)\): ([^*]+) \*/")
 _STATES = re.compile(r"^\s*(\d+) states, stored", re.MULTILINE)

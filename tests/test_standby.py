@@ -498,6 +498,78 @@ def test_restored_of_a_killed_primary_as_a_standby(factory: Factory) -> None:
     assert "may be consistent before it has come to what is on disk" in restored.log_text()
 
 
+def _asked_at(standby: Cluster, snapshot: Snapshot, early: int, written: int) -> None:
+    """Started with the library, and asked before redo has come to what is on disk."""
+    standby.configure(shared_preload_libraries="ptrack", primary_conninfo="")
+    standby.configure(recovery_target_lsn=lsn.show(early), recovery_target_action="pause")
+    standby.start()
+    assert standby.position() < written
+    assert 0 < standby.init_lsn() <= snapshot.lsn
+    assert oracle.look(snapshot, standby).changed >= 7
+
+
+def test_killed_primary_as_a_standby_without_the_library(factory: Factory) -> None:
+    """As above, and nobody was there to note what pg_control said before."""
+    first = factory.create(checksums=True)
+    second = factory.standby(first)
+    pages(first, pages=60)
+    snapshot = oracle.take(first)
+    _killed_without_wal_of_its_own(first, second)
+    first.configure(shared_preload_libraries="")
+    _follows(first, second)
+    early = first.position()
+    control = (first.data / "global/pg_control").read_bytes()
+    second.sql("UPDATE t SET i = -i WHERE i % 8 = 3")
+    first.catch_up(second)
+    oracle.evict(snapshot, first, changed=7)
+    first.kill_all()
+    (first.data / "global/pg_control").write_bytes(control)
+    _asked_at(first, snapshot, early, second.position())
+
+
+def test_promoted_killed_and_a_standby_without_the_library(factory: Factory) -> None:
+    """The map's file knows of the first recovery, and that something was written after it."""
+    standby, snapshot, promoted, written = _promoted_and_killed(factory, images=True)
+    standby.configure(shared_preload_libraries="")
+    standby.configure(recovery_target_lsn=lsn.show(promoted), recovery_target_action="pause")
+    standby.start()
+    standby.kill_all()
+    _asked_at(standby, snapshot, promoted, written)
+
+
+def _held_up_at_the_end_of_recovery(standby: Cluster, orders: Fault) -> None:
+    """Promote; sessions may write, and pg_control says that the server is in recovery."""
+    orders.order("pg_control$", Kind.WRITE, Action.STOP_BEFORE)
+    standby.sql("SELECT pg_promote(false)")
+    orders.wait()
+    while standby.in_recovery:
+        orders.order("pg_control$", Kind.WRITE, Action.STOP_BEFORE)
+        orders.wait()
+
+
+@pytest.mark.skipif(fault.compiler() is None, reason="needs a C compiler")
+def test_promotion_killed_before_pg_control_tells(factory: Factory) -> None:
+    primary = factory.create(checksums=True)
+    pages(primary, pages=60)
+    standby = factory.standby(primary)
+    snapshot = oracle.take(standby, primary=primary)
+    standby.stop()
+    with Fault(standby, factory.shared) as orders:
+        standby.start()
+        standby.catch_up(primary)
+        primary.stop()
+        _held_up_at_the_end_of_recovery(standby, orders)
+        promoted = standby.flush_wal()
+        standby.sql("UPDATE t SET i = -i WHERE i % 8 = 3")
+        written = standby.flush_wal()
+        oracle.evict(snapshot, standby, changed=7)
+        assert orders.stopped
+        standby.kill_all()
+    assert standby.control()["Database cluster state"] == "in archive recovery"
+    standby.write("standby.signal", "")
+    _asked_at(standby, snapshot, promoted, written)
+
+
 @pytest.mark.parametrize("end", [_clean, _immediate, _kill_all])
 def test_what_a_standby_reports_is_less_than_all(
     factory: Factory, end: Callable[[Pair], None]
@@ -511,6 +583,24 @@ def test_what_a_standby_reports_is_less_than_all(
     end(pair)
     pair.standby.catch_up(pair.primary)
     found = oracle.look(snapshot, pair.standby)
+    assert found.reported < found.blocks / 2
+
+
+@pytest.mark.parametrize("end", [_clean, _immediate, _kill_all])
+def test_what_a_fresh_standby_reports_is_less_than_all(
+    factory: Factory, end: Callable[[Pair], None]
+) -> None:
+    """It has made no restartpoint: its start alone has noted that recovery began."""
+    primary = factory.create(checksums=True)
+    pages(primary, pages=300)
+    standby = factory.standby(primary)
+    snapshot = oracle.take(standby, checkpoint=False)
+    primary.sql("UPDATE t SET i = -i WHERE i % 80 = 3")
+    standby.catch_up(primary)
+    oracle.evict(snapshot, standby, changed=3)
+    end(Pair(primary=primary, standby=standby))
+    standby.catch_up(primary)
+    found = oracle.look(snapshot, standby)
     assert found.reported < found.blocks / 2
 
 

@@ -137,6 +137,17 @@ log_pages(RelFileLocator locator, ForkNumber forknum, int n, const BlockNumber *
 		ptrack_publish_logged(&fork, n, blocks);
 }
 
+/*
+ * Something is about to be written.  If it is the first since archive recovery
+ * has ended, the map's file is told before.
+ */
+static inline void
+tell_recovery_ended(void)
+{
+	if (pg_atomic_read_u32(&ptrack_shared->recovering) != 0 && !RecoveryInProgress())
+		ptrack_file_recovery_ended();
+}
+
 static void
 change_begin(SMgrRelation reln, ForkNumber forknum, BlockNumber first,
 			 BlockNumber end, bool extends, const void **pages)
@@ -152,6 +163,7 @@ change_begin(SMgrRelation reln, ForkNumber forknum, BlockNumber first,
 		/* "extended" where there was something already, if end is not above it */
 		BlockNumber begin = Min(first, end - 1);
 
+		tell_recovery_ended();
 		ptrack_publish(&fork, begin, end - begin);
 		if (needs_durable_mark(&fork, first, end, extends, pages))
 		{
@@ -258,6 +270,7 @@ copydir_changed(const char *fromdir, const char *todir, bool done)
 		return;
 	}
 
+	tell_recovery_ended();
 	ptrack_publish(&to, 0, 0);
 	mark_directory(fromdir, to);
 	ptrack_file_write_through();

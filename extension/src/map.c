@@ -156,6 +156,7 @@ ptrack_map_attach(void)
 	pg_atomic_init_u32(&ptrack_shared->replayed, 0);
 	pg_atomic_init_u32(&ptrack_shared->unread, 0);
 	pg_atomic_init_u64(&ptrack_shared->flush_redo, 0);
+	pg_atomic_init_u32(&ptrack_shared->recovering, 0);
 	return true;
 }
 

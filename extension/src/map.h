@@ -125,6 +125,9 @@ typedef struct PtrackShared
 								 * the replay has set whole_lsn yet */
 	pg_atomic_uint32 unread;	/* pages of the file not merged yet */
 	pg_atomic_uint64 flush_redo;	/* redo point of the newest flush begun */
+	pg_atomic_uint32 recovering;	/* the file may say that it knows of an
+									 * archive recovery: not when something is
+									 * written after that */
 
 	/* the file; under lock */
 	bool		same_shape;		/* the file to be merged has this map's size */
@@ -144,6 +147,9 @@ typedef struct PtrackShared
 	uint32		next_unread;	/* where the reader goes on */
 	uint32		used;			/* pages in use in the file as it is now ... */
 	uint32		header_used;	/* ... and as its header counts them */
+	bool		recovery;		/* a header is to know of this start's archive
+								 * recovery ... */
+	bool		header_recovery;	/* ... and does */
 
 	/* what happened, for those who ask; under lock */
 	PtrackReset reset;			/* why the map began ... */

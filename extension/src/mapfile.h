@@ -24,6 +24,7 @@ extern bool ptrack_read_next(int rounds);
 extern void ptrack_read_pages(int fd, uint32 number, uint32 n);
 extern void ptrack_file_flush(XLogRecPtr redo, bool end_of_recovery);
 extern void ptrack_file_write_through(void);
+extern void ptrack_file_recovery_ended(void);
 extern void ptrack_file_write_count(void);
 extern XLogRecPtr ptrack_file_known_from(void);
 extern XLogRecPtr ptrack_decide_init_lsn(void);

@@ -211,7 +211,7 @@ make_header(XLogRecPtr redo, TimeLineID tli, uint32 flags)
 	header->redo = redo;
 	header->whole_lsn = pg_atomic_read_u64(&shared->whole_lsn);
 	header->tli = tli;
-	header->flags = flags;
+	header->flags = flags | (shared->recovery ? HEADER_RECOVERY : 0);
 	header->nlines = shared->nlines;
 	header->used = shared->used;
 	header->blcksz = BLCKSZ;
@@ -220,6 +220,14 @@ make_header(XLogRecPtr redo, TimeLineID tli, uint32 flags)
 	header->reset_time = shared->reset_time;
 	header->known_redo = shared->known_redo;
 	header->crc = mapheader_crc(&header_page);
+}
+
+/* The file's header is that of make_header. */
+static void
+header_is_written(void)
+{
+	ptrack_shared->header_used = ptrack_shared->used;
+	ptrack_shared->header_recovery = ptrack_shared->recovery;
 }
 
 /*
@@ -271,7 +279,7 @@ write_new_file(XLogRecPtr redo, TimeLineID tli, uint32 flags)
 	}
 	shared->in_place = true;
 	shared->unsynced = false;
-	shared->header_used = shared->used;
+	header_is_written();
 	return written;
 }
 
@@ -291,7 +299,7 @@ write_count(int fd)
 		shared->in_place = false;
 		return false;
 	}
-	shared->header_used = shared->used;
+	header_is_written();
 	shared->unsynced = true;
 	return true;
 }
@@ -335,7 +343,8 @@ write_in_place(XLogRecPtr redo, TimeLineID tli, uint32 flags)
 		return -1;
 	}
 	written = write_pages(fd, false);
-	if (written >= 0 && redo == InvalidXLogRecPtr && shared->used != shared->header_used &&
+	if (written >= 0 && redo == InvalidXLogRecPtr &&
+		(shared->used != shared->header_used || shared->recovery != shared->header_recovery) &&
 		!write_count(fd))
 		written = -1;
 	if (written >= 0 && shared->unsynced)
@@ -359,7 +368,7 @@ write_in_place(XLogRecPtr redo, TimeLineID tli, uint32 flags)
 			written = -1;
 		}
 		else
-			shared->header_used = shared->used;
+			header_is_written();
 	}
 	save_errno = errno;
 	close(fd);
@@ -520,6 +529,8 @@ ptrack_file_flush(XLogRecPtr redo, bool end_of_recovery)
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	ptrack_mark_published();
 	known_since(redo);
+	if (!in_recovery || end_of_recovery)
+		shared->recovery = false;
 
 	if (pg_atomic_read_u32(&shared->replayed) != 0)
 	{
@@ -548,6 +559,8 @@ ptrack_file_flush(XLogRecPtr redo, bool end_of_recovery)
 		shared->file_redo = redo;
 		shared->file_tli = tli;
 		shared->file_flags = flags;
+		if (!shared->recovery)
+			pg_atomic_write_u32(&shared->recovering, 0);
 		shared->flush_failures = 0;
 		shared->flush_pages = written;
 		shared->flush_time = GetCurrentTimestamp();
@@ -557,16 +570,15 @@ ptrack_file_flush(XLogRecPtr redo, bool end_of_recovery)
 }
 
 /*
- * Make all complete marks durable now.  If that cannot be done, there must be
- * no file that a start would accept.
+ * Make all complete marks durable now, and what else the header has to say.
+ * If that cannot be done, there must be no file that a start would accept.
+ * Caller holds the lock.
  */
-void
-ptrack_file_write_through(void)
+static void
+write_through(void)
 {
 	PtrackShared *shared = ptrack_shared;
 
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	shared->write_throughs++;
 	if (shared->exists && write_file(InvalidXLogRecPtr, 0, 0) < 0)
 	{
 		ereport(WARNING,
@@ -581,6 +593,41 @@ ptrack_file_write_through(void)
 		shared->exists = false;
 		shared->in_place = false;
 		shared->flush_failures++;
+	}
+}
+
+/*
+ * Make all complete marks durable now.
+ */
+void
+ptrack_file_write_through(void)
+{
+	PtrackShared *shared = ptrack_shared;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	shared->write_throughs++;
+	write_through();
+	LWLockRelease(shared->lock);
+}
+
+/*
+ * Archive recovery has ended, and something is about to be written.  The
+ * header must not know of that recovery any more, for pg_control may say that
+ * the server is in it (its write may be held up, or a server without the
+ * library may be started as a standby), and its minRecoveryPoint is not moved
+ * by what is written now.
+ */
+void
+ptrack_file_recovery_ended(void)
+{
+	PtrackShared *shared = ptrack_shared;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	if (pg_atomic_read_u32(&shared->recovering) != 0)
+	{
+		shared->recovery = false;
+		write_through();
+		pg_atomic_write_u32(&shared->recovering, 0);
 	}
 	LWLockRelease(shared->lock);
 }

@@ -20,6 +20,9 @@
 										 * one that the header does not name */
 #define HEADER_AHEAD			0x02	/* what is on disk may be ahead of
 										 * pg_control's minRecoveryPoint */
+#define HEADER_RECOVERY			0x04	/* an archive recovery has begun with
+										 * the library, and nothing has been
+										 * written since it ended */
 
 /*
  * Pages read or written in one call.  File systems keep what was written, or

@@ -11,7 +11,9 @@
  * A start whose pg_control says what it will not say any more when replay has
  * begun notes that in the header, durably, before there is a process that
  * changes anything: a redo point behind the backup_label's, and that
- * minRecoveryPoint is behind what is on disk, or will be.
+ * minRecoveryPoint is behind what is on disk, or will be.  So that a recovery
+ * which a server without the library has begun is known, each archive recovery
+ * that this library begins is noted as well.
  *
  * Reading is beside the start, not before it: the postmaster looks at the
  * header alone.  Pages are merged later by whoever comes first: the loader
@@ -266,6 +268,17 @@ judge_file(const ControlFileData *control, XLogRecPtr start_redo, TimeLineID sta
 }
 
 /*
+ * Does pg_control say that the server was in recovery?  In crash recovery it
+ * says so only if it was stopped.
+ */
+static bool
+ended_in_recovery(const ControlFileData *control)
+{
+	return control->state == DB_SHUTDOWNED_IN_RECOVERY ||
+		control->state == DB_IN_ARCHIVE_RECOVERY;
+}
+
+/*
  * Does this start find pg_control as a server left it that was killed outside
  * of archive recovery?  Recovery begins with pg_control alone then, and not
  * with a backup_label.
@@ -275,8 +288,7 @@ killed_in_production(const ControlFileData *control, bool labelled)
 {
 	return !labelled &&
 		control->state != DB_SHUTDOWNED &&
-		control->state != DB_SHUTDOWNED_IN_RECOVERY &&
-		control->state != DB_IN_ARCHIVE_RECOVERY;
+		!ended_in_recovery(control);
 }
 
 /*
@@ -294,6 +306,9 @@ note_in_file(void)
 	header->known_redo = ptrack_shared->known_redo;
 	if (ptrack_shared->ahead)
 		header->flags |= HEADER_AHEAD;
+	header->flags &= ~HEADER_RECOVERY;
+	if (ptrack_shared->recovery)
+		header->flags |= HEADER_RECOVERY;
 	header->crc = mapheader_crc(&header_page);
 	fd = BasicOpenFile(PTRACK_FILE, O_RDWR | PG_BINARY);
 	if (fd < 0 && (errno == EMFILE || errno == ENFILE))
@@ -353,6 +368,13 @@ ptrack_file_start(void)
 		shared->known_redo = Max(shared->known_redo, Max(header->redo, header->known_redo));
 		if ((header->flags & HEADER_AHEAD) != 0)
 			shared->ahead = true;
+
+		/*
+		 * A recovery that no start of ours has begun, or a promotion that
+		 * pg_control does not know of: nobody has noted what it found
+		 */
+		if (!labelled && ended_in_recovery(control) && (header->flags & HEADER_RECOVERY) == 0)
+			shared->ahead = true;
 	}
 
 	/*
@@ -372,12 +394,16 @@ ptrack_file_start(void)
 		control->state != DB_SHUTDOWNED)
 		shared->ahead = true;
 
+	shared->recovery = archive_recovery();
+	pg_atomic_write_u32(&shared->recovering, shared->recovery ? 1 : 0);
+
 	if (reset == PTRACK_RESET_NONE)
 	{
 		const MapHeader *header = &header_page.header;
 
 		if ((shared->known_redo > Max(header->redo, header->known_redo) ||
-			 (shared->ahead && (header->flags & HEADER_AHEAD) == 0)) &&
+			 (shared->ahead && (header->flags & HEADER_AHEAD) == 0) ||
+			 shared->recovery != ((header->flags & HEADER_RECOVERY) != 0)) &&
 			!note_in_file())
 			reset = PTRACK_RESET_DAMAGED;
 	}
@@ -400,12 +426,13 @@ ptrack_file_start(void)
 		shared->fresh = header->init_lsn == 0;
 		shared->file_redo = header->redo;
 		shared->file_tli = header->tli;
-		shared->file_flags = header->flags;
+		shared->file_flags = header->flags & ~HEADER_RECOVERY;
 		shared->file_nlines = header->nlines;
 		shared->file_npages = header->nlines / PTRACK_LINES_PER_PAGE;
 		shared->file_used = header->used;
 		shared->used = header->used;
 		shared->header_used = header->used;
+		shared->header_recovery = shared->recovery;
 		shared->same_shape = header->nlines == shared->nlines;
 		shared->in_place = shared->same_shape;
 		if (shared->same_shape)
