@@ -15,7 +15,8 @@
  * what comes after the first crash has its backup_label, and replays from there:
  * the same cluster (an exclusive backup), or what has been copied by then, and
  * is restored.  That has the map's file as it was at first, and pg_control and
- * the page as they are in the end.
+ * the page as they are in the end.  A server without the library may begin that
+ * replay, and be killed in it.
  *
  * LSNs in the map are twice a position, so that the end of a record (odd, if
  * the next record begins behind a WAL page's header) can be told from the
@@ -53,8 +54,11 @@ byte file_redo = FIRST;		/* ... and the header */
 byte control_redo = FIRST;	/* pg_control */
 byte file_known;		/* the header's known_redo, where it is above file_redo */
 byte label = FIRST;		/* backup_label's, or 0 */
+bool begun;				/* that replay has begun without the library */
 
 /* in memory */
+bool library = true;
+bool anew;				/* the map has been refused: it is not asked any more */
 bool recovery;
 bool consistent;		/* recovery answers queries: a standby */
 byte replaying;			/* the record that is being replayed */
@@ -293,6 +297,14 @@ inline start()
 {
 	if :: label != 0 -> replaying = label :: else -> replaying = control_redo fi;
 	refused(file_redo < replaying);
+	if
+	:: library = true;
+		/* RULE LABEL_BEGUN judge_file (mapload.c): the header's label is not compared with that of the backup whose replay has begun */
+#ifndef NO_LABEL_BEGUN
+		anew = begun
+#endif
+	:: label != 0 && crashes < CRASHES -> library = false; begun = true
+	fi;
 	slot = file_slot;
 	/* RULE KNOWN_CONTROL ptrack_file_start (mapload.c): pg_control's redo point is not looked at where there is a backup_label */
 #ifdef NO_KNOWN_CONTROL
@@ -309,7 +321,7 @@ inline start()
 #endif
 #endif
 	/* note_in_file */
-	if :: known > file_redo -> file_known = known :: else fi;
+	if :: library && known > file_redo -> file_known = known :: else fi;
 	control_redo = replaying;
 	label = 0
 }
@@ -338,7 +350,7 @@ end:
 					fi
 				};
 				replaying++
-			:: replaying == ins -> break
+			:: replaying == ins && library -> break
 			od;
 			consistent = true;
 			/* the end-of-recovery checkpoint */
@@ -397,7 +409,7 @@ proctype Query()
 end:
 	do
 	/* the page has changed: it must be in the answer, and is not in the map yet */
-	:: BEGIN(copied && (!recovery || consistent) && disk != copy && slot < since)
+	:: BEGIN(copied && library && !anew && (!recovery || consistent) && disk != copy && slot < since)
 			skip
 		};
 		{

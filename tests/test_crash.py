@@ -15,12 +15,14 @@ from tests.harness.cluster import StartFailed
 from tests.harness.fault import Action, Fault, Kind
 from tests.harness.grown import pages
 from tests.harness.oracle import LostBlocks
+from tests.harness.parent import refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.harness.cluster import Cluster
     from tests.harness.factory import Factory
+    from tests.harness.oracle import Snapshot
 
 
 IO_METHODS = pytest.mark.major(since=18)  # has the setting
@@ -371,17 +373,16 @@ def _killed_in_redo(cluster: Cluster, orders: Fault, path: str) -> None:
     orders.clear()
 
 
-@pytest.mark.skipif(fault.compiler() is None, reason="needs a C compiler")
-def test_killed_in_the_replay_of_a_backup(factory: Factory) -> None:
-    """Another backup begins while it is taken; restored, it knows that, and does not forget it.
+def _restored_beside_another(factory: Factory) -> tuple[Cluster, Snapshot, str, int]:
+    """A cluster to be recovered from a backup that another one began in, after the map was read.
 
-    It is in pg_control alone, which has the backup_label's redo point as soon as replay begins.
+    That one; a file that replay writes to; where the backup began.
     """
     cluster = factory.create(checksums=True)
     pages(cluster, pages=60)
     pages(cluster, "other", pages=400)
     first: list[bytes] = []
-    second: list[oracle.Snapshot] = []
+    second: list[Snapshot] = []
 
     def early() -> None:
         first.append(cluster.map.read_bytes())
@@ -400,14 +401,44 @@ def test_killed_in_the_replay_of_a_backup(factory: Factory) -> None:
     client.restore(backup, restored)
     restored.configure(restore_command="false")
     restored.write("recovery.signal", "")
+    return restored, snapshot, path, backup.start
+
+
+@pytest.mark.skipif(fault.compiler() is None, reason="needs a C compiler")
+def test_killed_in_the_replay_of_a_backup(factory: Factory) -> None:
+    """Another backup begins while it is taken; restored, it knows that, and does not forget it.
+
+    It is in pg_control alone, which has the backup_label's redo point as soon as replay begins.
+    """
+    restored, snapshot, path, start = _restored_beside_another(factory)
     with Fault(restored, factory.shared) as orders:
         for _ in range(2):
             _killed_in_redo(restored, orders, path)
         redo = restored.control()["Latest checkpoint's REDO location"]
-        assert lsn.parse(redo) == backup.start
+        assert lsn.parse(redo) == start
         restored.start()
         assert 0 < restored.init_lsn() <= snapshot.lsn
         assert oracle.look(snapshot, restored).changed > 5
+
+
+@pytest.mark.skipif(fault.compiler() is None, reason="needs a C compiler")
+@pytest.mark.parametrize("renamed", [False, True], ids=["with its label", "label renamed"])
+def test_killed_in_the_replay_of_a_backup_without_the_library(
+    factory: Factory, *, renamed: bool
+) -> None:
+    """Nobody has noted that the other one began: it is no parent."""
+    restored, snapshot, path, start = _restored_beside_another(factory)
+    restored.configure(shared_preload_libraries="")
+    with Fault(restored, factory.shared) as orders:
+        _killed_in_redo(restored, orders, path)
+        if not renamed:  # as if it came before the renaming
+            (restored.data / "backup_label.old").rename(restored.data / "backup_label")
+        restored.configure(shared_preload_libraries="ptrack")
+        redo = restored.control()["Latest checkpoint's REDO location"]
+        assert lsn.parse(redo) == start
+        restored.start()
+        oracle.look(snapshot, restored)
+        refused(snapshot, restored)
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,9 @@ typedef struct PtrackShared
 	XLogRecPtr	known_end;		/* ... but before the end of one that an
 								 * earlier start has replayed ... */
 	bool		backup_open;	/* ... or of the one that this start replays */
+	uint32		label;			/* checksum of the backup_label of the last
+								 * backup whose replay began with the library,
+								 * or before the map did */
 	bool		ahead;			/* minRecoveryPoint is behind what is on disk,
 								 * or will be when this start ends */
 	bool		early;			/* so that recovery calls itself consistent

@@ -219,6 +219,7 @@ make_header(XLogRecPtr redo, TimeLineID tli, uint32 flags)
 	header->reset = shared->reset;
 	header->reset_time = shared->reset_time;
 	header->known_redo = shared->known_redo;
+	header->label = shared->label;
 	header->crc = mapheader_crc(&header_page);
 }
 

@@ -52,6 +52,7 @@ typedef struct MapHeader
 	pg_crc32c	crc;			/* of the page, with this field zero */
 	int64		reset_time;		/* when this map began, a TimestampTz */
 	uint64		known_redo;		/* see map.h */
+	uint32		label;			/* see map.h */
 } MapHeader;
 
 typedef union HeaderPage

@@ -11,7 +11,9 @@
  * A start whose pg_control says what it will not say any more when replay has
  * begun notes that in the header, durably, before there is a process that
  * changes anything: a redo point behind the backup_label's, and that
- * minRecoveryPoint is behind what is on disk, or will be.  So that a recovery
+ * minRecoveryPoint is behind what is on disk, or will be.  It notes which
+ * backup_label it has found: one that it has not, and that replay has begun
+ * with, was another server's, without the library, who noted nothing.  So that a recovery
  * which a server without the library has begun is known, each archive recovery
  * that this library begins is noted as well.
  *
@@ -132,6 +134,27 @@ start_of_replay(const ControlFileData *control, TimeLineID *tli, bool *labelled)
 }
 
 /*
+ * What tells one backup_label from another: its checksum, or 0 if there is none.
+ */
+static pg_crc32c
+label_checksum(const char *path)
+{
+	FILE	   *file = AllocateFile(path, PG_BINARY_R);
+	char		buf[1024];
+	size_t		n;
+	pg_crc32c	crc;
+
+	if (file == NULL)
+		return 0;
+	INIT_CRC32C(crc);
+	while ((n = fread(buf, 1, sizeof(buf), file)) > 0)
+		COMP_CRC32C(crc, buf, n);
+	FIN_CRC32C(crc);
+	FreeFile(file);
+	return crc;
+}
+
+/*
  * Does the start begin on the timeline of the header, or on one that led to
  * it?  The latter, if a crash came between a flush after a promotion and
  * pg_control.
@@ -164,7 +187,8 @@ warn_broken(void)
  * in header_page.  Says so in the log.
  */
 static PtrackReset
-judge_file(const ControlFileData *control, XLogRecPtr start_redo, TimeLineID start_tli)
+judge_file(const ControlFileData *control, XLogRecPtr start_redo, TimeLineID start_tli,
+		   bool labelled)
 {
 	const MapHeader *header = &header_page.header;
 	struct stat st;
@@ -264,6 +288,20 @@ judge_file(const ControlFileData *control, XLogRecPtr start_redo, TimeLineID sta
 				 errhint("The server has run without ptrack, or could not write the map.  The next backup must be a full one.")));
 		return PTRACK_RESET_STALE;
 	}
+
+	/*
+	 * The replay of a backup has begun, and backup_label has another name, or
+	 * will: what pg_control knew of other backups is gone, and was not noted
+	 */
+	if ((!labelled || control->backupStartPoint != 0) &&
+		ptrack_shared->label != 0 && ptrack_shared->label != header->label)
+	{
+		ereport(WARNING,
+				(errmsg("ptrack init: the server has begun to recover from a backup without ptrack, deleting map file \"%s\"",
+						ptrack_map_path()),
+				 errhint("The next backup must be a full one.")));
+		return PTRACK_RESET_STALE;
+	}
 	return PTRACK_RESET_NONE;
 }
 
@@ -304,6 +342,7 @@ note_in_file(void)
 	bool		ok;
 
 	header->known_redo = ptrack_shared->known_redo;
+	header->label = ptrack_shared->label;
 	if (ptrack_shared->ahead)
 		header->flags |= HEADER_AHEAD;
 	header->flags &= ~HEADER_RECOVERY;
@@ -360,11 +399,16 @@ ptrack_file_start(void)
 	ptrack_unlink(PTRACK_FILE_TMP);
 	ptrack_unlink(PTRACK_FILE_MMAP);
 
-	reset = judge_file(control, shared->start_redo, start_tli);
+	/* PostgreSQL renames it when replay has begun */
+	shared->label = label_checksum(labelled ? "backup_label" : "backup_label.old");
+
+	reset = judge_file(control, shared->start_redo, start_tli, labelled);
 	if (reset == PTRACK_RESET_NONE)
 	{
 		const MapHeader *header = &header_page.header;
 
+		if (shared->label == 0)
+			shared->label = header->label;
 		shared->known_redo = Max(shared->known_redo, Max(header->redo, header->known_redo));
 		if ((header->flags & HEADER_AHEAD) != 0)
 			shared->ahead = true;
@@ -403,6 +447,7 @@ ptrack_file_start(void)
 
 		if ((shared->known_redo > Max(header->redo, header->known_redo) ||
 			 (shared->ahead && (header->flags & HEADER_AHEAD) == 0) ||
+			 shared->label != header->label ||
 			 shared->recovery != ((header->flags & HEADER_RECOVERY) != 0)) &&
 			!note_in_file())
 			reset = PTRACK_RESET_DAMAGED;

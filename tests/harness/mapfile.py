@@ -33,10 +33,11 @@ FIELDS = {
     "crc": (68, 4),
     "reset_time": (72, 8),
     "known_redo": (80, 8),
+    "label": (88, 4),
 }
 
 #: Where the header ends; the rest of its page is zeros, and under its checksum.
-HEADER = 88
+HEADER = 92
 
 
 def at(page: int) -> slice:
