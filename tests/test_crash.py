@@ -441,6 +441,33 @@ def test_killed_in_the_replay_of_a_backup_without_the_library(
         refused(snapshot, restored)
 
 
+@pytest.mark.skipif(fault.compiler() is None, reason="needs a C compiler")
+def test_killed_in_a_replay_without_a_signal(factory: Factory) -> None:
+    """To PostgreSQL a backup_label alone begins an archive recovery.
+
+    What is a standby after that began with the library, and is not behind its disk.
+    """
+    cluster = factory.create(checksums=True)
+    pages(cluster, "keep", pages=1000)
+    pages(cluster, "other", pages=200)
+    snapshot = oracle.take(cluster)
+    backup = client.full(cluster, early=lambda: cluster.script(["UPDATE other SET i = -i"]))
+    path = cluster.path_of("other")
+    restored = factory.empty("restored")
+    client.restore(backup, restored)
+    with Fault(restored, factory.shared) as orders:
+        _killed_in_redo(restored, orders, path)
+        assert restored.control()["Database cluster state"] == "in archive recovery"
+    restored.write("standby.signal", "")
+    restored.configure(primary_conninfo=cluster.conninfo())
+    restored.start()
+    restored.catch_up(cluster)
+    assert 0 < restored.init_lsn() <= snapshot.lsn
+    found = oracle.look(snapshot, restored)
+    assert found.changed > 100
+    assert found.reported < found.blocks / 2
+
+
 @pytest.mark.parametrize(
     "kind",
     [
@@ -524,6 +551,24 @@ def test_stopped_in_the_replay_of_a_backup(factory: Factory, kind: str) -> None:
         return
     assert 0 < restored.init_lsn() <= snapshot.lsn
     assert oracle.look(snapshot, restored).changed > 5
+
+
+@pytest.mark.major(until=14)
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_stopped_in_an_exclusive_backup(factory: Factory, mode: str) -> None:
+    """PostgreSQL renames backup_label as if a replay had begun with it: none has."""
+    cluster = factory.create(checksums=True)
+    pages(cluster, pages=60)
+    snapshot = oracle.take(cluster)
+    old = cluster.data / "backup_label.old"
+    for each in ("one", "two"):  # the second one beside a file that has been noted
+        cluster.sql("SELECT pg_start_backup(%s, true, true)", each)
+        cluster.sql("DELETE FROM t WHERE i % 8 = 3")
+        cluster.restart(mode)
+        assert f"LABEL: {each}" in old.read_text()
+        assert 0 < cluster.init_lsn() <= snapshot.lsn
+    found = oracle.check(snapshot, cluster, changed=7)
+    assert found.reported < found.blocks / 2
 
 
 @pytest.mark.major(until=14)

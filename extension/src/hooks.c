@@ -138,13 +138,14 @@ log_pages(RelFileLocator locator, ForkNumber forknum, int n, const BlockNumber *
 }
 
 /*
- * Something is about to be written.  If it is the first since archive recovery
- * has ended, the map's file is told before.
+ * Something is about to be written.  If it is the first since minRecoveryPoint
+ * does not move any more, with the end of archive recovery or the checkpoint
+ * that it ends with, the map's file is told before.
  */
 static inline void
 tell_recovery_ended(void)
 {
-	if (pg_atomic_read_u32(&ptrack_shared->recovering) != 0 && !RecoveryInProgress())
+	if (pg_atomic_read_u32(&ptrack_shared->recovering) != 0 && XLogInsertAllowed())
 		ptrack_file_recovery_ended();
 }
 
@@ -270,6 +271,7 @@ copydir_changed(const char *fromdir, const char *todir, bool done)
 		return;
 	}
 
+	/* a checkpoint has been before the copy, but its flush may have failed */
 	tell_recovery_ended();
 	ptrack_publish(&to, 0, 0);
 	mark_directory(fromdir, to);

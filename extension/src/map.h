@@ -151,8 +151,7 @@ typedef struct PtrackShared
 	uint32		used;			/* pages in use in the file as it is now ... */
 	uint32		header_used;	/* ... and as its header counts them */
 	bool		recovery;		/* a header is to know of this start's archive
-								 * recovery ... */
-	bool		header_recovery;	/* ... and does */
+								 * recovery */
 
 	/* what happened, for those who ask; under lock */
 	PtrackReset reset;			/* why the map began ... */

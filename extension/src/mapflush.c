@@ -223,14 +223,6 @@ make_header(XLogRecPtr redo, TimeLineID tli, uint32 flags)
 	header->crc = mapheader_crc(&header_page);
 }
 
-/* The file's header is that of make_header. */
-static void
-header_is_written(void)
-{
-	ptrack_shared->header_used = ptrack_shared->used;
-	ptrack_shared->header_recovery = ptrack_shared->recovery;
-}
-
 /*
  * Write the whole map to a new file and put it in the old one's place.
  * Returns the pages written, or -1 with errno set.
@@ -280,7 +272,7 @@ write_new_file(XLogRecPtr redo, TimeLineID tli, uint32 flags)
 	}
 	shared->in_place = true;
 	shared->unsynced = false;
-	header_is_written();
+	shared->header_used = shared->used;
 	return written;
 }
 
@@ -300,9 +292,33 @@ write_count(int fd)
 		shared->in_place = false;
 		return false;
 	}
-	header_is_written();
+	shared->header_used = shared->used;
 	shared->unsynced = true;
 	return true;
+}
+
+/*
+ * Have the header say at once, durably, what it is to say beside its stamp.
+ * False if it could not be written, or if there has to be a new file.
+ */
+static bool
+write_header(void)
+{
+	PtrackShared *shared = ptrack_shared;
+	int			fd = shared->in_place ? BasicOpenFile(PTRACK_FILE, O_RDWR | PG_BINARY) : -1;
+	bool		ok = fd >= 0 && write_count(fd);
+
+	if (ok && pg_fsync(fd) == 0)
+		shared->unsynced = false;
+	else
+	{
+		/* what the kernel dropped it does not report twice */
+		shared->in_place = false;
+		ok = false;
+	}
+	if (fd >= 0)
+		close(fd);
+	return ok;
 }
 
 /*
@@ -344,8 +360,7 @@ write_in_place(XLogRecPtr redo, TimeLineID tli, uint32 flags)
 		return -1;
 	}
 	written = write_pages(fd, false);
-	if (written >= 0 && redo == InvalidXLogRecPtr &&
-		(shared->used != shared->header_used || shared->recovery != shared->header_recovery) &&
+	if (written >= 0 && redo == InvalidXLogRecPtr && shared->used != shared->header_used &&
 		!write_count(fd))
 		written = -1;
 	if (written >= 0 && shared->unsynced)
@@ -369,7 +384,7 @@ write_in_place(XLogRecPtr redo, TimeLineID tli, uint32 flags)
 			written = -1;
 		}
 		else
-			header_is_written();
+			shared->header_used = shared->used;
 	}
 	save_errno = errno;
 	close(fd);
@@ -627,7 +642,8 @@ ptrack_file_recovery_ended(void)
 	if (pg_atomic_read_u32(&shared->recovering) != 0)
 	{
 		shared->recovery = false;
-		write_through();
+		if (shared->exists && !write_header())
+			write_through();
 		pg_atomic_write_u32(&shared->recovering, 0);
 	}
 	LWLockRelease(shared->lock);

@@ -13,9 +13,9 @@
  * changes anything: a redo point behind the backup_label's, and that
  * minRecoveryPoint is behind what is on disk, or will be.  It notes which
  * backup_label it has found: one that it has not, and that replay has begun
- * with, was another server's, without the library, who noted nothing.  So that a recovery
- * which a server without the library has begun is known, each archive recovery
- * that this library begins is noted as well.
+ * with, was another server's, without the library, who noted nothing.  So that
+ * a recovery which a server without the library has begun is known, each
+ * archive recovery that this library begins is noted as well.
  *
  * Reading is beside the start, not before it: the postmaster looks at the
  * header alone.  Pages are merged later by whoever comes first: the loader
@@ -291,9 +291,12 @@ judge_file(const ControlFileData *control, XLogRecPtr start_redo, TimeLineID sta
 
 	/*
 	 * The replay of a backup has begun, and backup_label has another name, or
-	 * will: what pg_control knew of other backups is gone, and was not noted
+	 * will: what pg_control knew of other backups is gone, and was not noted.
+	 * It has minRecoveryPoint from then on until a checkpoint outside of
+	 * recovery.  Without it, a server up to 14 may have been stopped within an
+	 * exclusive backup, and have renamed the file itself.
 	 */
-	if ((!labelled || control->backupStartPoint != 0) &&
+	if (control->minRecoveryPoint != 0 && (!labelled || control->backupStartPoint != 0) &&
 		ptrack_shared->label != 0 && ptrack_shared->label != header->label)
 	{
 		ereport(WARNING,
@@ -438,7 +441,8 @@ ptrack_file_start(void)
 		control->state != DB_SHUTDOWNED)
 		shared->ahead = true;
 
-	shared->recovery = archive_recovery();
+	/* with a backup_label PostgreSQL takes it for one, without a signal, too */
+	shared->recovery = archive_recovery() || labelled;
 	pg_atomic_write_u32(&shared->recovering, shared->recovery ? 1 : 0);
 
 	if (reset == PTRACK_RESET_NONE)
@@ -477,7 +481,6 @@ ptrack_file_start(void)
 		shared->file_used = header->used;
 		shared->used = header->used;
 		shared->header_used = header->used;
-		shared->header_recovery = shared->recovery;
 		shared->same_shape = header->nlines == shared->nlines;
 		shared->in_place = shared->same_shape;
 		if (shared->same_shape)
