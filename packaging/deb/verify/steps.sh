@@ -138,8 +138,8 @@ files_of() {
 	dpkg-deb --fsys-tarfile "$1" | tar -t | grep -v '/$' | sort
 }
 
-# The plain server takes the place of ours again, as documented: by two names. No other repository is asked.
-back() {
+# The options with which apt knows of the plain server's packages at hand, and of no others, be they newer.
+plain_alone() {
 	for file in "$PLAIN"/*.deb; do
 		dpkg-deb -f "$file"
 		printf 'Filename: ./%s\nSize: %s\nSHA256: %s\n\n' "${file##*/}" "$(stat -c %s "$file")" \
@@ -148,6 +148,11 @@ back() {
 	echo "deb [trusted=yes] file:$PLAIN ./" > "$state/plain.list"
 	known="-o Dir::Etc::sourcelist=$state/plain.list -o Dir::Etc::sourceparts=-"
 	apt-get $known update -o APT::Get::List-Cleanup=false
+}
+
+# The plain server takes the place of ours again, as documented: by two names.
+back() {
+	plain_alone
 	apt-get $known install -y --no-install-recommends "postgresql-$MAJOR" "postgresql-client-$MAJOR"
 	is=$(dpkg-query -W -f '${db:Status-Status}' "postgresql-client-${MAJOR}pt" 2> /dev/null) || :
 	[ "$is" != installed ] || fail "our client stays with the plain server"
@@ -404,7 +409,8 @@ swap)
 		fail "--purge was refused, and $MAJOR/main is gone"
 	# As the error says: what is unpacked without its server is out of the way first, or apt takes no files.
 	grep -q 'apt --fix-broken install' "$state/said" || fail "nothing is said of what is unpacked"
-	apt-get --fix-broken install -y --no-install-recommends
+	plain_alone
+	apt-get $known --fix-broken install -y --no-install-recommends
 	install $PACKAGES > "$state/said" 2>&1 || { cat "$state/said"; fail "ours could not be installed"; }
 	cat "$state/said"
 	grep -q "note: do not purge postgresql-$MAJOR now" "$state/said" || fail "nothing was said of purging"
