@@ -444,7 +444,8 @@ static inline void
 begin_entry(pg_atomic_uint64 *seq)
 {
 	Assert(!counts(seq));
-	pg_write_barrier();			/* whoever reads the new range sees the old end */
+	pg_write_barrier();			/* whoever reads the new range sees the old
+								 * end */
 }
 
 static inline void

@@ -108,7 +108,8 @@ typedef struct PtrackShared
 	int			nprocs;			/* entries in the in-flight tables */
 	uint64		sysid;
 	XLogRecPtr	start_redo;		/* where this start began to replay */
-	XLogRecPtr	known_redo;		/* no backup of before this start began later ... */
+	XLogRecPtr	known_redo;		/* no backup of before this start began later
+								 * ... */
 	XLogRecPtr	known_end;		/* ... but before the end of one that an
 								 * earlier start has replayed ... */
 	bool		backup_open;	/* ... or of the one that this start replays */

@@ -293,8 +293,8 @@ judge_file(const ControlFileData *control, XLogRecPtr start_redo, TimeLineID sta
 	 * The replay of a backup has begun, and backup_label has another name, or
 	 * will: what pg_control knew of other backups is gone, and was not noted.
 	 * It has minRecoveryPoint from then on until a checkpoint outside of
-	 * recovery.  Without it, a server up to 14 may have been stopped within an
-	 * exclusive backup, and have renamed the file itself.
+	 * recovery.  Without it, a server up to 14 may have been stopped within
+	 * an exclusive backup, and have renamed the file itself.
 	 */
 	if (control->minRecoveryPoint != 0 && (!labelled || control->backupStartPoint != 0) &&
 		ptrack_shared->label != 0 && ptrack_shared->label != header->label)
@@ -425,8 +425,8 @@ ptrack_file_start(void)
 	}
 
 	/*
-	 * pg_control, copied last, knows of other backups until the replay of this
-	 * one begins.  backup_label may still be there then.
+	 * pg_control, copied last, knows of other backups until the replay of
+	 * this one begins.  backup_label may still be there then.
 	 */
 	shared->backup_open = control->backupStartPoint != 0;
 

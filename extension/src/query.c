@@ -233,8 +233,9 @@ scan_file(BlockScan *scan, const char *dir, const PtrackFork *fork, const RelFil
 			uint64		bits = changed[k] | inflight_bits(scan, fork, first);
 
 			/*
-			 * An SP-GiST index changes its metapage without WAL.  nextval does so
-			 * to a sequence's page, if a checkpoint begins while it is at it.
+			 * An SP-GiST index changes its metapage without WAL.  nextval
+			 * does so to a sequence's page, if a checkpoint begins while it
+			 * is at it.
 			 */
 			if (first == 0 && scan->replayed)
 				bits |= 1;
@@ -356,8 +357,8 @@ scan_cluster(BlockScan *scan)
 	XLogRecPtr	init_lsn = ptrack_decide_init_lsn();
 
 	/*
-	 * Before the map is read: with its end, redo has come to all there is, but
-	 * for a recovery target
+	 * Before the map is read: with its end, redo has come to all there is,
+	 * but for a recovery target
 	 */
 	bool		behind = ptrack_shared->early && RecoveryInProgress();
 
