@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import pytest
 from tests.harness import client, fault, lsn, oracle, workload
 from tests.harness.fault import Action, Fault, Kind, beside
 from tests.harness.grown import killed, pages
+from tests.harness.parent import refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -640,3 +642,28 @@ def test_new_map_serves_its_first_restartpoint(factory: Factory, *, busy: bool) 
     pair.primary.sql("UPDATE t SET i = -i WHERE i % 3 = 0")
     pair.standby.catch_up(pair.primary)
     oracle.check(parent, pair.standby, changed=20)
+
+
+@pytest.mark.skipif(fault.compiler() is None, reason="needs a C compiler")
+def test_promotion_that_the_header_cannot_be_told_of(factory: Factory) -> None:
+    """Nor is there room for a new file: there must be none then that a start would accept."""
+    primary = factory.create(checksums=True)
+    pages(primary, pages=60)
+    standby = factory.standby(primary)
+    snapshot = oracle.take(standby, primary=primary)
+    standby.stop()
+    with Fault(standby, factory.shared) as orders:
+        standby.start()
+        standby.catch_up(primary)
+        assert standby.map.exists()
+        orders.order("global/ptrack.map", Kind.WRITE, Action.FAIL, error=errno.ENOSPC, onwards=True)
+        mark = standby.log_size()
+        standby.promote()
+        standby.sql("UPDATE t SET i = -i WHERE i % 8 = 3")
+        oracle.evict(snapshot, standby, changed=7)
+        assert "could not write map file" in standby.log_text(mark)
+        assert not standby.map.exists()
+        assert oracle.look(snapshot, standby).changed >= 7  # in memory all is known
+        standby.kill_all()
+    standby.start()
+    refused(snapshot, standby)
