@@ -60,7 +60,7 @@ def releases(dist: Path) -> list[Made]:
     found = [_release(folder) for folder in folders(dist)]
     if not found:
         what = f"there are no packages in {dist}"
-        raise PackageError(what, hint="./nox -s deb-17 makes some")
+        raise PackageError(what, hint="./nox -s deb-17 makes some, and rpm-17")
     return found
 
 

@@ -132,7 +132,8 @@ def published(
     Raises PackageError where a file is damaged, and UsageError where nothing is left to verify.
     """
     found = []
-    for folder in folders(dist):
+    there = folders(dist)
+    for folder in there:
         system = folder.parent.name
         if systems and not set(systems) & {system, *system.split("-")}:
             continue
@@ -156,7 +157,13 @@ def published(
     if not found:
         asked = " ".join([*systems, *majors])
         what = f"{dist} has no packages" + (f" of {asked}" if asked else "")
-        raise UsageError(what, hint="./nox -s deb-17 makes some")
+        hint = "./nox -s deb-17 makes some, and rpm-17"
+        if there:
+            hint += "; there are " + ", ".join(
+                f"{folder.parent.name} {folder.name.removeprefix('postgresql-')}"
+                for folder in there
+            )
+        raise UsageError(what, hint=hint)
     return sorted(found, key=lambda each: (each.system, each.number))
 
 

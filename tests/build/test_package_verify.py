@@ -90,16 +90,20 @@ def test_what_is_verified_can_be_chosen(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("systems", "majors", "asked"), [([], [], ""), (["trixie"], ["12"], "of trixie 12")]
+    ("systems", "majors", "asked", "there"),
+    [
+        ([], [], "", ""),
+        (["trixie"], ["12"], "of trixie 12", "; there are debian-bookworm-amd64 17"),
+    ],
 )
 def test_nothing_to_verify_is_an_error(
-    systems: list[str], majors: list[str], asked: str, tmp_path: Path
+    systems: list[str], majors: list[str], asked: str, there: str, tmp_path: Path
 ) -> None:
     if systems:
         put(tmp_path, "17")
     with pytest.raises(UsageError, match=f"has no packages {asked}".strip()) as caught:
         verify.published(tmp_path, systems, majors)
-    assert caught.value.hint == "./nox -s deb-17 makes some"
+    assert caught.value.hint == f"./nox -s deb-17 makes some, and rpm-17{there}"
 
 
 def test_a_damaged_package_is_not_verified(tmp_path: Path) -> None:
