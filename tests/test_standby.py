@@ -558,6 +558,8 @@ def test_promotion_killed_before_pg_control_tells(factory: Factory) -> None:
     standby.stop()
     with Fault(standby, factory.shared) as orders:
         standby.start()
+        # who begins another file of WAL waits for whoever writes pg_control
+        primary.sql("SELECT pg_switch_wal()")
         standby.catch_up(primary)
         primary.stop()
         _held_up_at_the_end_of_recovery(standby, orders)
@@ -667,3 +669,27 @@ def test_promotion_that_the_header_cannot_be_told_of(factory: Factory) -> None:
         standby.kill_all()
     standby.start()
     refused(snapshot, standby)
+
+
+@pytest.mark.skipif(fault.compiler() is None, reason="needs a C compiler")
+def test_what_the_end_of_recovery_costs(factory: Factory) -> None:
+    """The first write after it waits for one page of the map's file, however much is marked."""
+    primary = factory.create(checksums=True, fsync=True)
+    pages(primary, pages=60)
+    standby = factory.standby(primary)
+    snapshot = oracle.take(standby, primary=primary)
+    primary.sql("UPDATE t SET i = -i")
+    standby.catch_up(primary)
+    oracle.evict(snapshot, standby, changed=60)
+    standby.stop("immediate")
+    with Fault(standby, factory.shared) as orders:
+        standby.start()
+        standby.catch_up(primary)
+        oracle.evict(snapshot, standby, changed=60)
+        with standby.paused("checkpointer"):
+            orders.order("global/ptrack.map", Kind.changes(), Action.COUNT)
+            standby.promote()
+            standby.sql("UPDATE t SET i = -i WHERE i % 8 = 3")
+            oracle.evict(snapshot, standby, changed=60)
+            assert orders.count == 2, "a write and a sync"
+    oracle.check(snapshot, standby, changed=60)

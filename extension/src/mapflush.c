@@ -42,6 +42,10 @@
  * It marks and writes the marked pages itself, fsynced, before it touches the
  * relation's file.  The header's redo point stays.
  *
+ * The end of recovery (ptrack_file_recovery_ended): the first writer after it
+ * has the header alone written, fsynced, so that it does not know of that
+ * recovery any more.  Its redo point stays, and what it counts is in the file.
+ *
  * Locking: ptrack_shared->lock covers the file and all that is said to be
  * under lock in map.h.  Code here runs in the checkpointer and may run in a
  * critical section: it allocates no memory, but for what durable_rename needs
