@@ -223,8 +223,13 @@ def test_query_while_a_table_grows_and_shrinks(
     nothing = oracle.Snapshot(lsn=0, content={}, block_size=cluster.block_size)
     for statement in ("VACUUM t", _grow(cluster, 24)):
         sizes = set()
-        orders.order(path, Kind.WRITE | Kind.TRUNCATE, Action.STOP_AFTER, onwards=True)
-        with beside(functools.partial(cluster.sql, statement)) as thread:
+        connection = cluster.connect()
+        # not what the queries evict: they are not to be stopped
+        orders.order(
+            path, Kind.WRITE | Kind.TRUNCATE, Action.STOP_AFTER,
+            onwards=True, process=connection.info.backend_pid,
+        )  # fmt: skip
+        with connection, beside(functools.partial(connection.execute, statement)) as thread:
             while thread.is_alive():
                 if not orders.stopped:
                     thread.join(0.001)

@@ -44,6 +44,7 @@ struct Control
 	atomic_int	action;
 	atomic_int	error;			/* errno of a failure */
 	atomic_int	onwards;		/* all calls after it, too */
+	atomic_int	process;		/* whose calls, or 0 for all of them */
 	atomic_int	count;			/* calls so far */
 	atomic_int	stopped;		/* process that waits to be let go, or 0 */
 	char		text[224];		/* a part of the path; "|" between others */
@@ -116,6 +117,8 @@ judge(enum Kind kind, const char *path)
 
 	if (control == NULL || !atomic_load(&control->armed) ||
 		(atomic_load(&control->kinds) & kind) == 0 || !concerns(path))
+		return COUNT;
+	if (control->process != 0 && control->process != (int) getpid())
 		return COUNT;
 	n = atomic_fetch_add(&control->count, 1) + 1;
 	if (n == control->number || (control->onwards && n > control->number))

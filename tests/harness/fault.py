@@ -71,7 +71,7 @@ class Action(enum.IntEnum):
 class _Control(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int) for name in (
-            "armed", "kinds", "number", "action", "error", "onwards", "count", "stopped",
+            "armed", "kinds", "number", "action", "error", "onwards", "process", "count", "stopped",
         )),
         ("text", ctypes.c_char * 224),
     )  # fmt: skip
@@ -136,6 +136,7 @@ class Fault:
         number: int = 1,
         error: int = errno.EIO,
         onwards: bool = False,
+        process: int = 0,
     ) -> None:
         """Act on the number-th call of these kinds on a file whose path has the text in it.
 
@@ -143,12 +144,13 @@ class Fault:
 
         text: or one of several, with ``|`` between them; with ``$``, at the path's end.
         onwards: on all that follow as well. Counts from nothing.
+        process: whose calls alone count, if not 0.
         """
         control = self._control
         control.armed = 0
         waiting = control.stopped
         control.kinds, control.action, control.number = int(kinds), int(action), number
-        control.error, control.onwards = error, int(onwards)
+        control.error, control.onwards, control.process = error, int(onwards), process
         control.count = 0
         control.text = text.encode()
         control.armed = 1
