@@ -38,6 +38,9 @@ MAP_TMP = Path("global/ptrack.map.tmp")
 
 _START_SECONDS = 60.0
 _STOP_SECONDS = 60.0
+# Children of a dead postmaster notice at once, but for who wants a checkpoint: PostgreSQL looks for
+# the checkpointer for a minute. A signal ends that.
+_NOTICE_SECONDS = 5.0
 _POLL_SECONDS = 0.004
 
 # Small, quiet and repeatable: nothing is written to a relation but by what a test does.
@@ -332,7 +335,7 @@ class Cluster:
                 time.sleep(_POLL_SECONDS)
 
     def kill_postmaster(self, meanwhile: Callable[[], object] = lambda: None) -> None:
-        """kill -9 the postmaster alone, and wait until its children noticed.
+        """kill -9 the postmaster alone, and wait until its children have ended.
 
         meanwhile: what lets those go on that could not notice.
         """
@@ -340,9 +343,14 @@ class Cluster:
         system.send(self.pid, signal.SIGKILL)
         self._wait_end()
         meanwhile()
-        deadline = time.monotonic() + _STOP_SECONDS
-        while any(system.alive(pid) for pid in pids):
-            assert time.monotonic() < deadline, f"{self.name}: children of a dead postmaster"
+        began, asked = time.monotonic(), False
+        while left := [pid for pid in pids if system.alive(pid)]:
+            lasted = time.monotonic() - began
+            assert lasted < _STOP_SECONDS, f"{self.name}: children of a dead postmaster"
+            if lasted > _NOTICE_SECONDS and not asked:
+                asked = True
+                for pid in left:
+                    system.send(pid, signal.SIGTERM)
             time.sleep(_POLL_SECONDS)
 
     def kill_child(self, backend_type: str) -> None:
