@@ -161,7 +161,7 @@ change_begin(SMgrRelation reln, ForkNumber forknum, BlockNumber first,
 		RelFileLocator locator = RelnLocator(reln);
 		PtrackFork	fork = {locator.spcOid, locator.dbOid, locator.relNumber, forknum};
 
-		/* "extended" where there was something already, if end is not above */
+		/* "extended" where something was already, if end is not above it */
 		BlockNumber begin = Min(first, end - 1);
 
 		tell_recovery_ended();

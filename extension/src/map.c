@@ -441,7 +441,7 @@ counts(pg_atomic_uint64 *seq)
 }
 
 static inline void
-begin_entry(pg_atomic_uint64 *seq)
+begin_entry(pg_atomic_uint64 *seq PG_USED_FOR_ASSERTS_ONLY)
 {
 	Assert(!counts(seq));
 	pg_write_barrier();			/* whoever reads the new range sees the old
