@@ -40,6 +40,7 @@ from ptrack_build.sessions import (
     REGISTERED,
     Options,
     check_majors,
+    end_together,
     filter_log,
     leave_quietly,
     minutes,
@@ -62,6 +63,7 @@ FAMILIES = ("build", "test", "demo", "mutants", "bench", "deb", "rpm", "reproduc
 
 filter_log()
 leave_quietly()
+end_together()
 try:
     MATRIX = matrix.load()
     check_majors(sys.argv[1:], FAMILIES, MATRIX)
@@ -118,6 +120,7 @@ def major_sessions(major: Major) -> None:
         options.add_argument("--locked", action="store_true", help="what matrix.lock records")
         options.add_argument("--stay", action="store_true", help="leave the server running")
         given = options.read()
+        demo.check_places()
         made = suite.prefix(major, compiling.RELEASE, locked=given.locked)
         demo.show(made, stay=given.stay)
 

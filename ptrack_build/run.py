@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 GRACE_SECONDS = 3.0
+#: How long a program may take to stop its servers after ctrl-C, in seconds.
+PATIENCE = 30.0
 
 #: What threads of `beside` run, by thread.
 _thread = threading.local()

@@ -6,6 +6,7 @@ import argparse
 import atexit
 import errno
 import functools
+import importlib
 import itertools
 import logging
 import os
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 import nox
 
 from ptrack_build.errors import PtrackError, UsageError
-from ptrack_build.run import terminate_politely
+from ptrack_build.run import PATIENCE, terminate_politely
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -142,6 +143,23 @@ def nobody_reads() -> bool:
     output = select.poll()
     output.register(1, 0)
     return any(events & select.POLLERR for _, events in output.poll(0))
+
+
+def end_together() -> None:
+    """Have SIGTERM and SIGHUP end nox with the sessions that it runs at the same time (-j).
+
+    Each is a process that no signal to nox's group reaches. Nox ends them where it is interrupted,
+    and not otherwise; they get the time that they may take to stop their servers.
+    """
+
+    def interrupted(_signum: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(signum) is signal.SIG_DFL:
+            signal.signal(signum, interrupted)
+    parallel = importlib.import_module("nox._parallel")
+    vars(parallel)["_TERMINATE_TIMEOUT"] = 1.5 * PATIENCE  # asked twice, then killed
 
 
 def discard_output() -> None:

@@ -18,7 +18,7 @@ from ptrack_build import REPO, cache, host, matrix, report
 from ptrack_build import compile as compiling
 from ptrack_build.errors import CommandFailed, PtrackError, UsageError
 from ptrack_build.progress import say
-from ptrack_build.run import call, deaf_to_hangup
+from ptrack_build.run import PATIENCE, call, deaf_to_hangup
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from ptrack_build.matrix import Major
 
 LOCK = REPO / "requirements" / "lock.txt"
-#: How long a program may take to stop its servers after ctrl-C, in seconds.
-PATIENCE = 30.0
 
 #: Where the tests of the build line are; all others need a server.
 OWN = "tests/build"
@@ -168,17 +166,18 @@ def _workers() -> str:
     return named
 
 
-def _check_places() -> None:
+def check_places() -> None:
     """Raise what keeps the servers from their places, before anything is built, which takes long.
 
-    HostError for rights, UsageError for a wrong PTRACK_TEST_DIR.
+    HostError for rights and room, UsageError for a wrong PTRACK_TEST_DIR.
     """
     user = host.server_user()
     host.check_reachable(cache.root(), user)
     given = os.environ.get("PTRACK_TEST_DIR")
+    place = host.suite_place()
     if not given:
+        host.check_room(place, host.SUITE_MB, "the suite", "PTRACK_TEST_DIR")
         return
-    place = Path(given).absolute()
     wrong = ""
     if not place.is_dir():
         wrong = "is no directory"
@@ -190,6 +189,7 @@ def _check_places() -> None:
         what = f"PTRACK_TEST_DIR={given} {wrong}"
         raise UsageError(what, hint="unset it, or name a directory with some GB of space")
     host.check_reachable(place, user)
+    host.check_room(place, host.SUITE_MB, "the suite", "PTRACK_TEST_DIR")
 
 
 def _named(args: Sequence[str]) -> list[str]:
@@ -304,7 +304,7 @@ def one(
     paths = ["tests", f"--ignore={OWN}"]
     if not _matched(paths, args):
         raise _nothing(args)
-    _check_places()
+    check_places()
     began = time.monotonic()
     built = prefix(major, compiling.VARIANTS[variant], locked=locked)
     seconds = time.monotonic() - began
@@ -330,7 +330,7 @@ def mutants(major: Major, args: Sequence[str], *, locked: bool = False) -> repor
     slow = ["-m", "slow", *args]
     if args and not _matched(paths, slow):
         raise _nothing(args)
-    _check_places()
+    check_places()
     built = prefix(major, compiling.TEST, locked=locked)
     if not args:
         for variant in sorted({mutant.variant for mutant in catalogue.of(major)}):
@@ -385,7 +385,7 @@ def every(
         raise _nothing(args)
     if theirs is not None:
         ready()
-        _check_places()
+        check_places()
     if mine is not None and any((REPO / OWN).glob("test_*.py")):
         outcomes.append(own(mine))
 

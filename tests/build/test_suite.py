@@ -17,6 +17,7 @@ import pytest
 from ptrack_build import cache, host, matrix, report, source, suite
 from ptrack_build import compile as compiling
 from ptrack_build.errors import BadSource, HostError, SourceError, UsageError
+from ptrack_build.run import PATIENCE
 from tests.build.conftest import Script
 
 if TYPE_CHECKING:
@@ -381,4 +382,4 @@ def test_what_runs_servers_is_given_time_to_stop_them(tmp_path: Path) -> None:
     process.communicate(timeout=30)
     assert process.returncode == 128 + signal.SIGHUP
     assert said.read_text() == "stopped"
-    assert time.monotonic() - began < suite.PATIENCE / 3
+    assert time.monotonic() - began < PATIENCE / 3
