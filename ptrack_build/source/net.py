@@ -86,9 +86,8 @@ def unreachable(urls: Iterable[str], *, refresh: bool = False) -> dict[str, str]
     for host, port in set(places.values()):
         failure = known.get(f"{host}:{port}")
         if failure is not None and 0 <= now - failure.when < REMEMBER_SECONDS:
-            minutes = int((now - failure.when) / 60)
-            ago = f", tried {minutes} min ago" if minutes else ""
-            reasons[host, port] = failure.reason + ago
+            ago = f"{now - failure.when:.0f} s ago"
+            reasons[host, port] = f"{failure.reason} {ago} (PTRACK_REFRESH=1 tries again)"
     untried = {place for place in places.values() if place not in reasons}
     failures = _try_all(untried)
     if failures:

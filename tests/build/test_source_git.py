@@ -359,6 +359,19 @@ def test_over_http(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert source.fetch(major("17")).commit == moved
 
 
+def test_a_server_that_is_back_is_said_to_have_been_tried_before(
+    repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not asked for a while, lest every major waits; that is told, with the way out."""
+    with git_over_http(repo.parent) as (url, _):
+        pass
+    monkeypatch.setenv("PTRACK_PG_GIT", f"{url}/pg/.git")
+    with pytest.raises(SourceError, match=r"connection refused\n"):
+        source.fetch(major("17"))
+    with pytest.raises(SourceError, match=r"refused \d+ s ago \(PTRACK_REFRESH=1 tries again\)"):
+        source.fetch(major("17"))
+
+
 def test_behind_the_proxy_that_git_knows(
     repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
