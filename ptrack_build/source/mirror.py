@@ -38,7 +38,7 @@ from typing import IO, TYPE_CHECKING
 from ptrack_build import cache
 from ptrack_build.errors import BadSource, CommandFailed, HostError
 from ptrack_build.run import Completed, call
-from ptrack_build.source.base import check_damage, check_space
+from ptrack_build.source.base import check_damage, check_free, check_space
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -405,6 +405,7 @@ def open_mirror() -> Mirror:
     """The mirror of the cache, made if need be."""
     path = cache.root() / "postgresql.git"
     if not (path / "HEAD").is_file():
+        check_free()
         with cache.building(path) as scratch:
             git("init", "--quiet", "--bare", "--initial-branch=none", "--template=", str(scratch))
             (scratch / "info").mkdir(exist_ok=True)

@@ -16,7 +16,7 @@ from typing import ClassVar
 import msgspec
 
 from ptrack_build import cache
-from ptrack_build.errors import BadSource
+from ptrack_build.errors import BadSource, CommandFailed
 from ptrack_build.progress import say, step
 from ptrack_build.source.archive import (
     MESSAGE,
@@ -25,7 +25,8 @@ from ptrack_build.source.archive import (
     import_tarball,
     sha256_of,
 )
-from ptrack_build.source.base import OtherMajor, SourceTree, Want, check_version
+from ptrack_build.source.base import OtherMajor, SourceTree, Want, check_space, check_version
+from ptrack_build.source.git import reason_of
 from ptrack_build.source.mirror import (
     PATCHED_FILES,
     VERSION_FILES,
@@ -149,17 +150,24 @@ def _from_worktree(want: Want, path: Path) -> str:
     mirror = want.mirror
     ref = f"refs/ptrack/path/{want.major.name}/{commit[:12]}"
     if not mirror.whole(commit):
-        with step(f"taking {commit[:12]} from {path}"), mirror.writing():
-            git_remote(
-                f"--git-dir={mirror.path}",
-                "fetch",
-                "--no-tags",
-                "--no-write-fetch-head",
-                "--depth=1",
-                "--update-shallow",
-                str(path),
-                f"+HEAD:{ref}",
-            )
+        try:
+            with step(f"taking {commit[:12]} from {path}"), mirror.writing():
+                git_remote(
+                    f"--git-dir={mirror.path}",
+                    "fetch",
+                    "--no-tags",
+                    "--no-write-fetch-head",
+                    "--depth=1",
+                    "--update-shallow",
+                    str(path),
+                    f"+HEAD:{ref}",
+                )
+        except CommandFailed as error:
+            check_space(error.tail)
+            what = f"{commit[:12]} could not be taken from {path}: {reason_of(error)}"
+            raise BadSource(
+                what, hint=f"git -C {shlex.quote(str(path))} fsck says what is missing there"
+            ) from error
         commit = mirror.whole(ref)
         if not commit:
             what = f"HEAD of {path} did not come whole"
@@ -182,6 +190,9 @@ def _from_directory(want: Want, path: Path) -> str:
             kind = "build products" if found.suffix == ".o" else "leftovers of a patch"
             what = f"{path} has {kind} in it, such as {found.relative_to(path)}"
             raise BadSource(what, hint="unpack the tarball anew and give that directory")
+        if found.suffix in {".c", ".h", ".y", ".l"} and b"\n<<<<<<< " in (_text(found) or b""):
+            what = f"{path} has conflicts in {found.relative_to(path)}"
+            raise BadSource(what, hint="resolve them, or unpack the tarball anew")
     stamp = directory_stamp(path)
     note = cache.directory("source") / f"directory-{cache.digest(str(path))[:16]}.json"
     known = _known(note)

@@ -106,6 +106,22 @@ def test_a_conflicting_worktree(worktree: Path) -> None:
         fetch(worktree)
 
 
+def test_a_conflicting_directory(directory: Path) -> None:
+    conflict = b"<<<<<<< HEAD\n/* ours */\n=======\n/* theirs */\n>>>>>>> side\n"
+    write_tree(directory, {MD: tree("17.2")[MD] + conflict})
+    with pytest.raises(BadSource, match=f"has conflicts in {MD}") as caught:
+        fetch(directory)
+    assert "resolve them" in (caught.value.hint or "")
+
+
+def test_a_worktree_that_lacks_objects(worktree: Path) -> None:
+    blob = git("rev-parse", f"HEAD:{MD}", cwd=worktree)
+    (worktree / ".git/objects" / blob[:2] / blob[2:]).unlink()
+    with pytest.raises(BadSource, match=f"could not be taken from {worktree}") as caught:
+        fetch(worktree)
+    assert "fsck" in (caught.value.hint or "")
+
+
 def test_a_worktree_that_git_cannot_read(worktree: Path) -> None:
     (worktree / ".git/index").write_bytes(b"no index")
     with pytest.raises(BadSource, match=r"git cannot read .*: fatal: ") as caught:
