@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptrack_build import REPO, cache, host
-from ptrack_build.errors import CommandFailed, CompileError, HostError
+from ptrack_build.errors import CommandFailed, CompileError
 from ptrack_build.progress import step
 from ptrack_build.run import call
 
@@ -421,10 +421,7 @@ def check_first(major: Major) -> None:
 
 
 def _room(megabytes: int, what_for: str) -> None:
-    free = shutil.disk_usage(cache.root()).free // 1_000_000
-    if free < megabytes:
-        what = f"{cache.root()} has {free} MB free; {what_for} takes {megabytes} MB"
-        raise HostError(what, hint="free some space, or set PTRACK_CACHE to where there is more")
+    host.check_room(cache.root(), megabytes, what_for, "PTRACK_CACHE")
 
 
 def _environment(plan: _Plan) -> dict[str, str]:

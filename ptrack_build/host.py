@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 APT_LISTS = Path("/var/lib/apt/lists")
 LISTS_STALE_SECONDS = 24 * 3600
 DPKG = Path("/var/lib/dpkg")
+#: What the clusters of the suite take at most, in megabytes.
+SUITE_MB = 3_000
 LOCK_SECONDS = 600  # for so long another program that installs packages is waited for
 #: In this time a package manager that is interrupted comes to an end, but for huge packages.
 END_SECONDS = 60.0
@@ -452,6 +454,38 @@ def check_reachable(path: Path, user: ServerUser | None) -> None:
         raise HostError(what, hint=hint)
 
 
+def check_room(place: Path, megabytes: int, what_for: str, setting: str) -> None:
+    """Raise HostError where a place has less room than that; the setting names another."""
+    free = shutil.disk_usage(place).free // 1_000_000
+    if free < megabytes:
+        what = f"{place} has {free} MB free; {what_for} takes {megabytes} MB"
+        raise HostError(what, hint=f"free some space, or set {setting} to where there is more")
+
+
+def suite_place() -> Path:
+    """Where the suite's clusters go: PTRACK_TEST_DIR, else memory where it has room, else /tmp."""
+    given = os.environ.get("PTRACK_TEST_DIR")
+    if given:
+        return Path(given).absolute()
+    memory = Path("/dev/shm")
+    if memory.is_dir() and shutil.disk_usage(memory).free >= SUITE_MB * 1_000_000:
+        return memory
+    return Path(tempfile.gettempdir())
+
+
+def scratch_place(user: ServerUser | None) -> Path:
+    """Where scratch() makes its directories; raises HostError where there is no such place."""
+    for base in dict.fromkeys((tempfile.gettempdir(), "/tmp", "/var/tmp")):
+        place = Path(base)
+        if not place.is_dir() or not os.access(place, os.W_OK) or len(base) > 40:
+            continue
+        with contextlib.suppress(HostError):
+            check_reachable(place, user)
+            return place
+    what = "there is no directory for temporary files that a server could use"
+    raise HostError(what, hint="set TMPDIR to one with a short path that everybody can pass")
+
+
 @contextlib.contextmanager
 def scratch(prefix: str = "ptrack-", *, keep: bool = False) -> Iterator[Path]:
     """A temporary directory owned by the servers' user, removed at the end.
@@ -462,18 +496,7 @@ def scratch(prefix: str = "ptrack-", *, keep: bool = False) -> Iterator[Path]:
     enough for a socket.
     """
     user = server_user()
-    path: Path | None = None
-    for base in dict.fromkeys((tempfile.gettempdir(), "/tmp", "/var/tmp")):
-        place = Path(base)
-        if not place.is_dir() or not os.access(place, os.W_OK) or len(base) > 40:
-            continue
-        with contextlib.suppress(HostError):
-            check_reachable(place, user)
-            path = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
-            break
-    if path is None:
-        what = "there is no directory for temporary files that a server could use"
-        raise HostError(what, hint="set TMPDIR to one with a short path that everybody can pass")
+    path = Path(tempfile.mkdtemp(prefix=prefix, dir=scratch_place(user)))
     try:
         path.chmod(0o700 if user is None else 0o755)
         if user is not None:

@@ -6,13 +6,12 @@ import os
 import secrets
 import shutil
 import signal
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from ptrack_build.host import switched_on
+from ptrack_build.host import suite_place, switched_on
 from tests.harness import machine, oracle, system
 from tests.harness.factory import Factory
 from tests.harness.fault import Fault
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
     from tests.harness.cluster import Cluster
 
-_MEMORY_BYTES = 3 << 30
 _LOG_TAIL = 12_000
 _FACTORY = pytest.StashKey[Factory]()
 _HERE = Path(__file__).parent
@@ -76,17 +74,6 @@ def install() -> Install:
     return Install.at(Path(prefix))
 
 
-def _parent() -> Path:
-    """Where clusters go: PTRACK_TEST_DIR, else memory where there is enough, else /tmp."""
-    given = os.environ.get("PTRACK_TEST_DIR")
-    if given:
-        return Path(given).absolute()
-    memory = Path("/dev/shm")
-    if memory.is_dir() and shutil.disk_usage(memory).free >= _MEMORY_BYTES:
-        return memory
-    return Path(tempfile.gettempdir())
-
-
 def _sweep(parent: Path) -> None:
     """Remove what runs that were killed have left, and are not running any more."""
     for root in parent.glob("pt-*"):
@@ -98,7 +85,7 @@ def _sweep(parent: Path) -> None:
 @pytest.fixture(scope="session")
 def _shared_root(testrun_uid: str) -> Iterator[Path]:
     """A directory with a short name (sockets) that the workers of this run share."""
-    parent = _parent()
+    parent = suite_place()
     _sweep(parent)
     root = parent / f"pt-{testrun_uid[:8]}"
     root.mkdir(mode=0o755, exist_ok=True)

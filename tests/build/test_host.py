@@ -8,16 +8,18 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
-from ptrack_build import host, matrix, suite
+from ptrack_build import demo, host, matrix, suite
 from ptrack_build.errors import HostError, UsageError
 from tests.harness import fault
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
 APT = """#!/bin/sh
 echo "apt-get $*" >> {log}
@@ -365,3 +367,29 @@ def test_jobs_that_are_no_number(monkeypatch: pytest.MonkeyPatch, named: str) ->
     monkeypatch.setenv("PTRACK_JOBS", named)
     with pytest.raises(UsageError, match=f"PTRACK_JOBS={named}"):
         host.jobs()
+
+
+@pytest.mark.parametrize(
+    ("check", "variable", "setting"),
+    [
+        (demo.check_places, "TMPDIR", "TMPDIR"),
+        (suite.check_places, "PTRACK_TEST_DIR", "PTRACK_TEST_DIR"),
+    ],
+)
+def test_servers_have_room_before_anything_is_built(
+    check: Callable[[], None],
+    variable: str,
+    setting: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="pt-", dir="/tmp") as name:
+        Path(name).chmod(0o755)
+        monkeypatch.setenv("PTRACK_CACHE", f"{name}/cache")
+        monkeypatch.setenv(variable, name)
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        check()
+        used = shutil.disk_usage(name)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: used._replace(free=400_000_000))
+        with pytest.raises(HostError, match=f"^{name} has 400 MB free; the ") as caught:
+            check()
+        assert f"set {setting} to where there is more" in (caught.value.hint or "")
