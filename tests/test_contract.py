@@ -303,8 +303,7 @@ def test_disabled_removes_the_files(cluster: Cluster) -> None:
         cluster.write(name, "left over")
     cluster.configure(ptrack__map_size=0)
     cluster.start()
-    assert not cluster.map.exists()
-    assert not (cluster.data / "global/ptrack.map.tmp").exists()
+    assert not list((cluster.data / "global").glob("ptrack*"))
 
 
 def test_not_preloaded(factory: Factory) -> None:

@@ -388,7 +388,7 @@ def test_resetwal(cluster: Cluster) -> None:
     cluster.run("pg_resetwal", cluster.data)
     assert not cluster.map.exists()
     cluster.start()
-    assert not (cluster.data / MAP_TMP).exists()
+    assert not list((cluster.data / "global").glob("ptrack.map.*"))
     refused(snapshot, cluster)
 
 
