@@ -80,6 +80,9 @@ def test_the_readme_names_every_session_and_document() -> None:
     rows = re.findall(r"^\| (`.*?) \|", readme, re.MULTILINE)
     assert {"model", "test-NN"} <= sessions
     assert sessions <= set(re.findall(r"`([\w-]+)[^`]*`", "".join(rows)))
+    for document in [*(REPO / "docs").glob("*.md"), REPO / "CONTRIBUTING.md"]:
+        named = set(re.findall(r"`(?:\./nox -s )?([a-z]+-NN)\b", document.read_text()))
+        assert named <= sessions, document
     documents = {f"docs/{path.name}" for path in (REPO / "docs").glob("*.md")}
     assert documents == set(re.findall(r"^- \[(docs/.*?)\]\(\1\)", readme, re.MULTILINE))
 
