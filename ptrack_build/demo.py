@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 #: Customers; there are half as many orders.
 ROWS = 1_000_000
-#: What its cluster takes with its WAL, in megabytes: 1,250 were seen.
-ROOM_MB = 1_500
+#: What its cluster takes with its WAL, in megabytes: 580 were seen.
+ROOM_MB = 800
 DATABASE = "shop"
 MAP_MB = 16
 
