@@ -438,8 +438,8 @@ def switched_on(name: str) -> bool:
     return os.environ.get(name, "") not in {"", "0"}
 
 
-def check_reachable(path: Path, user: ServerUser | None) -> None:
-    """Raise HostError when the servers' user could not reach a directory."""
+def check_reachable(path: Path, user: ServerUser | None, setting: str = "PTRACK_CACHE") -> None:
+    """Raise HostError when the servers' user could not reach a directory; the setting names it."""
     if user is None:
         return
     for parent in (path, *path.absolute().parents):
@@ -448,7 +448,7 @@ def check_reachable(path: Path, user: ServerUser | None) -> None:
             continue
         what = f"{parent} keeps out the user {user.name}, whom servers run as"
         hint = (
-            f"chmod o+x {shlex.quote(str(parent))}, or set PTRACK_CACHE to a directory that "
+            f"chmod o+x {shlex.quote(str(parent))}, or set {setting} to a directory that "
             "everybody can read"
         )
         raise HostError(what, hint=hint)
@@ -473,30 +473,36 @@ def suite_place() -> Path:
     return Path(tempfile.gettempdir())
 
 
-def scratch_place(user: ServerUser | None) -> Path:
-    """Where scratch() makes its directories; raises HostError where there is no such place."""
+def scratch_place(user: ServerUser | None, megabytes: int = 0) -> Path:
+    """Where scratch() makes its directories; raises HostError where no place has that room."""
+    small = []
     for base in dict.fromkeys((tempfile.gettempdir(), "/tmp", "/var/tmp")):
         place = Path(base)
         if not place.is_dir() or not os.access(place, os.W_OK) or len(base) > 40:
             continue
         with contextlib.suppress(HostError):
             check_reachable(place, user)
-            return place
+            free = shutil.disk_usage(place).free // 1_000_000
+            if free >= megabytes:
+                return place
+            small.append(f"{place} has {free} MB free")
     what = "there is no directory for temporary files that a server could use"
+    if small:
+        what = f"a server needs {megabytes} MB for its files: {', '.join(small)}"
     raise HostError(what, hint="set TMPDIR to one with a short path that everybody can pass")
 
 
 @contextlib.contextmanager
-def scratch(prefix: str = "ptrack-", *, keep: bool = False) -> Iterator[Path]:
+def scratch(prefix: str = "ptrack-", *, keep: bool = False, megabytes: int = 0) -> Iterator[Path]:
     """A temporary directory owned by the servers' user, removed at the end.
 
     With keep it stays where all went well.
 
-    It is made where everybody can pass ($TMPDIR, else /tmp, else /var/tmp) and its path is short
-    enough for a socket.
+    It is made where everybody can pass ($TMPDIR, else /tmp, else /var/tmp), where there is so much
+    room, and its path is short enough for a socket.
     """
     user = server_user()
-    path = Path(tempfile.mkdtemp(prefix=prefix, dir=scratch_place(user)))
+    path = Path(tempfile.mkdtemp(prefix=prefix, dir=scratch_place(user, megabytes)))
     try:
         path.chmod(0o700 if user is None else 0o755)
         if user is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import contextlib
 import errno
 import functools
 import importlib
@@ -158,8 +159,9 @@ def end_together() -> None:
     for signum in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(signum) is signal.SIG_DFL:
             signal.signal(signum, interrupted)
-    parallel = importlib.import_module("nox._parallel")
-    vars(parallel)["_TERMINATE_TIMEOUT"] = 1.5 * PATIENCE  # asked twice, then killed
+    with contextlib.suppress(ImportError):  # it is nox's own affair
+        parallel = importlib.import_module("nox._parallel")
+        vars(parallel)["_TERMINATE_TIMEOUT"] = 1.5 * PATIENCE  # asked twice, then killed
 
 
 def discard_output() -> None:

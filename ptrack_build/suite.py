@@ -39,6 +39,8 @@ LEFT_OUT = (
 )
 #: Bytes of a path below which the suite's servers have their sockets, of which 107 are possible.
 LONGEST_TEST_DIR = 60
+#: What the clusters of some tests take, in megabytes.
+SOME_MB = 500
 #: Pytest's status where no test matches.
 NOTHING = 5
 
@@ -166,18 +168,16 @@ def _workers() -> str:
     return named
 
 
-def check_places() -> None:
+def check_places(args: Sequence[str] = ()) -> None:
     """Raise what keeps the servers from their places, before anything is built, which takes long.
+
+    args: pytest's; some tests alone take less room than all of them.
 
     HostError for rights and room, UsageError for a wrong PTRACK_TEST_DIR.
     """
     user = host.server_user()
     host.check_reachable(cache.root(), user)
-    given = os.environ.get("PTRACK_TEST_DIR")
     place = host.suite_place()
-    if not given:
-        host.check_room(place, host.SUITE_MB, "the suite", "PTRACK_TEST_DIR")
-        return
     wrong = ""
     if not place.is_dir():
         wrong = "is no directory"
@@ -186,10 +186,11 @@ def check_places() -> None:
     elif len(os.fsencode(place)) > LONGEST_TEST_DIR:
         wrong = f"is too long for the sockets of servers: at most {LONGEST_TEST_DIR} bytes"
     if wrong:
-        what = f"PTRACK_TEST_DIR={given} {wrong}"
-        raise UsageError(what, hint="unset it, or name a directory with some GB of space")
-    host.check_reachable(place, user)
-    host.check_room(place, host.SUITE_MB, "the suite", "PTRACK_TEST_DIR")
+        what = f"{place}, where the suite's servers are to be, {wrong}"
+        raise UsageError(what, hint="let PTRACK_TEST_DIR name a directory with some GB of space")
+    host.check_reachable(place, user, "PTRACK_TEST_DIR")
+    megabytes = host.SUITE_MB if not args else SOME_MB
+    host.check_room(place, megabytes, "the suite", "PTRACK_TEST_DIR")
 
 
 def _named(args: Sequence[str]) -> list[str]:
@@ -304,7 +305,7 @@ def one(
     paths = ["tests", f"--ignore={OWN}"]
     if not _matched(paths, args):
         raise _nothing(args)
-    check_places()
+    check_places(args)
     began = time.monotonic()
     built = prefix(major, compiling.VARIANTS[variant], locked=locked)
     seconds = time.monotonic() - began
@@ -330,7 +331,7 @@ def mutants(major: Major, args: Sequence[str], *, locked: bool = False) -> repor
     slow = ["-m", "slow", *args]
     if args and not _matched(paths, slow):
         raise _nothing(args)
-    check_places()
+    check_places(["one at a time"])
     built = prefix(major, compiling.TEST, locked=locked)
     if not args:
         for variant in sorted({mutant.variant for mutant in catalogue.of(major)}):
@@ -385,7 +386,7 @@ def every(
         raise _nothing(args)
     if theirs is not None:
         ready()
-        check_places()
+        check_places(args)
     if mine is not None and any((REPO / OWN).glob("test_*.py")):
         outcomes.append(own(mine))
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 5.0
 REMEMBER_SECONDS = 300.0
+#: Since when this run is under way: what it has found itself needs no date.
+STARTED = time.time()
 
 PORTS = {"http": 80, "https": 443, "git": 9418, "ssh": 22, "ftp": 21}
 
@@ -86,8 +88,9 @@ def unreachable(urls: Iterable[str], *, refresh: bool = False) -> dict[str, str]
     for host, port in set(places.values()):
         failure = known.get(f"{host}:{port}")
         if failure is not None and 0 <= now - failure.when < REMEMBER_SECONDS:
-            ago = f"{now - failure.when:.0f} s ago"
-            reasons[host, port] = f"{failure.reason} {ago} (PTRACK_REFRESH=1 tries again)"
+            ago = STARTED - failure.when
+            before = f", tried {ago:.0f} s before (PTRACK_REFRESH=1 tries again)" if ago > 0 else ""
+            reasons[host, port] = failure.reason + before  # the same for each major of this run
     untried = {place for place in places.values() if place not in reasons}
     failures = _try_all(untried)
     if failures:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 STUB = """#!/bin/sh
 echo "$@" >>"$0.ran"
 case "$*" in
-    "$SLEEPS") echo $$ >"$0.pid"; sleep 60 & wait ;;
-    "-s test") mkdir -p results; printf '%s' "$RESULTS" >results/test.json ;;
+    "$SLEEPS") trap "$ON_TERM" TERM; echo $$ >"$0.pid"; while :; do sleep 60 & wait; done ;;
+    "-s test") [ -z "$RESULTS" ] || printf '%s' "$RESULTS" >results/test.json ;;
 esac
 """
 
@@ -40,18 +40,23 @@ def ran(place: Path) -> list[str]:
     return (place / "nox.ran").read_text().splitlines()
 
 
+def written(pid: Path) -> None:
+    """Wait until the launcher is at what it does not come to the end of."""
+    deadline = time.monotonic() + 20
+    while not (pid.exists() and pid.read_text().endswith("\n")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize(
     ("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
 def test_a_signal_ends_ci_with_what_it_runs(tmp_path: Path, signum: int, status: int) -> None:
     place = checkout(tmp_path)
-    env = os.environ | {"SLEEPS": "-s model", "RESULTS": "[]"}
+    env = os.environ | {"SLEEPS": "-s model", "ON_TERM": "exit 1", "RESULTS": "[]"}
+    pid = place / "nox.pid"
     with subprocess.Popen([place / ".ci/run"], env=env, stdout=subprocess.DEVNULL) as script:
-        pid = place / "nox.pid"
-        deadline = time.monotonic() + 20
-        while not (pid.exists() and pid.read_text().endswith("\n")):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        written(pid)
         script.send_signal(signum)
         assert script.wait(20) == status
     with pytest.raises(ProcessLookupError):
@@ -59,19 +64,42 @@ def test_a_signal_ends_ci_with_what_it_runs(tmp_path: Path, signum: int, status:
     assert ran(place) == ["-s lint", "-s patches -- --check", "-s model"]
 
 
-@pytest.mark.parametrize(("status", "shown"), [("unreachable", False), ("failed", True)])
+def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
+    place = checkout(tmp_path)
+    pid = place / "nox.pid"
+    env = os.environ | {
+        "SLEEPS": "-s lint",
+        "ON_TERM": "rm -f $0.pid; echo >$0.told",
+        "RESULTS": "",
+    }
+    with subprocess.Popen([place / ".ci/run"], env=env, stdout=subprocess.DEVNULL) as script:
+        written(pid)
+        number = int(pid.read_text())
+        script.send_signal(signal.SIGINT)
+        written(place / "nox.told")
+        assert script.poll() is None
+        script.send_signal(signal.SIGINT)
+        assert script.wait(20) == 130
+    with pytest.raises(ProcessLookupError):
+        os.kill(number, 0)
+
+
+@pytest.mark.parametrize(
+    ("status", "shown"), [("unreachable", False), ("failed", True), (None, True)]
+)
 def test_ci_shows_17_where_its_source_can_be_had(
-    tmp_path: Path, status: report.Status, *, shown: bool
+    tmp_path: Path, status: report.Status | None, *, shown: bool
 ) -> None:
     place = checkout(tmp_path)
-    report.keep(
-        [
-            report.Outcome(session="test-16", status="unreachable"),
-            report.Outcome(session="test-17", status=status),
-        ],
-        tmp_path / "outcomes.json",
-    )
-    env = os.environ | {"SLEEPS": "", "RESULTS": (tmp_path / "outcomes.json").read_text()}
+    of_another_run = place / "results/test.json"
+    report.keep([report.Outcome(session="test-17", status="unreachable")], of_another_run)
+    results = ""  # as of a suite that has ended before it looked for a source
+    if status is not None:
+        kept = tmp_path / "outcomes.json"
+        others = report.Outcome(session="test-16", status="unreachable")
+        report.keep([others, report.Outcome(session="test-17", status=status)], kept)
+        results = kept.read_text()
+    env = os.environ | {"SLEEPS": "", "RESULTS": results}
     done = subprocess.run([place / ".ci/run"], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert ("-s demo-17" in ran(place)) is shown

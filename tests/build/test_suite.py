@@ -326,7 +326,7 @@ def test_a_place_for_servers_that_is_none_is_said_before_anything_is_built(
         place.mkdir()
     monkeypatch.setenv("PTRACK_TEST_DIR", str(place))
     for session in (suite.one, suite.mutants):
-        with pytest.raises(UsageError, match=re.escape(f"PTRACK_TEST_DIR={place} {wrong}")):
+        with pytest.raises(UsageError, match=f"^{re.escape(str(place))}, .*, {re.escape(wrong)}"):
             session(matrix.load().major("17"), [])
     with pytest.raises(UsageError, match=re.escape(wrong)):
         suite.every([matrix.load().major("17")], ["tests/test_map.py"])
