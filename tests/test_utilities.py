@@ -212,6 +212,35 @@ def test_point_in_time_killed_at_once(factory: Factory) -> None:
     oracle.check(snapshot, restored, changed=20)
 
 
+def test_backup_of_a_standby_that_replays_a_newer_timeline(factory: Factory) -> None:
+    """Its restartpoint is of the older one; the history of the newer is in the archive alone."""
+    primary = factory.create(checksums=True)
+    primary.sql(TABLE)
+    middle = factory.standby(primary, "middle", checkpoint_timeout="1h")
+    cascade = factory.standby(middle, "cascade")
+    snapshot = oracle.take(primary)
+    primary.sql(CHANGE)
+    primary.checkpoint()
+    primary.sql("UPDATE t SET x = repeat('dirty', 20)")  # the promotion's checkpoint takes its time
+    middle.catch_up(primary)
+    cascade.catch_up(primary)
+    primary.stop("immediate")
+    middle.promote()
+    middle.sql("CREATE TABLE after_promotion AS SELECT 1 AS i")
+    cascade.catch_up(middle)
+    cascade.checkpoint()
+    assert _timeline(cascade) == 1
+    restored = factory.base_backup(cascade, "restored", "-X", "none")
+    assert "START TIMELINE: 1" in (restored.data / "backup_label").read_text()
+    middle.sql("SELECT pg_switch_wal()")
+    restored.configure(restore_command=f"cp {middle.data}/pg_wal/%f %p")
+    (restored.data / "standby.signal").rename(restored.data / "recovery.signal")
+    restored.start()
+    restored.wait_for(lambda: not restored.in_recovery, "the end of recovery")
+    assert restored.value("SELECT count(*) FROM after_promotion") == 1
+    oracle.check(snapshot, restored, changed=20)
+
+
 # ---- pg_rewind
 
 

@@ -58,6 +58,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include "access/timeline.h"
 #include "access/xlog_internal.h"
 #include "catalog/pg_control.h"
 #include "compat.h"
@@ -515,6 +516,27 @@ end_of_wal_before(XLogRecPtr redo)
 }
 
 /*
+ * The timeline that the redo point of a restartpoint is on: that of its
+ * checkpoint, and not the one that replay has come to by then.  A backup that
+ * begins there knows of the former alone: the history of the latter may be in
+ * an archive, which is asked after the map has been loaded.
+ */
+static TimeLineID
+timeline_of(XLogRecPtr redo)
+{
+	TimeLineID	tli;
+	List	   *history;
+
+	(void) GetXLogReplayRecPtr(&tli);
+	if (tli == ptrack_shared->file_tli)
+		return tli;
+	history = readTimeLineHistory(tli);
+	tli = tliOfPointInHistory(redo, history);
+	list_free_deep(history);
+	return tli;
+}
+
+/*
  * The checkpoint with this redo point has written its buffers and files.
  */
 void
@@ -533,10 +555,7 @@ ptrack_file_flush(XLogRecPtr redo, bool end_of_recovery)
 	/* a checkpoint outside recovery has no more use for minRecoveryPoint */
 	if (in_recovery && shared->ahead)
 		flags |= HEADER_AHEAD;
-	if (in_recovery)
-		(void) GetXLogReplayRecPtr(&tli);
-	else
-		tli = GetWALInsertionTimeLine();
+	tli = in_recovery ? timeline_of(redo) : GetWALInsertionTimeLine();
 
 	/* with nobody waiting for the lock */
 	if (!in_recovery || end_of_recovery)
