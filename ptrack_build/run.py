@@ -104,6 +104,7 @@ def call(
     *,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
+    inherit: bool = True,
     log: Path | None = None,
     capture: bool = False,
     check: bool = True,
@@ -116,10 +117,11 @@ def call(
 ) -> Completed:
     """Run a command and wait for it.
 
-    env is added to os.environ. With log, both streams are appended to that file; with capture,
-    stdout is returned (and stderr with it where there is a log); else they are inherited. stdin is
-    the text to feed, otherwise the command has none. timeout is in seconds. user is whom to run as
-    (root only). on_line is called with every line of output as it comes.
+    env is added to os.environ, or without inherit is all there is. With log, both streams are
+    appended to that file; with capture, stdout is returned (and stderr with it where there is a
+    log); else they are inherited. stdin is the text to feed, otherwise the command has none.
+    timeout is in seconds. user is whom to run as (root only). on_line is called with every line of
+    output as it comes.
 
     The command leads its own session, so a ctrl-C reaches it once, from here: whatever ends this
     call early kills all of its process group. With patience the command alone is asked before, by
@@ -131,7 +133,7 @@ def call(
     words = tuple(os.fspath(word) for word in argv)
     if not quiet:
         print(f"+ {shlex.join(words)}", flush=True)
-    environment = {**os.environ, **(env or {})}
+    environment = {**(os.environ if inherit else {}), **(env or {})}
     program = shutil.which(words[0], path=environment.get("PATH", os.defpath))
     if program is None:
         raise CommandFailed(

@@ -54,7 +54,7 @@ DOCS: Final = ("docs/operating.md", "docs/contract.md")
 LIBC_UNCHECKED: Final[dict[str, tuple[int, ...]]] = {"deb": (14,), "ubuntu": (26, 4)}
 COMMON: Final = "postgresql-common"  # of what it does with clusters, much is of its version
 FLAVOUR: Final = "pt"  # two characters: what postgresql-common expects of a flavour
-FORMAT: Final = "deb 2"  # of what is kept below the cache; part of the keys
+FORMAT: Final = "deb 3"  # of what is kept below the cache; part of the keys
 
 #: What belongs to the client's package; a major has those that it has.
 CLIENT_PROGRAMS: Final = (
@@ -513,18 +513,8 @@ def _extension_job(known: Facts, slot: str, server: _Job, extension: Path) -> _J
 def _build_flags(where: Place) -> str:
     """What the distribution and its configuration hand to compilers, without paths."""
     options = "hardening=+all reproducible=-fixfilepath,-fixdebugpath"
-    env = {**_emptied(), "DEB_BUILD_MAINT_OPTIONS": options}
+    env = {"DEB_BUILD_MAINT_OPTIONS": options}
     return where.call(["dpkg-buildflags"], capture=True, quiet=True, env=env).stdout
-
-
-def _emptied() -> dict[str, str]:
-    """Left to themselves, these would change what is compiled."""
-    flags = ("CFLAGS", "CPPFLAGS", "CXXFLAGS", "LDFLAGS")
-    more = [f"DEB_{name}_{how}" for name in flags for how in ("APPEND", "SET")]
-    return making.emptied(
-        "MAKEFLAGS", "DEB_BUILD_PROFILES", "DEB_BUILD_MAINT_OPTIONS", "DEB_CFLAGS_MAINT_APPEND",
-        *more,
-    )  # fmt: skip
 
 
 def _server_sources(tree: PatchedTree, work: Path) -> None:
@@ -617,17 +607,13 @@ def fields(package: Path, where: Place = HERE) -> dict[str, str]:
 
 
 def _environment(job: _Job, user: host.ServerUser | None) -> dict[str, str]:
-    """For dpkg-buildpackage: nothing of the caller's that would change the result, and ccache.
+    """For dpkg-buildpackage: how many compilers, and ccache.
 
     Objects are the unprivileged user's, hence a compiler cache of their own. (None of build-NN's
     would do: a distribution hardens, and its configure knows more libraries.)
     """
     compilers = ["gcc", "g++", *([f"clang-{job.llvm}"] if job.llvm else [])]
     return {
-        **_emptied(),
         **dict(job.env),
-        **making.environment(
-            job, user, compilers,
-            DEB_BUILD_OPTIONS=f"parallel={host.jobs()}", DEB_BUILD_PROFILES="",
-        ),
-    }  # fmt: skip
+        **making.environment(job, user, compilers, DEB_BUILD_OPTIONS=f"parallel={host.jobs()}"),
+    }

@@ -59,6 +59,7 @@ FREE_MB: Final = 3000
 #: Of dist/, for a release with its symbols and sources: that of 17 has 45 as Debian packages.
 DIST_FREE_MB: Final = 300
 _KEPT: Final = "packages.json"
+TEMPORARY: Final = "tmp"  # below a job's place
 NEUTRAL: Final = ("all", "noarch", "source", "src")  # architectures of packages that fit any
 MAINTAINER: Final = "The ptrack developers <maintainers@ptrack.example>"
 
@@ -297,21 +298,18 @@ def tag(about: Mapping[str, str], where: Place = HERE) -> str:
     return re.sub(r"[^a-z0-9.~]", "", f"{short}{release}".lower())
 
 
-def emptied(*more: str) -> dict[str, str]:
-    """Of the caller's environment, what would change what is compiled: set to nothing."""
-    flags = ("CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS", "COPT", "PROFILE", "LIBS", "LD_RUN_PATH")
-    return {name: "" for name in (*flags, *more) if name in os.environ}
-
-
 def environment(
     job: Job, user: ServerUser | None, compilers: Iterable[str], **more: str
 ) -> dict[str, str]:
-    """For the tool that builds a job: nothing of the caller's, and ccache."""
+    """For the tool that builds a job, besides what its place tells it: ccache, and where it is.
+
+    A home and a place for temporary files that nobody else has.
+    """
     return {
         "LC_ALL": "C.UTF-8",
         "TZ": "UTC",
         "HOME": str(job.place),
-        "MAKEFLAGS": "",
+        "TMPDIR": str(job.place / TEMPORARY),
         **more,
         **compiler_cache(user, compilers, job.where),
     }
@@ -430,7 +428,7 @@ def building(job: Job, *, llvm: str = "") -> Iterator[Bench]:
     memo = Memo(job.place)
     began = time.monotonic()
     clear(job.place)
-    job.place.mkdir(parents=True)
+    (job.place / TEMPORARY).mkdir(parents=True)
     if user is not None:
         os.chown(job.place, user.uid, user.gid)
     title = f"packages of {job.name} {job.version}"

@@ -2,11 +2,14 @@
 
 What differs between the two is whose commands are run and whose packages are installed. Files are
 at the same paths in both: a container has those directories of the cache mounted that it needs.
+In neither do commands know the caller's environment, but for what KEPT names: whoever makes the
+packages, they come out the same.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from typing import TYPE_CHECKING, Final, Protocol, Unpack
 
@@ -14,9 +17,37 @@ from ptrack_build import cache, host, run
 from ptrack_build.package import os_release
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from ptrack_build.run import Completed, How
+
+#: Where a distribution has its programs. What a caller or an administrator puts before them may be
+#: another compiler, python or perl.
+PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
+#: What of the caller's environment reaches commands: how the network is reached, and where and
+#: whether ccache keeps what it compiles, but not what it compiles with.
+KEPT: Final = (
+    *(f"{kind}_proxy" for kind in ("all", "ftp", "http", "https", "no")),
+    *(f"{kind}_PROXY" for kind in ("ALL", "FTP", "HTTP", "HTTPS", "NO")),
+    *(f"CCACHE_{name}" for name in (
+        "COMPRESSLEVEL", "DEBUG", "DEBUGDIR", "DISABLE", "LOGFILE", "MAXSIZE", "NOCOMPRESS",
+        "READONLY", "READONLY_DIRECT", "RECACHE", "REMOTE_ONLY", "REMOTE_STORAGE", "RESHARE",
+        "SECONDARY_STORAGE", "STATS", "STATSLOG", "TEMPDIR",
+    )),
+)  # fmt: skip
+#: The clock that faketime sets: of no influence on packages, which is shown by setting it.
+CLOCK: Final = ("FAKETIME", "FAKETIME_SHARED", "NO_FAKE_STAT", "DONT_FAKE_MONOTONIC")
+
+
+def environment(caller: Mapping[str, str]) -> dict[str, str]:
+    """What commands know on this machine before they are told anything."""
+    known = {name: caller[name] for name in KEPT if name in caller}
+    if "FAKETIME" in caller:
+        known |= {name: caller[name] for name in CLOCK if name in caller}
+        preloaded = re.split(r"[ :]", caller.get("LD_PRELOAD", ""))
+        known["LD_PRELOAD"] = ":".join(each for each in preloaded if "libfaketime" in each)
+    # No home: files there have macros for rpm and flags for dpkg.
+    return known | {"HOME": "/nonexistent", "LC_ALL": "C.UTF-8", "PATH": PATH}
 
 
 class Place(Protocol):
@@ -27,7 +58,10 @@ class Place(Protocol):
         """How messages call it."""
 
     def call(self, argv: Sequence[str], **how: Unpack[How]) -> Completed:
-        """Run a command there, as run.call does here. A container runs all as its one user."""
+        """Run a command there, as run.call does here, but with no environment of the caller's.
+
+        A container runs all as its one user.
+        """
 
     def which(self, program: str) -> str | None:
         """The path of a program there."""
@@ -61,15 +95,16 @@ class Native:
 
     def call(self, argv: Sequence[str], **how: Unpack[How]) -> Completed:
         """See Place."""
-        return run.call(argv, **how)
+        how["env"] = {**environment(os.environ), **(how.get("env") or {})}
+        return run.call(argv, inherit=False, **how)
 
     def which(self, program: str) -> str | None:
         """See Place."""
-        return shutil.which(program)
+        return shutil.which(program, path=PATH)
 
     def path(self) -> str:
         """See Place."""
-        return os.environ.get("PATH", os.defpath)
+        return PATH
 
     def os_release(self) -> dict[str, str]:
         """See Place."""

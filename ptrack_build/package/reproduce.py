@@ -37,6 +37,13 @@ if TYPE_CHECKING:
 KINDS: Final = {"deb": deb, "rpm": rpm}
 AHEAD_DAYS: Final = 398
 DIFFOSCOPE_LINES: Final = 200
+#: What a caller may have in the environment, and what is to reach no compiler.
+MISLEADING: Final = {
+    "CC": "false", "CFLAGS": "-O1", "CPATH": "/nonexistent", "C_INCLUDE_PATH": "/nonexistent",
+    "DEB_BUILD_OPTIONS": "noopt nostrip", "DEB_CFLAGS_APPEND": "-O1", "DEB_VENDOR": "Another",
+    "GIT_DIFF_OPTS": "--unified=1", "GREP_OPTIONS": "-v", "LIBRARY_PATH": "/nonexistent",
+    "MAKEFLAGS": "-k", "PERL5LIB": "/nonexistent", "SOURCE_DATE_EPOCH": "1",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +63,7 @@ class Other:
 def other(place: Path) -> Other:
     """How the second build differs from one that is made here. place: all that it writes to."""
     varied = ["path", "home", "time zone", "language", "umask", "number of compilers"]
+    varied.append("environment")
     same: list[str] = []
     env = {
         "PTRACK_CACHE": str(place / "another-and-longer-way" / "cache"),
@@ -67,6 +75,7 @@ def other(place: Path) -> Other:
         "PTRACK_JOBS": str(host.jobs() + 2),
         "PTRACK_NO_INSTALL": "1",
         "PYTHONPATH": str(REPO),
+        **MISLEADING,
     }
     user = _another_user()
     (varied if user else same).append("user")

@@ -57,7 +57,7 @@ DEVELOPMENT: Final = (
     "-devel",
 )  # of the server's packages: the extension is compiled with these
 DOCS: Final = ("docs/operating.md", "docs/contract.md", "LICENSE")
-FORMAT: Final = "rpm 1"  # of what is kept below the cache; part of the keys
+FORMAT: Final = "rpm 2"  # of what is kept below the cache; part of the keys
 
 #: What belongs to the client's package; a major has those that it has.
 CLIENT_PROGRAMS: Final = (
@@ -617,9 +617,7 @@ def _diff(work: Path, old: Path, new: Path) -> bytes:
     (work / "a").mkdir(parents=True, exist_ok=True)
     argv = [git_program(), "diff", "--no-index", "--no-color", "--no-ext-diff", "--no-renames",
             "--full-index", "--no-prefix", "a", "b"]  # fmt: skip
-    done = subprocess.run(
-        argv, cwd=work, env={**os.environ, **git_environment()}, capture_output=True, check=False
-    )
+    done = subprocess.run(argv, cwd=work, env=git_environment(), capture_output=True, check=False)
     if done.returncode not in {0, 1}:
         raise CommandFailed(argv, done.returncode, tail=done.stderr.decode(errors="replace"))
     cache.remove(work)
@@ -664,7 +662,7 @@ def _make(known: Facts, job: _Job) -> None:
     """Build one source package as the unprivileged user, and keep its packages under its key."""
     jit = f"--without={making.JIT}" not in job.options
     with making.building(job, llvm="the system's LLVM" if jit else "") as bench:
-        for name in ("SOURCES", "SPECS", "BUILD", "BUILDROOT", "RPMS", "SRPMS", "tmp"):
+        for name in ("SOURCES", "SPECS", "BUILD", "BUILDROOT", "RPMS", "SRPMS"):
             (job.place / name).mkdir()
         job.provide(job.place)
         for name, text in job.files.items():
@@ -675,13 +673,14 @@ def _make(known: Facts, job: _Job) -> None:
             os.utime(file, (known.epoch, known.epoch))
         bench.give()
         env = _environment(job, known, bench.user)
-        topdir = ["--define", f"_topdir {job.place}", "--define", f"_tmppath {job.place}/tmp"]
+        temporary = ["--define", f"_tmppath {job.place / making.TEMPORARY}"]
+        topdir = ["--define", f"_topdir {job.place}", *temporary]
         job.where.call(
             ["rpmbuild", "-bb", *topdir, *job.options, f"SPECS/{job.spec}"],
             cwd=job.place, env=env, log=job.log, quiet=True, user=bench.user, on_line=bench.count,
         )  # fmt: skip
         # The source package holds the expanded spec: no path, and nothing of this system.
-        topdir = ["--define", "_topdir .", "--define", f"_tmppath {job.place}/tmp"]
+        topdir = ["--define", "_topdir .", *temporary]
         job.where.call(
             ["rpmbuild", "-bs", "--nodeps", *topdir, *job.neutral, f"SPECS/{job.spec}"],
             cwd=job.place, env=env, log=job.log, quiet=True, user=bench.user,
@@ -721,13 +720,9 @@ def described(file: Path, where: Place = HERE) -> Package:
 
 
 def _environment(job: _Job, known: Facts, user: host.ServerUser | None) -> dict[str, str]:
-    """For rpmbuild: nothing of the caller's that would change the result, and ccache."""
+    """For rpmbuild: how many compilers, the source's time, and ccache."""
     compilers = ["gcc", "g++", *(["clang"] if job.where.which("clang") else [])]
-    return {
-        **making.emptied("CC"),
-        **making.environment(
-            job, user, compilers,
-            TMPDIR=str(job.place / "tmp"), RPM_BUILD_NCPUS=str(host.jobs()),
-            SOURCE_DATE_EPOCH=str(known.epoch),
-        ),
-    }  # fmt: skip
+    return making.environment(
+        job, user, compilers,
+        RPM_BUILD_NCPUS=str(host.jobs()), SOURCE_DATE_EPOCH=str(known.epoch),
+    )  # fmt: skip

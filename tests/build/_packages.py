@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ptrack_build import cache, host, matrix
-from ptrack_build.package import Release, System, deb, rpm
+from ptrack_build.package import Release, System, deb, place, rpm
 from ptrack_build.patch import PatchedTree
 from ptrack_build.source import SourceTree
 
@@ -189,6 +189,7 @@ def line(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Line:
     monkeypatch.setattr(module, "TEMPLATES", templates)
     monkeypatch.setattr(module, "DEVELOPMENT", ())  # the extension is compiled with nothing
     monkeypatch.setattr(host, "server_user", lambda: None)
+    monkeypatch.setattr(place, "KEPT", (*place.KEPT, "FAKE_BUILD"))
     monkeypatch.setattr(rpm, "_machine", lambda _major, **_: NATIVE)
     monkeypatch.setattr("ptrack_build.source.export", lambda _tree, dest: write(dest, PRISTINE))
     return Line(

@@ -14,7 +14,8 @@ from ptrack_build.container import Reference, engine
 from ptrack_build.container import image as images
 from ptrack_build.container.workshop import Workshop
 from ptrack_build.errors import HostError
-from ptrack_build.package import PackageError, Release, deb, rpm
+from ptrack_build.package import PackageError, Release, deb, reproduce, rpm
+from ptrack_build.package.place import HERE, environment
 from tests.build import _packages
 from tests.build._engine import FakeEngine, FakeImage
 
@@ -206,3 +207,72 @@ def test_without_ccache_packages_are_made_nevertheless(
     assert "debugedit" not in needed
     assert ("without ccache" in capsys.readouterr().out) is not there
     assert fake.held.keys() == {"almalinux:9", *(tag for tag in fake.held if "derived" in tag)}
+
+
+# ---- what commands know of who calls
+
+#: What a caller may have set, and what would change what is compiled or written.
+MISLEADING = {
+    **reproduce.MISLEADING,
+    "BASH_ENV": "/nonexistent", "CCACHE_COMPILER": "false", "CPPFLAGS": "-DX", "CXX": "false",
+    "DEB_BUILD_MAINT_OPTIONS": "hardening=-all", "DEB_BUILD_PROFILES": "nodoc", "LANG": "tr_TR",
+    "LC_CTYPE": "tr_TR.UTF-8", "LD_LIBRARY_PATH": "/nonexistent", "LD_PRELOAD": "/nonexistent.so",
+    "PKG_CONFIG_PATH": "/nonexistent", "PYTHONPATH": "/nonexistent", "TAR_OPTIONS": "--wrong",
+    "TMPDIR": "/nonexistent",
+}  # fmt: skip
+
+
+def test_commands_know_nothing_of_the_caller_but_ways_to_the_network_and_ccache() -> None:
+    kept = {"https_proxy": "http://proxy.example", "CCACHE_DISABLE": "1"}
+    known = environment({**MISLEADING, **kept, "HOME": "/root", "PATH": "/opt/bin:/usr/bin"})
+    assert known == {
+        **kept, "HOME": "/nonexistent", "LC_ALL": "C.UTF-8",
+        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+    }  # fmt: skip
+
+
+def test_another_clock_is_handed_on_and_nothing_else_that_is_preloaded() -> None:
+    known = environment({"FAKETIME": "+1d", "LD_PRELOAD": "/a/libfaketime.so.1:/a/other.so"})
+    assert (known["FAKETIME"], known["LD_PRELOAD"]) == ("+1d", "/a/libfaketime.so.1")
+
+
+def test_a_command_of_this_machine_is_run_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in MISLEADING.items():
+        monkeypatch.setenv(name, value)
+    said = HERE.call(["env"], capture=True, quiet=True, env={"CFLAGS": "-O2"}).stdout
+    names = {line.partition("=")[0]: line for line in said.splitlines()}
+    assert names["CFLAGS"] == "CFLAGS=-O2"
+    assert not names.keys() & (MISLEADING.keys() - {"CFLAGS"})
+
+
+@pytest.mark.parametrize("name", ["no-such-thing", "sh"])
+def test_programs_are_those_of_the_distribution(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / name
+    program.write_text("#!/bin/sh\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    found = HERE.which(name)
+    assert found == (None if name == "no-such-thing" else shutil.which("sh", path=HERE.path()))
+
+
+@either
+def test_packages_are_the_same_whatever_the_caller_has_set(
+    line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what is written down of the build."""
+    script = tmp_path / "build"
+    script.write_text(f"env >> {tmp_path}/known\n")
+    monkeypatch.setenv("FAKE_BUILD", f"sh {script}")
+    first = line.built()
+    known = (tmp_path / "known").read_text()
+    monkeypatch.setenv("PTRACK_CACHE", str(tmp_path / "another"))
+    for name, value in MISLEADING.items():
+        monkeypatch.setenv(name, value)
+    second = line.built()
+    assert second.files != first.files
+    assert second.manifest(buildinfo=False) == first.manifest(buildinfo=False)
+    again = (tmp_path / "known").read_text().removeprefix(known)
+    assert "=/nonexistent\n" not in again
+    assert "false" not in again

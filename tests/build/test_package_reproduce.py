@@ -115,7 +115,8 @@ def test_the_other_side_shares_no_place_and_no_setting(own_cache: Path) -> None:
     for name in ("HOME", "TZ", "LC_ALL", "TMPDIR"):
         assert way.env[name] != os.environ.get(name)
     assert way.env["PTRACK_JOBS"] != str(host.jobs())
-    assert "path" in way.varied
+    assert {"path", "environment"} <= {*way.varied}
+    assert way.env["SOURCE_DATE_EPOCH"] == "1"
     if os.geteuid() == 0:
         builder = host.server_user()
         assert builder is not None
