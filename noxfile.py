@@ -40,6 +40,7 @@ from ptrack_build.sessions import (
     REGISTERED,
     Options,
     check_majors,
+    day,
     end_together,
     filter_log,
     leave_quietly,
@@ -269,7 +270,11 @@ def repo(session: nox.Session) -> None:
 
     options = Options(session)
     options.add_argument("--unsigned", action="store_true", help="without signatures, for trying")
-    repo.one(unsigned=options.read().unsigned)
+    options.add_argument(
+        "--valid-until", type=day, metavar="YYYY-MM-DD", help="the day apt refuses it from"
+    )
+    given = options.read()
+    repo.one(unsigned=given.unsigned, until=given.valid_until)
 
 
 @session("selftest", "check")

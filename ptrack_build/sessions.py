@@ -15,6 +15,7 @@ import re
 import select
 import signal
 import sys
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -102,6 +103,15 @@ def minutes(text: str) -> float:
         what = f"{text!r} is no number of minutes above 0"
         raise argparse.ArgumentTypeError(what)
     return number
+
+
+def day(text: str) -> date:
+    """A day as the options take it: 2028-01-31."""
+    try:
+        return date.fromisoformat(text)
+    except ValueError as error:
+        what = f"{text!r} is no day: they are written 2028-01-31"
+        raise argparse.ArgumentTypeError(what) from error
 
 
 #: Settings that may be a path; one that is relative is so to where nox was called from.

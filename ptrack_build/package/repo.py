@@ -4,22 +4,27 @@
 
 Only releases whose SHA256SUMS hold get in. The same packages give the same bytes but for the
 signatures: dates are that of the newest source among the packages. The whole appears in one step.
+
+Whatever a signed listing names is there under the name of its digest, too (apt's by-hash, yum's
+unique names): a cache on the way never hands out a listing of before for one of now.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import lzma
 import os
 import re
 import shutil
 import textwrap
 from dataclasses import dataclass
+from datetime import UTC, datetime, time
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any, Final
 
 from ptrack_build import host
-from ptrack_build.errors import CommandFailed
+from ptrack_build.errors import CommandFailed, UsageError
 from ptrack_build.package import (
     DIST,
     PackageError,
@@ -31,15 +36,19 @@ from ptrack_build.package import (
     sha256,
     signing,
 )
+from ptrack_build.package.place import HERE
 from ptrack_build.progress import say, step
 from ptrack_build.run import call
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from datetime import date
     from pathlib import Path
 
 NAME: Final = "ptrack"
 KEY_FILE: Final = "ptrack.asc"
+#: Those that a Release has. apt asks by the strongest that it has, others by SHA256.
+DIGESTS: Final = ("SHA256", "SHA512")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,14 +91,18 @@ def _release(place: Path) -> Made:
     return read(place, made)
 
 
-def make(dist: Path = DIST, *, unsigned: bool = False) -> Path:
+def make(dist: Path = DIST, *, unsigned: bool = False, until: date | None = None) -> Path:
     """Make dist/repo anew of all that is in dist/.
 
-    Signed with the key that PTRACK_SIGNING_KEY names, or with unsigned not at all. Installs or
-    names the tools. Raises UsageError for want of a key, SigningError where it cannot sign,
-    PackageError where dist/ is damaged or the disk is full, HostError for want of a tool.
+    Signed with the key that PTRACK_SIGNING_KEY names, or with unsigned not at all. until: the day
+    from which on apt is to refuse its listings. Installs or names the tools. Raises UsageError for
+    want of a key, and for a day that has come, SigningError where the key cannot sign, PackageError
+    where dist/ is damaged or the disk is full, HostError for want of a tool.
     """
     final = dist / "repo"
+    if until is not None and _seconds(until) <= datetime.now(UTC).timestamp():
+        what = f"the listings are to be valid until {until}, and no machine would take them"
+        raise UsageError(what, hint="name a day to come, by which they are made anew")
     try:
         with contextlib.ExitStack() as stack:
             stack.callback(os.umask, os.umask(0o022))  # whoever serves it may be anybody
@@ -107,7 +120,7 @@ def make(dist: Path = DIST, *, unsigned: bool = False) -> Path:
             key = None if unsigned else stack.enter_context(signing.key())
             with step("repository"), replacing(final) as scratch:
                 if debs:
-                    _apt(debs, scratch / "apt", key)
+                    _apt(debs, scratch / "apt", key, until)
                 if rpms:
                     _yum(rpms, scratch / "yum", key)
                 if key is not None:
@@ -141,7 +154,9 @@ def trial(place: Path, folder: Path, key: signing.Key) -> str:
 # ---- apt
 
 
-def _apt(made: Sequence[Made], root: Path, key: signing.Key | None) -> None:
+def _apt(
+    made: Sequence[Made], root: Path, key: signing.Key | None, until: date | None = None
+) -> None:
     for suite in sorted({each.suite for each in made}):
         mine = [each for each in made if each.suite == suite]
         pool = root / "pool" / suite
@@ -149,7 +164,7 @@ def _apt(made: Sequence[Made], root: Path, key: signing.Key | None) -> None:
         for each in mine:
             for file in each.files:
                 _pooled(file, pool / file.name, mine)
-        _suite(root, suite, mine, key)
+        _suite(root, suite, mine, key, until)
 
 
 def _pooled(file: Path, copy: Path, made: Sequence[Made]) -> None:
@@ -170,7 +185,9 @@ def _pooled(file: Path, copy: Path, made: Sequence[Made]) -> None:
     shutil.copyfile(file, copy)
 
 
-def _suite(root: Path, suite: str, made: Sequence[Made], key: signing.Key | None) -> None:
+def _suite(
+    root: Path, suite: str, made: Sequence[Made], key: signing.Key | None, until: date | None
+) -> None:
     """Write dists/<suite>. apt-ftparchive's order is the file system's, hence ours."""
     place = root / "dists" / suite
     architectures = sorted({each.architecture for each in made})
@@ -186,6 +203,7 @@ def _suite(root: Path, suite: str, made: Sequence[Made], key: signing.Key | None
         "Codename": suite,
         "Architectures": " ".join(architectures),
         "Components": "main",
+        "Acquire-By-Hash": "yes",
         "Description": "PostgreSQL with ptrack",
     }
     options = [
@@ -196,25 +214,44 @@ def _suite(root: Path, suite: str, made: Sequence[Made], key: signing.Key | None
     for name in ("MD5", "SHA1"):
         options += ["-o", f"APT::FTPArchive::{name}=false"]
     argv = ["apt-ftparchive", *options, "release", f"dists/{suite}"]
-    text = call(argv, cwd=root, capture=True, quiet=True, env={"LC_ALL": "C.UTF-8"}).stdout
-    date = formatdate(max(each.epoch for each in made)).replace("-0000", "UTC")
+    text = HERE.call(argv, cwd=root, capture=True, quiet=True).stdout
+    dates = f"Date: {_date(max(each.epoch for each in made))}"
+    if until is not None:
+        dates += f"\nValid-Until: {_date(_seconds(until))}"
     release = place / "Release"
-    release.write_text(re.sub(r"^Date: .*$", f"Date: {date}", text, flags=re.MULTILINE))
+    release.write_text(re.sub(r"^Date: .*$", dates, text, flags=re.MULTILINE))
     if key is not None:
         key.clearsign(release, place / "InRelease")
         key.detach(release, place / "Release.gpg")
+
+
+def _seconds(day: date) -> int:
+    """The day's beginning, in UTC."""
+    return int(datetime.combine(day, time(), UTC).timestamp())
+
+
+def _date(seconds: int) -> str:
+    """As a Release has it: of UTC, and apt wants it said."""
+    return formatdate(seconds).replace("-0000", "UTC")
 
 
 def _index(root: Path, index: Path, *words: str) -> None:
     """Write what apt-ftparchive lists, plain and compressed, in an order of its own."""
     argv = ["apt-ftparchive", "-o", "APT::FTPArchive::MD5=false",
             "-o", "APT::FTPArchive::SHA1=false", *words]  # fmt: skip
-    text = call(argv, cwd=root, capture=True, quiet=True, env={"LC_ALL": "C.UTF-8"}).stdout
+    text = HERE.call(argv, cwd=root, capture=True, quiet=True).stdout
     paragraphs = sorted(part for part in text.strip().split("\n\n") if part)
     listed = "".join(f"{part}\n\n" for part in paragraphs).encode()
     index.parent.mkdir(parents=True)
     index.write_bytes(listed)
-    index.with_name(f"{index.name}.xz").write_bytes(lzma.compress(listed, preset=9))
+    packed = index.with_name(f"{index.name}.xz")
+    packed.write_bytes(lzma.compress(listed, preset=9))
+    for file in (index, packed):
+        for kind in DIGESTS:
+            digest = hashlib.new(kind, file.read_bytes()).hexdigest()
+            named = index.parent / "by-hash" / kind / digest
+            named.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, named)
 
 
 # ---- yum
@@ -239,9 +276,12 @@ def _yum(made: Sequence[Made], root: Path, key: signing.Key | None) -> None:
             call(argv, env=key.env, capture=True, quiet=True)
         for file in copies:  # the listing has these times
             os.utime(file, (epoch, epoch))
+        # gz: by default it is what each version of createrepo_c takes for the best, which old dnf
+        # does not know
         argv = ["createrepo_c", "--quiet", "--no-database", "--workers=1", "--checksum=sha256",
-                f"--revision={epoch}", "--set-timestamp-to-revision", str(place)]  # fmt: skip
-        call(argv, capture=True, quiet=True, env={"SOURCE_DATE_EPOCH": str(epoch)})
+                "--unique-md-filenames", "--general-compress-type=gz", f"--revision={epoch}",
+                "--set-timestamp-to-revision", str(place)]  # fmt: skip
+        HERE.call(argv, capture=True, quiet=True, env={"SOURCE_DATE_EPOCH": str(epoch)})
         if key is not None:
             listing = place / "repodata" / "repomd.xml"
             key.detach(listing, listing.with_name("repomd.xml.asc"))
@@ -287,9 +327,9 @@ def usage(place: Path, *, unsigned: bool) -> str:
     return "\n".join(parts)
 
 
-def one(*, unsigned: bool = False) -> Path:
+def one(*, unsigned: bool = False, until: date | None = None) -> Path:
     """Make dist/repo and say how it is used, from where it is served as URL."""
-    place = make(unsigned=unsigned)
+    place = make(unsigned=unsigned, until=until)
     say(usage(place, unsigned=unsigned))
     if unsigned:
         say("UNSIGNED: whoever can change what is served can change what machines install.")

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import urllib.error
 import urllib.request
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -190,7 +192,7 @@ def test_apt_installs_from_it_and_refuses_what_was_altered(tmp_path: Path, key: 
         original = next((place / "apt" / "pool").rglob("*.deb"))
         assert file.read_bytes() == original.read_bytes()
 
-        for listing in place.rglob("Packages*"):
+        for listing in (*place.rglob("Packages*"), *place.glob("**/by-hash/*/*")):
             listing.write_bytes(listing.read_bytes().replace(b"greets", b"greet5") + b"\n")
         fresh = apt(tmp_path / "fresh", source(place, address, place / repo.KEY_FILE))
         done = fresh("update")
@@ -363,6 +365,65 @@ def test_the_same_packages_give_the_same_bytes(tmp_path: Path, key: str) -> None
         assert content(repo.make(tmp_path / "dist"), without=signatures) == before
 
 
+def test_listings_are_there_by_their_digests_and_apt_asks_for_them_so(
+    tmp_path: Path, key: str
+) -> None:
+    del key
+    debs(tmp_path, tmp_path / "dist")
+    place = repo.make(tmp_path / "dist")
+    suite = place / "apt" / "dists" / "bookworm"
+    release = (suite / "Release").read_text()
+    assert "Acquire-By-Hash: yes" in release.splitlines()
+    listed = re.findall(r"^ ([0-9a-f]{64,}) +\d+ (\S+)$", release, re.MULTILINE)
+    assert len(listed) == 4
+    assert {name for _, name in listed} == {
+        "main/binary-amd64/Packages", "main/binary-amd64/Packages.xz",
+    }  # fmt: skip
+    for digest, name in listed:
+        kind = "SHA256" if len(digest) == 64 else "SHA512"
+        named = (suite / name).parent / "by-hash" / kind / digest
+        assert hashlib.new(kind, named.read_bytes()).hexdigest() == digest
+    for _, name in listed:
+        (suite / name).write_text("what a cache on the way has kept of another day")
+    with served(place) as address:
+        done = apt(tmp_path / "apt", source(place, address, place / repo.KEY_FILE))("update")
+        assert done.returncode == 0, done.stdout
+
+
+def test_a_day_on_which_listings_end_is_for_apt_to_heed(tmp_path: Path, key: str) -> None:
+    """None is named by itself: nobody may be there to make them anew."""
+    del key
+    debs(tmp_path, tmp_path / "dist")
+    release = repo.make(tmp_path / "dist") / "apt/dists/bookworm/Release"
+    assert "Valid-Until" not in release.read_text()
+    with pytest.raises(UsageError, match="valid until 2026-01-31, and no machine would"):
+        repo.make(tmp_path / "dist", until=date(2026, 1, 31))
+    assert "Valid-Until" not in release.read_text()
+    place = repo.make(tmp_path / "dist", until=date(2199, 1, 31))
+    said = release.read_text()
+    assert "\nDate: Tue, 14 Nov 2023 22:13:20 UTC\n" in said
+    assert "\nValid-Until: Thu, 31 Jan 2199 00:00:00 UTC\n" in said
+    with served(place) as address:
+        system = apt(tmp_path / "apt", source(place, address, place / repo.KEY_FILE))
+        done = system("update")
+        assert done.returncode == 0, done.stdout
+        assert "W:" not in done.stdout
+        done = system("update", "-o", "Acquire::Max-ValidTime=86400")  # of the day that it says
+        assert "expired" in done.stdout
+
+
+def test_the_environment_changes_no_listing(
+    tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del key
+    debs(tmp_path, tmp_path / "dist")
+    signatures = ("InRelease", "Release.gpg")
+    before = content(repo.make(tmp_path / "dist"), without=signatures)
+    (tmp_path / "apt.conf").write_text('APT::FTPArchive::SHA512 "false";\n')
+    monkeypatch.setenv("APT_CONFIG", str(tmp_path / "apt.conf"))
+    assert content(repo.make(tmp_path / "dist"), without=signatures) == before
+
+
 def test_anybody_may_read_it_whatever_the_umask(tmp_path: Path, key: str) -> None:
     del key
     debs(tmp_path, tmp_path / "dist")
@@ -529,6 +590,13 @@ def test_yum_listing_and_packages_are_signed_and_dist_is_left_alone(
         assert checksum is not None
         digest = hashlib.sha256((yum / location.attrib["href"]).read_bytes()).hexdigest()
         assert digest == checksum.text
+        assert location.attrib["href"] == f"repodata/{digest}-{each.get('type')}.xml.gz"
+        stamp = each.find("r:timestamp", space)
+        assert stamp is not None
+        assert stamp.text == str(MADE_OF["source_date_epoch"])
+    revision = listing.find("r:revision", space)
+    assert revision is not None
+    assert revision.text == str(MADE_OF["source_date_epoch"])
     database = tmp_path / "rpmdb"
     rpmkeys = ["rpmkeys", "--define", f"_dbpath {database}"]
     assert run(*rpmkeys, "--import", place / repo.KEY_FILE).returncode == 0
