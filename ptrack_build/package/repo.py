@@ -31,6 +31,7 @@ from ptrack_build.package import (
     alone,
     dist_room,
     folders,
+    leaflet,
     read,
     replacing,
     sha256,
@@ -125,6 +126,12 @@ def make(dist: Path = DIST, *, unsigned: bool = False, until: date | None = None
                     _yum(rpms, scratch / "yum", key)
                 if key is not None:
                     key.export(scratch / KEY_FILE)
+                paper = leaflet.text(
+                    usage(scratch, unsigned=unsigned), key=KEY_FILE,
+                    fingerprint=key.fingerprint if key else "",
+                    files=[file.name for each in found for file in each.files],
+                )  # fmt: skip
+                (scratch / leaflet.FILE).write_text(paper, encoding="utf-8")
     except OSError as error:
         what = f"the repository could not be put into {final}: {error.strerror or error}"
         raise PackageError(what, hint=f"free some space at {dist}, and run it again") from error
@@ -330,8 +337,6 @@ def usage(place: Path, *, unsigned: bool) -> str:
 def one(*, unsigned: bool = False, until: date | None = None) -> Path:
     """Make dist/repo and say how it is used, from where it is served as URL."""
     place = make(unsigned=unsigned, until=until)
-    say(usage(place, unsigned=unsigned))
-    if unsigned:
-        say("UNSIGNED: whoever can change what is served can change what machines install.")
+    say((place / leaflet.FILE).read_text(encoding="utf-8"))
     say(str(place))
     return place

@@ -36,6 +36,7 @@ from ptrack_build.package import (
     Release,
     System,
     deb,
+    leaflet,
     publish,
     repo,
     rpm,
@@ -422,6 +423,37 @@ def test_the_environment_changes_no_listing(
     (tmp_path / "apt.conf").write_text('APT::FTPArchive::SHA512 "false";\n')
     monkeypatch.setenv("APT_CONFIG", str(tmp_path / "apt.conf"))
     assert content(repo.make(tmp_path / "dist"), without=signatures) == before
+
+
+@pytest.mark.parametrize("unsigned", [False, True])
+def test_an_administrator_finds_what_to_do_beside_it(
+    unsigned: bool, tmp_path: Path, key: str, gnupg: Path
+) -> None:
+    debs(tmp_path, tmp_path / "dist")
+    place = repo.make(tmp_path / "dist", unsigned=unsigned)
+    said = (place / leaflet.FILE).read_text()
+    assert repo.usage(place, unsigned=unsigned) in said
+    shown = run("gpg", "--homedir", gnupg, "--with-fingerprint", "--list-keys", key).stdout
+    assert (re.search(r"[0-9A-F]{4}( +[0-9A-F]{4}){9}", said) is None) is unsigned
+    assert (said.partition("UNSIGNED: ")[1] != "") is unsigned
+    if not unsigned:
+        words = re.findall(r"[0-9A-F]{4}(?: +[0-9A-F]{4}){9}", said)
+        assert words[0] in shown
+        assert f"curl -fsS URL/{repo.KEY_FILE} | gpg --show-keys" in said
+
+
+def test_what_installs_is_named_once_for_each_major() -> None:
+    files = [
+        "postgresql-17-ptrack_3.0.0+pg17.4-1+deb12_amd64.deb", "postgresql-17pt_17.4_amd64.deb",
+        "postgresql-17-ptrack_3.0.0+pg17.4-1+deb13_amd64.deb", "postgresql-17-ptrack_3.dsc",
+        "postgresql-17-ptrack-dbgsym_3_amd64.deb", "postgresql-9-ptrack_3_amd64.deb",
+        "ptrack_18-3.0.0-1.pg18.1.fc43.x86_64.rpm", "ptrack_18-llvmjit-3.0.0-1.x86_64.rpm",
+    ]  # fmt: skip
+    assert leaflet.commands(files) == [
+        "apt-get update && apt-get install postgresql-9-ptrack",
+        "apt-get update && apt-get install postgresql-17-ptrack",
+        "dnf install ptrack_18",
+    ]
 
 
 def test_anybody_may_read_it_whatever_the_umask(tmp_path: Path, key: str) -> None:
