@@ -1,7 +1,7 @@
 """Who else holds what PostgreSQL is made of, and on which terms: packaging/third-party.copyright.
 
     third-party.copyright ── text ──▶ debian/copyright and the rpms' THIRD-PARTY
-                          ── terms, expression ──▶ the rpms' License
+                          ── terms, parts, expression ──▶ licenses of packages and bills
     a source tree ── lacking ──▶ statements in it that the text knows nothing of
 
 The text is paragraphs of a debian/copyright, written by hand from the sources of all majors. Paths
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ptrack_build import REPO
@@ -93,17 +94,59 @@ def terms(said: str) -> dict[str, list[str]]:
     return found
 
 
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What others hold: files (patterns of paths), who does, under which licenses of the text."""
+
+    files: tuple[str, ...]
+    holders: str
+    licenses: tuple[str, ...]
+
+    @property
+    def expression(self) -> str:
+        """Its licenses as SPDX has them."""
+        return " AND ".join(dict.fromkeys(map(spdx, self.licenses)))
+
+
+def parts(said: str) -> list[Part]:
+    """The paragraphs of files of a debian/copyright."""
+    found = []
+    for paragraph in said.split("\n\n"):
+        fields = dict(re.findall(r"^(\S+): ((?:.*)(?:\n[ \t].*)*)", paragraph, re.MULTILINE))
+        if "Files" in fields and "License" in fields:
+            holders = [line.strip() for line in fields.get("Copyright", "").splitlines()]
+            found.append(
+                Part(
+                    files=tuple(fields["Files"].split()),
+                    holders="\n".join(holders),
+                    licenses=tuple(fields["License"].splitlines()[0].split(" and ")),
+                )
+            )
+    return found
+
+
+def texts(said: str) -> dict[str, str]:
+    """The words of the licenses of a debian/copyright, by their names there."""
+    found = (re.match(r"License: (.+)\n((?: .*\n?)+)", each) for each in said.split("\n\n"))
+    return {
+        each[1]: "\n".join("" if line == " ." else line[1:] for line in each[2].splitlines())
+        for each in found
+        if each
+    }
+
+
+def spdx(name: str) -> str:
+    """What SPDX calls a license of the text. What has no name there is LicenseRef-..."""
+    plain = name.partition("~")[0]
+    return SPDX.get(name) or SPDX.get(plain) or f"LicenseRef-{name.replace('~', '-')}"
+
+
 def expression(licenses: Iterable[str]) -> str:
     """All of these, and PostgreSQL's, as one expression of SPDX's.
 
     What has no name there is LicenseRef-... with that of the text.
     """
-    known = {
-        SPDX.get(name) or SPDX.get(name.partition("~")[0])
-        or f"LicenseRef-{name.replace('~', '-')}"
-        for name in licenses
-    }  # fmt: skip
-    others = sorted(known - {SPDX["PostgreSQL"]}, key=str.casefold)
+    others = sorted({*map(spdx, licenses)} - {SPDX["PostgreSQL"]}, key=str.casefold)
     return " AND ".join([SPDX["PostgreSQL"], *others])
 
 

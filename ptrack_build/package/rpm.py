@@ -14,7 +14,6 @@ trying; the source packages are the same and can be rebuilt anywhere.
 
 from __future__ import annotations
 
-import fnmatch
 import functools
 import json
 import os
@@ -35,6 +34,7 @@ from ptrack_build.package import (
     making,
     notices,
     sha256,
+    terms,
 )
 from ptrack_build.package.place import HERE
 from ptrack_build.patch import edits
@@ -151,46 +151,6 @@ LANGUAGES: Final = {
 }
 
 
-#: Packages that are linked to libpgport and libpgcommon, or have them.
-LINKED: Final = ("client", "contrib", "devel", "libs", "libs-oauth", "server")
-#: Which packages have what others hold, by where its source is: the first pattern that matches
-#: holds. llvmjit has the bitcode of the server and of contrib modules.
-ORIGINS: Final = (
-    ("config/*", ("devel",)),
-    ("contrib/*", ("contrib", "llvmjit")),
-    ("src/backend/jit/*", ("llvmjit",)),
-    ("src/backend/snowball/*", ("server",)),
-    ("src/backend/utils/mb/Unicode/*", ("server",)),  # as the tables of conversions
-    ("src/backend/*", ("llvmjit", "server")),
-    ("src/bin/pg_controldata/*", ("server",)),
-    ("src/bin/*", ("client",)),
-    ("src/include/jit/*", ("devel", "llvmjit")),
-    ("src/include/lib/hyperloglog.h", ("devel", "llvmjit", "server")),
-    ("src/include/regex/*", ("devel", "llvmjit", "server")),
-    ("src/include/snowball/*", ("devel", "server")),
-    ("src/interfaces/ecpg/preproc/*", ("devel",)),
-    ("src/pl/plperl/*", ("devel", "plperl")),
-    ("src/pl/plpgsql/*", ("server",)),
-    ("src/port/*gettimeofday.c", ()),  # Windows alone compiles it
-    ("src/test/*", ("devel",)),
-    ("src/timezone/*", ("server",)),
-    ("*", LINKED),
-)
-
-
-def licenses(said: str) -> dict[str, str]:
-    """What each package is under, by its name's last word, as an expression of SPDX's.
-
-    said: who else holds what. The same for all majors: not each has each file.
-    """
-    found: dict[str, set[str]] = {name: set() for name in (*LINKED, *LANGUAGES, making.JIT)}
-    for pattern, names in notices.terms(said).items():
-        having = next(have for origin, have in ORIGINS if fnmatch.fnmatchcase(pattern, origin))
-        for package in having:
-            found[package].update(names)
-    return {package: notices.expression(names) for package, names in found.items()}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Facts:
     """What the templates are rendered with: all that a spec depends on.
@@ -244,7 +204,7 @@ class Facts:
             "base": f"/usr/pgsql-{self.major}",
             "date": time.strftime("%a %b %d %Y", time.gmtime(self.epoch)),
             "third_party": notices.text(),
-            "licenses": licenses(notices.text()),
+            "licenses": terms.licenses(notices.text()),
         }
 
 

@@ -3,6 +3,8 @@
     Release ── document ──▶ bom.cdx.json
 
 Equal releases give equal bytes: the time is the source's, the serial number a digest of the rest.
+Of all that is packaged the license is named: of packages that of what is in them, of PostgreSQL its
+own, and of each part of it that others hold theirs. What SPDX has no name for has its words there.
 """
 
 from __future__ import annotations
@@ -12,20 +14,23 @@ import uuid
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from cyclonedx.model import HashAlgorithm, HashType, Property
+from cyclonedx.model import AttachedText, HashAlgorithm, HashType, Property
 from cyclonedx.model.bom import Bom
 from cyclonedx.model.component import Component, ComponentScope, ComponentType
-from cyclonedx.model.license import DisjunctiveLicense
+from cyclonedx.model.license import DisjunctiveLicense, LicenseExpression
 from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
+
+from ptrack_build.package import notices, terms
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from cyclonedx.model.license import License
+
     from ptrack_build.package import Package, Release, System
 
 FILE: Final = "bom.cdx.json"
-LICENSE: Final = "PostgreSQL"
 SOURCES: Final = ("source", "src")  # architectures of what is not installed
 _NOBODY: Final = uuid.UUID(int=0)
 
@@ -33,18 +38,21 @@ _NOBODY: Final = uuid.UUID(int=0)
 def document(release: Release) -> str:
     """The bill of materials of a release, from what its manifest says."""
     said = release.made_of
-    packages = {each.file: _package(release, each) for each in release.packages}
+    text = notices.text()
+    parts = notices.parts(text)
+    packages = {each.file: _package(release, each, text) for each in release.packages}
+    others = [_part(each, text) for each in parts]
     postgresql = _postgresql(said["postgresql"])
     patch = Component(
         type=ComponentType.FILE, name="ptrack-core.patch", version=said["ptrack"],
         bom_ref="ptrack-core-patch", hashes=_sha256(said["patch"]["digest"]),
-        licenses=[DisjunctiveLicense(id=LICENSE)],
+        licenses=[_license(terms.OWN)],
         properties=_properties(abi=said["patch"]["abi"], how=said["patch"]["how"]),
     )  # fmt: skip
     extension = Component(
         type=ComponentType.LIBRARY, name="ptrack", version=said["ptrack"], bom_ref="ptrack",
         purl=PackageURL("generic", None, "ptrack", said["ptrack"]),
-        licenses=[DisjunctiveLicense(id=LICENSE)],
+        licenses=[_license(terms.OWN)],
     )  # fmt: skip
     linked = {name for package in release.packages for name in _names(package.depends)}
     builders = [
@@ -55,15 +63,15 @@ def document(release: Release) -> str:
         type=ComponentType.APPLICATION, name=f"postgresql-{release.major}-with-ptrack",
         version=f"{said['postgresql']['version']}+ptrack{said['ptrack']}",
         bom_ref=release.place,
-        licenses=[DisjunctiveLicense(id=LICENSE)],
+        licenses=[_license(notices.expression(name for part in parts for name in part.licenses))],
     )  # fmt: skip
     bom = Bom(serial_number=_NOBODY)
     bom.metadata.timestamp = datetime.fromtimestamp(said["source_date_epoch"], UTC)
     bom.metadata.component = whole
-    for each in (postgresql, patch, extension, *packages.values(), *builders):
+    for each in (postgresql, patch, extension, *packages.values(), *others, *builders):
         bom.components.add(each)
     bom.register_dependency(whole, packages.values() or [postgresql])
-    bom.register_dependency(postgresql, [patch, *builders])
+    bom.register_dependency(postgresql, [patch, *others, *builders])
     for package in release.packages:
         sources = [extension] if _is_extension(package) else [postgresql]
         needed = [packages[file] for file in _neighbours(package, release.packages)]
@@ -73,14 +81,35 @@ def document(release: Release) -> str:
     return JsonV1Dot6(bom).output_as_string(indent=1) + "\n"
 
 
-def _package(release: Release, package: Package) -> Component:
+def _part(part: notices.Part, said: str) -> Component:
+    """What of PostgreSQL others hold. said: the text that has the words of licenses."""
+    words = notices.texts(said)
+    mine = part.licenses[0] if len(part.licenses) == 1 else ""
+    return Component(
+        type=ComponentType.FILE, name=part.files[0], bom_ref=f"third-party/{part.files[0]}",
+        licenses=[_license(part.expression, words.get(mine, ""))], copyright=part.holders,
+        properties=_properties(files=" ".join(part.files)),
+    )  # fmt: skip
+
+
+def _license(expression: str, words: str = "") -> License:
+    """One of SPDX's by its id; what has no name there with its words; else an expression."""
+    if re.search(r" (AND|OR|WITH) ", expression):
+        return LicenseExpression(expression)
+    if expression.startswith("LicenseRef-"):
+        text = AttachedText(content=words) if words else None
+        return DisjunctiveLicense(name=expression, text=text)
+    return DisjunctiveLicense(id=expression)
+
+
+def _package(release: Release, package: Package, said: str) -> Component:
     url = _url(
         release.kind, release.system, package.name, package.version, arch=package.architecture
     )
     return Component(
         type=ComponentType.LIBRARY if _is_extension(package) else ComponentType.APPLICATION,
         name=package.name, version=package.version, bom_ref=package.file, purl=url,
-        hashes=_sha256(package.sha256), licenses=[DisjunctiveLicense(id=LICENSE)],
+        hashes=_sha256(package.sha256), licenses=[_license(terms.under(package.name, said))],
         properties=_properties(file=package.file),
     )  # fmt: skip
 
@@ -91,7 +120,7 @@ def _postgresql(said: dict[str, str]) -> Component:
         type=ComponentType.APPLICATION, name="postgresql", version=said["version"],
         bom_ref="postgresql-source", hashes=_sha256(said.get("sha256", "")),
         purl=PackageURL("generic", None, "postgresql", said["version"]),
-        licenses=[DisjunctiveLicense(id=LICENSE)], properties=_properties(**known),
+        licenses=[_license(terms.OWN)], properties=_properties(**known),
     )  # fmt: skip
 
 

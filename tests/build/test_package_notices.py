@@ -13,7 +13,7 @@ import pytest
 from cyclonedx import spdx
 
 from ptrack_build import cache, matrix, patch, source
-from ptrack_build.package import deb, notices, rpm
+from ptrack_build.package import deb, notices, rpm, terms
 from ptrack_build.source import git
 from ptrack_build.source.lock import Row
 from tests.build import _packages
@@ -244,17 +244,17 @@ def spec(role: str, folder: Path) -> str:
 def test_the_rpms_are_under_all_licenses_of_what_is_in_them(tmp_path: Path) -> None:
     said = tags(spec("server", tmp_path))
     assert said.pop("native") == "PostgreSQL"  # it has no files
-    assert {*said} == {*rpm.LINKED, *rpm.LANGUAGES, "llvmjit"}
+    assert {*said} == {*terms.LINKED, *rpm.LANGUAGES, "llvmjit"}
     under = {package: each.split(" AND ") for package, each in said.items()}
     every = {name for names in under.values() for name in names}
     # what the text has is in the tags, unless no package has it
-    terms = notices.terms(notices.text())
-    for pattern, names in terms.items():
+    given_terms = notices.terms(notices.text())
+    for pattern, names in given_terms.items():
         for name in names:
             called = notices.expression([name]).removeprefix("PostgreSQL AND ")
             assert called in every or "gettimeofday" in pattern, f"{name} of {pattern}"
     # what is in the tags the text has, and SPDX knows
-    given = {name for names in terms.values() for name in names}
+    given = {name for names in given_terms.values() for name in names}
     references = {f"LicenseRef-{name.replace('~', '-')}" for name in given}
     for package, each in said.items():
         assert "PostgreSQL" in under[package]
@@ -291,7 +291,7 @@ License: Expat~PuTTY
 """
     spencer = "PostgreSQL AND MIT AND Spencer-99"
     perl = "(GPL-1.0-or-later OR Artistic-1.0-Perl) AND BSD-3-Clause"
-    assert rpm.licenses(said) == {
+    assert terms.licenses(said) == {
         "client": "PostgreSQL AND LicenseRef-Warner-custom AND MIT",
         "contrib": f"PostgreSQL AND {perl} AND MIT",
         "devel": spencer,

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
+import pytest
+from cyclonedx import spdx
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from packageurl import PackageURL
 
-from ptrack_build.package import Package, Release, System, sbom
+from ptrack_build.package import Package, Release, System, notices, sbom, terms
 from tests.build.test_package import MADE_OF, SYSTEM, release
 
 if TYPE_CHECKING:
@@ -57,6 +60,7 @@ def test_it_names_all_that_the_release_was_made_of() -> None:
     assert said.keys() == {
         *(each.file for each in MADE.packages), "postgresql-source", "ptrack-core-patch", "ptrack",
         "built-with/gcc", "built-with/libssl-dev",
+        *(f"third-party/{part.files[0]}" for part in notices.parts(notices.text())),
     }  # fmt: skip
     server = said[MADE.packages[1].file]
     assert server["hashes"] == [{"alg": "SHA-256", "content": "a" * 64}]
@@ -99,7 +103,9 @@ def test_dependencies_lead_from_the_packages_to_their_sources() -> None:
     extension, server, client = (each.file for each in MADE.packages)
     assert said[extension] == [server, "ptrack"]
     assert said[server] == [client, "postgresql-source"]
-    assert set(said["postgresql-source"]) == {
+    of_others = {name for name in said["postgresql-source"] if name.startswith("third-party/")}
+    assert "third-party/contrib/fuzzystrmatch/dmetaphone.c" in of_others
+    assert {*said["postgresql-source"]} - of_others == {
         "ptrack-core-patch", "built-with/gcc", "built-with/libssl-dev"
     }  # fmt: skip
     assert set(said["debian-bookworm-amd64/postgresql-17"]) == {extension, server, client}
@@ -140,3 +146,87 @@ def test_a_tarball_is_known_by_its_digest(tmp_path: Path) -> None:
     bill = read(dataclasses.replace(made, made_of={**MADE_OF, "postgresql": source}))
     (found,) = (each for each in bill["components"] if each["bom-ref"] == "postgresql-source")
     assert found["hashes"] == [{"alg": "SHA-256", "content": "f" * 64}]
+
+
+# ---- licenses
+
+
+def licenses(made: Release) -> dict[str, list[dict[str, Any]]]:
+    """What the bill says of each component's licenses, of the release itself by the name ""."""
+    bill = read(made)
+    every = {each["bom-ref"]: each for each in bill["components"]}
+    every[""] = bill["metadata"]["component"]
+    return {name: each.get("licenses", []) for name, each in every.items()}
+
+
+def test_whatever_is_packaged_has_a_license() -> None:
+    """Of the distribution's packages it is for the distribution to say."""
+    found = licenses(MADE)
+    assert {name for name, each in found.items() if not each} == {
+        "built-with/gcc", "built-with/libssl-dev",
+    }  # fmt: skip
+    for name, (each,) in ((name, each) for name, each in found.items() if each):
+        said = each.get("expression") or each["license"].get("id") or each["license"]["name"]
+        assert spdx.is_expression(re.sub(r"LicenseRef-[\w.-]+", "MIT", said)), name
+        assert "id" not in each.get("license", {}) or spdx.is_supported_id(said), name
+
+
+def test_a_part_that_others_hold_names_them_and_their_terms() -> None:
+    (perl,) = (
+        each
+        for each in read(MADE)["components"]
+        if each["bom-ref"] == "third-party/contrib/fuzzystrmatch/dmetaphone.c"
+    )
+    assert "Maurice Aubrey" in perl["copyright"]
+    terms_of_it = "(GPL-1.0-or-later OR Artistic-1.0-Perl) AND LicenseRef-HPND-patrol"
+    assert perl["licenses"] == [{"expression": terms_of_it}]
+    ((each,),) = [
+        each
+        for name, each in licenses(MADE).items()
+        if name == "third-party/contrib/dblink/dblink.c"
+    ]
+    assert each["license"]["name"] == "LicenseRef-HPND-distributors"
+    assert each["license"]["text"]["content"].startswith("Permission to use, copy, modify")
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("postgresql17pt", "client"), ("postgresql17pt-libs", "libs"),
+        ("postgresql17pt-server", "server"), ("postgresql17pt-llvmjit", "llvmjit"),
+        ("postgresql17pt-debuginfo", "client"), ("postgresql-plperl-17pt", "plperl"),
+        ("postgresql-plperl-17pt-dbgsym", "plperl"), ("postgresql-server-dev-17pt", "devel"),
+    ],
+)  # fmt: skip
+def test_a_package_is_under_what_is_in_it(name: str, word: str) -> None:
+    text = notices.text()
+    assert terms.under(name, text) == terms.licenses(text)[word]
+
+
+def test_debian_s_packages_have_what_several_of_rpm_s_have() -> None:
+    text = notices.text()
+    client, server = (
+        terms.under(name, text) for name in ("postgresql-client-17pt", "postgresql-17pt")
+    )
+    assert "X11" in client.split(" AND ")  # of PGXS
+    assert "X11" not in server.split(" AND ")
+    for word in ("client", "contrib", "llvmjit", "server"):
+        assert {*terms.licenses(text)[word].split(" AND ")} <= {*server.split(" AND ")}
+
+
+@pytest.mark.parametrize(
+    "name", ["postgresql-17-ptrack", "postgresql-17-ptrack-dbgsym", "ptrack_17",
+             "ptrack_17-llvmjit", "postgresql17pt-native"],
+)  # fmt: skip
+def test_the_extension_and_what_has_no_files_is_all_our_own(name: str) -> None:
+    assert terms.under(name, notices.text()) == "PostgreSQL"
+
+
+def test_each_paragraph_of_files_is_a_part() -> None:
+    text = notices.text()
+    found = notices.parts(text)
+    assert [name for part in found for name in part.files] == notices.patterns(text)
+    assert all(part.holders or "public-domain" in part.licenses for part in found)
+    words = notices.texts(text)
+    lacking = {name for part in found for name in part.licenses} - words.keys()
+    assert not [name for name in lacking if notices.spdx(name).startswith("LicenseRef-")]
