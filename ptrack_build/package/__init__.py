@@ -83,7 +83,7 @@ class Release:
     """The packages of one major for one system, in files below the cache.
 
     made_of: what a reader needs to make them again, as JSON; files: sorted by name; buildinfo:
-    dpkg's own records of how they were made, which have the day and the machine in them.
+    records of how they were made, which have the machine in them, and dpkg's own the day.
     """
 
     kind: Literal["deb", "rpm"]

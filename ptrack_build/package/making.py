@@ -354,7 +354,7 @@ class Job:
         return [Package(**each) for each in json.loads((self.final / _KEPT).read_text())]
 
     def buildinfo(self) -> list[Path]:
-        """What dpkg has said of how they were made."""
+        """What was noted of how they were made: by dpkg, or by record."""
         return sorted(self.final.glob("*.buildinfo"))
 
 

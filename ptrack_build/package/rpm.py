@@ -33,6 +33,7 @@ from ptrack_build.package import (
     System,
     making,
     notices,
+    record,
     sha256,
     terms,
 )
@@ -57,7 +58,7 @@ DEVELOPMENT: Final = (
     "-devel",
 )  # of the server's packages: the extension is compiled with these
 DOCS: Final = ("docs/operating.md", "docs/contract.md", "LICENSE")
-FORMAT: Final = "rpm 2"  # of what is kept below the cache; part of the keys
+FORMAT: Final = "rpm 3"  # of what is kept below the cache; part of the keys
 
 #: What belongs to the client's package; a major has those that it has.
 CLIENT_PROGRAMS: Final = (
@@ -646,7 +647,11 @@ def _make(known: Facts, job: _Job) -> None:
             cwd=job.place, env=env, log=job.log, quiet=True, user=bench.user,
         )  # fmt: skip
         made = [*job.place.glob("RPMS/*/*.rpm"), *job.place.glob("SRPMS/*.rpm")]
-        bench.keep(made, lambda file: described(file, job.where))
+        noted = record.written(
+            job.place, name=job.name, version=job.version, architecture=job.architecture,
+            where=job.where, made=made, env=env, options=job.options,
+        )  # fmt: skip
+        bench.keep(made, lambda file: described(file, job.where), [noted])
 
 
 _QUERY: Final = (

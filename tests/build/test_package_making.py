@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import pwd
@@ -27,6 +28,7 @@ from ptrack_build.package import (
     making,
     publish,
     read,
+    record,
     rpm,
     sbom,
     sha256,
@@ -340,6 +342,92 @@ def test_what_dpkg_notes_of_a_build_is_kept_beside_the_packages(
         assert f"{sha256(kept)}  {kept.name}\n" in (place / SUMS).read_text()
     assert "buildinfo" not in (place / sbom.FILE).read_text()
     assert "buildinfo" not in json.loads(made.manifest(buildinfo=False))
+
+
+@_packages.with_rpmbuild
+def test_the_same_is_noted_of_rpms(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And comes out the same again, wherever it is made."""
+    del own_cache
+    line = _packages.line("rpm", tmp_path, monkeypatch)
+    made = line.built()
+    names = [file.name for file in made.buildinfo]
+    assert len(names) == 2
+    assert names[0].startswith("postgresql17pt_17.4-")
+    assert names[1].startswith("ptrack_17_3.")
+    texts = [file.read_text() for file in made.buildinfo]
+    for each in made.packages:
+        assert sum(f"\n {each.sha256} {each.size} {each.file}\n" in text for text in texts) == 1
+    place = publish(made, tmp_path / "dist")
+    assert [each["file"] for each in read(place, dict)["buildinfo"]] == names
+    assert all(f"  {name}\n" in (place / SUMS).read_text() for name in names)
+    monkeypatch.setenv("PTRACK_CACHE", str(tmp_path / "another"))
+    again = line.built()
+    assert again.buildinfo != made.buildinfo
+    assert [file.read_text() for file in again.buildinfo] == texts
+    assert not [text for text in texts if str(tmp_path) in text]
+
+
+class Installed(Native):
+    """A place with packages of some manager."""
+
+    def __init__(self, manager: str, listed: str) -> None:
+        self._manager = manager
+        self._listed = listed
+
+    def manager(self) -> str:
+        return self._manager
+
+    def os_release(self) -> dict[str, str]:
+        return {"PRETTY_NAME": "Fedora Linux 43"}
+
+    def call(self, argv: Sequence[str], **_how: Unpack[How]) -> Completed:
+        assert argv[0] == {"apt": "dpkg-query", "dnf": "rpm"}[self._manager]
+        return Completed(argv=tuple(argv), returncode=0, stdout=self._listed)
+
+
+def test_a_record_has_what_was_installed_and_what_the_build_was_told(tmp_path: Path) -> None:
+    listed = "installed gcc 15.2.1-3.fc43 x86_64\ninstalled gpg-pubkey (none)\n"
+    listed += "installed bash 5.3.0-2.fc43 x86_64\n"
+    (tmp_path / "ptrack_17-3.0.0-1.x86_64.rpm").write_text("x")
+    (tmp_path / "ptrack_17-3.0.0-1.src.rpm").write_text("")
+    noted = record.written(
+        tmp_path, name="ptrack_17", version="3.0.0-1.fc43", architecture="x86_64",
+        where=Installed("dnf", listed), made=tmp_path.glob("*.rpm"),
+        env={"LC_ALL": "C.UTF-8", "PATH": "/usr/bin", "https_proxy": "http://user:word@proxy"},
+        options=["--without=ldap", "--define", f"unpacked {tmp_path}/root"],
+    )  # fmt: skip
+    assert noted.name == "ptrack_17_3.0.0-1.fc43_x86_64.buildinfo"
+    empty, one = (hashlib.sha256(text).hexdigest() for text in (b"", b"x"))
+    assert (
+        noted.read_text()
+        == f"""Format: 1.0
+Source: ptrack_17
+Binary: ptrack_17
+Architecture: x86_64
+Version: 3.0.0-1.fc43
+Checksums-Sha256:
+ {empty} 0 ptrack_17-3.0.0-1.src.rpm
+ {one} 1 ptrack_17-3.0.0-1.x86_64.rpm
+Build-Origin: Fedora Linux 43
+Build-Architecture: x86_64
+Installed-Build-Depends:
+ bash:x86_64 (= 5.3.0-2.fc43),
+ gcc:x86_64 (= 15.2.1-3.fc43)
+Environment:
+ LC_ALL="C.UTF-8"
+Rpmbuild-Options:
+ --without=ldap
+ --define
+ unpacked ...
+"""
+    )
+
+
+def test_of_debian_s_packages_those_that_are_installed_count() -> None:
+    listed = "installed gcc 4:12.2.0-3 amd64\nconfig-files old 1 amd64\n"
+    assert record.installed(Installed("apt", listed)) == ["gcc:amd64 (= 4:12.2.0-3)"]
 
 
 @_packages.with_dpkg
