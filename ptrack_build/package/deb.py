@@ -287,10 +287,11 @@ def this_system(where: Place = HERE) -> System:
     about = where.os_release()
     argv = ["dpkg", "--print-architecture"]
     architecture = where.call(argv, capture=True, quiet=True).stdout.strip()
+    release, codename = making.names(about)
     return System(
         distribution=about.get("ID", "debian"),
-        release=about.get("VERSION_ID", ""),
-        codename=about.get("VERSION_CODENAME", ""),
+        release=release,
+        codename=codename,
         architecture=architecture,
         tag=making.tag(about, where),
     )

@@ -280,6 +280,17 @@ def _debs(names: Collection[str], where: Place) -> dict[str, _Deb]:
     return found
 
 
+def names(about: Mapping[str, str]) -> tuple[str, str]:
+    """Number and codename of a release. Not both are empty: directories and suites are called so.
+
+    Suites that roll have no number, and some systems of other makers neither.
+    """
+    release, codename = about.get("VERSION_ID", ""), about.get("VERSION_CODENAME", "")
+    if not release and not codename:
+        codename = re.sub(r"[^a-z0-9.]", "", about.get("BUILD_ID", "").lower()) or "rolling"
+    return release, codename
+
+
 def tag(about: Mapping[str, str], where: Place = HERE) -> str:
     """What ends a package's version on a system of apt's: deb12, ubuntu24.04, deb14~sid.
 
@@ -291,7 +302,7 @@ def tag(about: Mapping[str, str], where: Place = HERE) -> str:
     """
     identity = about.get("ID", "debian")
     short = "deb" if identity == "debian" else identity
-    release, codename = about.get("VERSION_ID", ""), about.get("VERSION_CODENAME", "")
+    release, codename = names(about)
     if not release:
         coming = installed_debs(["base-files"], where).get("base-files", "")
         release = f"{re.split(r'[^0-9]', coming)[0]}~{codename}"

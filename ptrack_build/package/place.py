@@ -14,6 +14,7 @@ import shutil
 from typing import TYPE_CHECKING, Final, Protocol, Unpack
 
 from ptrack_build import cache, host, run
+from ptrack_build.container.base import ROLLING
 from ptrack_build.package import os_release
 
 if TYPE_CHECKING:
@@ -107,8 +108,17 @@ class Native:
         return PATH
 
     def os_release(self) -> dict[str, str]:
-        """See Place."""
-        return os_release()
+        """See Place. A suite that rolls calls itself by the name of the next release, as testing
+        does, whose libraries are others: it is known by where apt has its packages from.
+        """
+        about = os_release()
+        if not about.get("VERSION_ID") and self.manager() == "apt":
+            argv = ["apt-cache", "policy", "base-files"]
+            said = self.call(argv, capture=True, quiet=True, check=False).stdout
+            suites = set(re.findall(r"^ +-?\d+ \S+ ([\w-]+)/\S+ .*Packages$", said, re.MULTILINE))
+            if suites and suites <= ROLLING:
+                about["VERSION_CODENAME"] = min(suites)
+        return about
 
     def manager(self) -> str | None:
         """See Place."""

@@ -283,10 +283,11 @@ def this_system(where: Place = HERE) -> System:
     architecture, dist = _evaluated("%{_target_cpu}\n%{?dist}", where)
     if kind == "apt":
         dist = making.tag(about, where)
+    release, codename = making.names(about)
     return System(
         distribution=about.get("ID", "linux"),
-        release=about.get("VERSION_ID", ""),
-        codename=about.get("VERSION_CODENAME", ""),
+        release=release,
+        codename=codename,
         architecture=architecture,
         tag=re.sub(r"[^a-z0-9_.~]", "", dist.lower().lstrip(".")),
     )

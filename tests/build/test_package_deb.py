@@ -19,7 +19,7 @@ import pytest
 
 from ptrack_build import REPO, matrix
 from ptrack_build.errors import HostError, PatchError, UsageError
-from ptrack_build.package import PackageError, Release, deb, making, notices, publish
+from ptrack_build.package import PackageError, Release, deb, making, notices, place, publish, rpm
 from ptrack_build.package.place import HERE, Native
 from ptrack_build.patch import edits
 from ptrack_build.run import Completed
@@ -149,6 +149,77 @@ def test_a_system_s_tag_has_its_number(
     about = {"ID": "debian", "VERSION_CODENAME": codename}
     about |= {"VERSION_ID": number} if number else {}
     assert making.tag(about, Somewhere(base_files)) == expected
+
+
+class Rolling(Native):
+    """A system of Debian's without a number, whose apt has base-files from there."""
+
+    def __init__(self, *suites: str) -> None:
+        self.suites = suites
+
+    def which(self, program: str) -> str:
+        return program
+
+    def manager(self) -> str:
+        return "apt"
+
+    def call(self, argv: Sequence[str], **how: Unpack[How]) -> Completed:
+        """Answers what is asked of the system."""
+        del how
+        rows = ["base-files:", "  Installed: 14", "  Version table:", " *** 14 500"]
+        address = "http://deb.example/debian"
+        rows += [f"        500 {address} {suite}/main amd64 Packages" for suite in self.suites]
+        said = {
+            ("apt-cache", "policy", "base-files"): "\n".join(
+                [*rows, "        100 /var/lib/dpkg/status\n"]
+            ),
+            ("dpkg", "--print-architecture"): "amd64\n",
+        }
+        text = said.get(tuple(argv), "base-files 14 installed\n")
+        return Completed(argv=tuple(argv), returncode=0, stdout=text)
+
+
+SID = {"ID": "debian", "PRETTY_NAME": "Debian GNU/Linux forky/sid"}
+
+
+@pytest.mark.parametrize(
+    ("suites", "said", "codename"),
+    [
+        (("sid",), {"VERSION_CODENAME": "forky"}, "sid"),
+        (("unstable", "sid"), {"VERSION_CODENAME": "forky"}, "sid"),
+        (("forky", "sid"), {"VERSION_CODENAME": "forky"}, "forky"),  # testing, with some of sid
+        ((), {"VERSION_CODENAME": "forky"}, "forky"),
+        ((), {}, "rolling"),
+        ((), {"BUILD_ID": "Rolling/2026"}, "rolling2026"),
+    ],
+)
+def test_a_system_without_a_number_has_a_name_all_the_same(
+    suites: tuple[str, ...], said: dict[str, str], codename: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sid's os-release has no VERSION_ID, and the codename of testing."""
+    monkeypatch.setattr(place, "os_release", lambda: SID | said)
+    system = deb.this_system(Rolling(*suites))
+    assert (system.release, system.codename) == ("", codename)
+    assert system.name == f"debian-{codename}-amd64"
+    assert system.tag == f"deb14~{codename}"
+
+
+def test_an_rpm_distribution_without_a_number_has_a_name_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Arch(Rolling):
+        def manager(self) -> str:
+            return "dnf"
+
+        def ensure(self, needs: Iterable[str]) -> None:
+            del needs
+
+        def call(self, argv: Sequence[str], **how: Unpack[How]) -> Completed:
+            del how
+            return Completed(argv=tuple(argv), returncode=0, stdout="x86_64\n.rolling\n")
+
+    monkeypatch.setattr(place, "os_release", lambda: {"ID": "mageia"})
+    assert rpm.this_system(Arch()).name == "mageia-rolling-x86_64"
 
 
 def test_ubuntu_has_a_number_before_its_release() -> None:
