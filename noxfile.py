@@ -37,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # nox as a program has
 from ptrack_build import REPO, matrix
 from ptrack_build.errors import UsageError
 from ptrack_build.sessions import (
+    MAY_SKIP,
     REGISTERED,
     Options,
     check_majors,
@@ -256,11 +257,12 @@ def verify_packages(session: nox.Session) -> None:
         help="these systems only: debian-bookworm-amd64, or a word of it; may be repeated",
     )  # fmt: skip
     options.add_argument("--strict", action="store_true", help="fail where a step was skipped")
+    options.add_argument("--may-skip", action="store_true", help=MAY_SKIP)
     options.add_argument("majors", nargs="*", metavar="NN", help="these majors only")
     given = options.read()
     for name in given.majors:
         MATRIX.major(name)
-    verify.verify(given.system, given.majors, strict=given.strict)
+    verify.verify(given.system, given.majors, strict=given.strict, may_skip=given.may_skip)
 
 
 @session("repo", "package")

@@ -34,13 +34,20 @@ NIGHT = {
     "blocks-32k-17": "test-17 -- --variant blocks-32k",
 }
 
-#: Packages for other systems than the runner's, in containers of these, by the name of the job; a
-#: session after the other. What EL 9 has to run PostgreSQL's TAP tests with is in none of the
-#: repositories that its image asks.
+#: Packages for other systems than the runner's, in containers of these, by the name of the job; one
+#: command after the other. What EL 9 has to run PostgreSQL's TAP tests with is in none of the
+#: repositories that its image asks. Debian's are verified in clean containers; sid has days on
+#: which it is not to be had.
 PACKAGES = {
     "rpm-17-fedora": ("rpm-17 -- --image fedora:43",),
     "rpm-17-el": ("rpm-17 -- --image almalinux:9 --without taptests",),
-    "deb-17-trixie": ("deb-17 -- --image debian:trixie", "verify-packages -- --system trixie"),
+    **{
+        f"deb-{suite}": (
+            f"deb-15 deb-17 deb-18 -- --image debian:{suite}{more}",
+            f"verify-packages -- --system {suite}{more}",
+        )
+        for suite, more in (("bookworm", ""), ("trixie", ""), ("sid", " --may-skip"))
+    },
 }
 
 #: Where the workflows keep the cache, below the checkout: actions refuse paths with `..` in them,
@@ -113,7 +120,8 @@ def render(majors: Matrix, sessions: Mapping[str, Sequence[str]]) -> dict[Path, 
     checks = [words for words in listed["sessions"]["check"] if words.split()[0] not in NOT_PUSHED]
     jobs = night(majors)
     nightly = [*jobs.values(), *(words for each in PACKAGES.values() for words in each)]
-    unknown = sorted({words.split()[0] for words in nightly} - sessions.keys())
+    named = {name for words in nightly for name in words.partition(" -- ")[0].split()}
+    unknown = sorted(named - sessions.keys())
     if unknown:
         what = f"the night is to run {', '.join(unknown)}, which is no session"
         raise PtrackError(what, hint="adapt NIGHT and PACKAGES in ptrack_build/ci.py")

@@ -251,6 +251,9 @@ def session(
     return register
 
 
+MAY_SKIP = "say so and go on, where there is none"
+
+
 def packages_options(session: nox.Session, features: Collection[str]) -> Options:
     """What all sessions take that make packages. features: what they can do without."""
     from ptrack_build.package.making import JIT
@@ -273,5 +276,9 @@ def packages_wanted(session: nox.Session, features: Collection[str]) -> Wanted:
     options = packages_options(session, features)
     what = "in a container of it: debian:trixie, fedora:43"
     options.add_argument("--image", default="", help=what)
+    options.add_argument("--may-skip", action="store_true", help=MAY_SKIP)
     given = options.read()
-    return Wanted(locked=given.locked, without=tuple(sorted(set(given.without))), image=given.image)
+    if given.may_skip and not given.image:
+        options.error("--may-skip is about an image: it goes with --image")
+    without = tuple(sorted(set(given.without)))
+    return Wanted(locked=given.locked, without=without, image=given.image, may_skip=given.may_skip)

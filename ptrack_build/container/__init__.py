@@ -13,14 +13,14 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from ptrack_build.container.base import ContainerError, NoEngine, Reference
+from ptrack_build.container.base import ContainerError, NoEngine, NoImage, Reference
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ptrack_build.package.place import Place
 
-__all__ = ["ContainerError", "NoEngine", "Reference", "place"]
+__all__ = ["ContainerError", "NoEngine", "NoImage", "Reference", "place"]
 
 
 @contextlib.contextmanager

@@ -25,6 +25,10 @@ class NoEngine(ContainerError):
     """There is no container engine, and none could be started."""
 
 
+class NoImage(ContainerError):
+    """The image of that name is nowhere to be had: neither here nor pulled nor bootstrapped."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reference:
     """An image as a user names it: name and tag, digest, or both.

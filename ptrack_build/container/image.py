@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from ptrack_build import cache, host
 from ptrack_build.container import box
-from ptrack_build.container.base import ROLLING, ContainerError, Reference, explained
+from ptrack_build.container.base import ROLLING, ContainerError, NoImage, Reference, explained
 from ptrack_build.errors import CommandFailed, SourceError
 from ptrack_build.package import room
 from ptrack_build.progress import say, step
@@ -59,7 +59,7 @@ class Image:
 def get(client: DockerClient, reference: Reference) -> Image:
     """The image of that name: as the engine has it, pulled, or bootstrapped.
 
-    Raises ContainerError saying what was tried, and where a digest is not that of the image.
+    Raises NoImage saying what was tried, and ContainerError where a digest is not the image's.
     """
     import docker.errors
 
@@ -143,7 +143,7 @@ def _bootstrap(client: DockerClient, reference: Reference) -> Image:
     except SourceError as error:
         what = f"{named} can neither be pulled nor bootstrapped here: {error.what}"
         hint = "use an image that the engine has (`docker images`), or a suite of the host's mirror"
-        raise ContainerError(what, hint=hint) from error
+        raise NoImage(what, hint=hint) from error
     host.ensure(["mmdebstrap"])
     room(cache.root(), FREE_MB, f"bootstrapping {named}")
     work = cache.directory("build", "images")
@@ -161,7 +161,7 @@ def _bootstrap(client: DockerClient, reference: Reference) -> Image:
                 held = _imported(client, reference, archive)
         except CommandFailed as error:
             what = f"{named} could not be bootstrapped: {_reason(error)}"
-            raise ContainerError(what, log=log, hint=_bootstrap_hint(error)) from error
+            raise NoImage(what, log=log, hint=_bootstrap_hint(error)) from error
         except OSError as error:
             what = f"{named} could not be bootstrapped: {error}"
             raise ContainerError(what, log=log, hint=f"free some space at {work}") from error

@@ -616,12 +616,13 @@ class Wanted:
 
     locked: what matrix.lock records; without: features of the server that are left out, by the
     names of deb.OPTIONAL or rpm.OPTIONAL; image: of the container that they are made in and for, on
-    and for this machine where it is "".
+    and for this machine where it is ""; may_skip: whether it is no error that this cannot be had.
     """
 
     locked: bool = False
     without: tuple[str, ...] = ()
     image: str = ""
+    may_skip: bool = False
 
 
 class Builder(Protocol):
@@ -631,8 +632,11 @@ class Builder(Protocol):
         """The packages of a tree, made there."""
 
 
-def one(kind: str, build: Builder, major: Major, wanted: Wanted) -> Path:
-    """Fetch, patch, package and publish a major; prints the packages and where they are."""
+def one(kind: str, build: Builder, major: Major, wanted: Wanted) -> Path | None:
+    """Fetch, patch, package and publish a major; prints the packages and where they are.
+
+    None where the image is nowhere to be had and may be skipped, which is said.
+    """
     from ptrack_build import container, patch, source
 
     # before anything is fetched and compiled, which takes long
@@ -640,7 +644,14 @@ def one(kind: str, build: Builder, major: Major, wanted: Wanted) -> Path:
     dist_room(DIST, DIST_FREE_MB, "putting packages there")
     host.ensure(["git"], besides=FASTER)
     tree = patch.apply(source.fetch(major, locked=wanted.locked))
-    with container.place(wanted.image, slot(kind, major), kept=kind) as where:
+    with contextlib.ExitStack() as stack:
+        try:
+            where = stack.enter_context(container.place(wanted.image, slot(kind, major), kept=kind))
+        except (container.NoEngine, container.NoImage) as error:
+            if not wanted.may_skip:
+                raise
+            say(f"SKIPPED {kind}-{major.name}, as it may be: {error.what}")
+            return None
         if where is HERE:  # a container has its own
             host.ensure(FASTER, optional=True)
         made = build(tree, without=wanted.without, where=where)
@@ -662,6 +673,8 @@ def every(kind: str, build: Builder, majors: Sequence[Major], wanted: Wanted) ->
     def package(major: Major) -> report.Outcome:
         name = f"{kind}-{major.name}"
         place = one(kind, build, major, wanted)
+        if place is None:
+            return report.Outcome(session=name, status="not run", note=f"no {wanted.image}")
         return report.Outcome(session=name, status="passed", note=str(place))
 
     from ptrack_build import source
@@ -669,6 +682,6 @@ def every(kind: str, build: Builder, majors: Sequence[Major], wanted: Wanted) ->
     source.check_settings()
     sessions = [(f"{kind}-{each.name}", functools.partial(package, each)) for each in majors]
     report.through(sessions, outcomes)
-    made = any(each.status == "passed" for each in outcomes)
+    made = any(each.status in {"passed", "not run"} for each in outcomes)
     nothing = None if made else report.without_source("packaged")
     report.close(outcomes, results() / f"{kind}.json", PackageError, nothing)

@@ -293,10 +293,27 @@ def test_each_mutant_is_tried_at_night() -> None:
 def test_the_night_makes_packages_of_both_kinds_in_containers_of_their_systems() -> None:
     text = ci.render(matrix.load(), sessions())[ci.TARGET / "nightly.yml"]
     asked = set(re.findall(r"- run: \./nox -s (\S+) -- --image (\w+):", text))
-    assert {("rpm-17", "fedora"), ("rpm-17", "almalinux"), ("deb-17", "debian")} <= asked
-    job = text.partition("  deb-17-trixie:")[2]
-    made, verified = job.index("-s deb-17 "), job.index("-s verify-packages -- --system trixie\n")
-    assert made < verified
+    assert {("rpm-17", "fedora"), ("rpm-17", "almalinux")} <= asked
+
+
+@pytest.mark.parametrize(
+    ("suite", "more"), [("bookworm", ""), ("trixie", ""), ("sid", " --may-skip")]
+)
+def test_the_night_makes_packages_of_each_debian_and_verifies_them(suite: str, more: str) -> None:
+    """Only where a release may not be had on a day is it left out, which the command says."""
+    text = ci.render(matrix.load(), sessions())[ci.TARGET / "nightly.yml"]
+    (job,) = re.findall(rf"^  deb-{suite}:\n(?:    .*\n|\n)+", text, re.MULTILINE)
+    commands = re.findall(r"- run: \./nox -s (.*)", job)
+    assert commands == [
+        f"deb-15 deb-17 deb-18 -- --image debian:{suite}{more}",
+        f"verify-packages -- --system {suite}{more}",
+    ]
+
+
+def test_a_night_whose_second_session_is_none_is_refused() -> None:
+    fewer = {name: tags for name, tags in sessions().items() if name != "deb-18"}
+    with pytest.raises(PtrackError, match="run deb-18, which is no session"):
+        ci.render(matrix.load(), fewer)
 
 
 def test_an_unknown_major_is_told_the_known_ones() -> None:

@@ -20,7 +20,7 @@ import pytest
 from ptrack_build import cache, container, host
 from ptrack_build.container import box, dormant, engine
 from ptrack_build.container import image as images
-from ptrack_build.container.base import ContainerError, NoEngine, Reference
+from ptrack_build.container.base import ContainerError, NoEngine, NoImage, Reference
 from ptrack_build.errors import CommandFailed, HostError, SourceError, UsageError
 from ptrack_build.package.place import HERE
 from ptrack_build.run import Completed
@@ -430,7 +430,7 @@ def test_what_cannot_be_pulled_is_bootstrapped_once_and_labelled(
 @pytest.mark.usefixtures("_apt")
 @pytest.mark.parametrize("name", ["debian:nosuch", "fedora:41"])
 def test_an_unknown_image_says_what_was_tried(name: str) -> None:
-    with pytest.raises(ContainerError) as caught:
+    with pytest.raises(NoImage) as caught:
         images.get(FakeEngine(), Reference.parse(name))
     assert f"{name} can neither be pulled nor bootstrapped" in caught.value.what
     assert "docker images" in (caught.value.hint or "")

@@ -265,6 +265,35 @@ def test_a_compiler_cache_of_this_machine_is_not_for_a_container(
     assert not bare.read_text()
 
 
+# ---- an image that may be skipped
+
+
+@pytest.mark.parametrize("error", [container.NoEngine, container.NoImage])
+@pytest.mark.usefixtures("own_cache")
+def test_an_image_that_cannot_be_had_is_skipped_only_where_that_is_allowed(
+    error: type[container.ContainerError],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tree = _packages.patched(tmp_path)
+
+    def refuses(*_: object, **_more: object) -> None:
+        what = "debian:sid is nowhere"
+        raise error(what)
+
+    monkeypatch.setattr(host, "ensure", lambda *_a, **_k: None)
+    monkeypatch.setattr(source, "fetch", lambda *_a, **_k: tree.source)
+    monkeypatch.setattr(patch, "apply", lambda _source: tree)
+    monkeypatch.setattr(container, "place", refuses)
+    monkeypatch.setattr(making, "dist_room", lambda *_: None)
+    wanted = making.Wanted(image="debian:sid", may_skip=True)
+    assert making.one("deb", deb.build, tree.source.major, wanted) is None
+    assert "SKIPPED deb-17, as it may be: debian:sid is nowhere" in capsys.readouterr().out
+    with pytest.raises(error, match="is nowhere"):
+        making.one("deb", deb.build, tree.source.major, making.Wanted(image="debian:sid"))
+
+
 # ---- a build, of packages that take no time
 
 

@@ -106,6 +106,14 @@ def test_nothing_to_verify_is_an_error(
     assert caught.value.hint == f"./nox -s deb-17 makes some, and rpm-17{there}"
 
 
+def test_nothing_to_verify_may_be_skipped_where_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(tmp_path, "17")
+    assert verify.verify(["sid"], dist=tmp_path, may_skip=True) == []
+    assert f"SKIPPED verify-packages, as it may be: {tmp_path} has no" in capsys.readouterr().out
+
+
 def test_a_damaged_package_is_not_verified(tmp_path: Path) -> None:
     folder = put(tmp_path, "17")
     (folder / "postgresql-17pt_1_amd64.deb").write_text("something else")
