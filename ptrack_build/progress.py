@@ -45,6 +45,7 @@ class Step:
         self.estimate = estimate
         self.began = time.monotonic()
         self.detail = ""
+        self.skipped = False
         self._bar: tuple[Progress, TaskID] | None = None
 
     @property
@@ -59,6 +60,10 @@ class Step:
         if self._bar is not None:
             progress, task = self._bar
             progress.update(task, completed=max(0.0, min(done, 1.0)), note=self.detail)
+
+    def skip(self) -> None:
+        """Say that whatever ends the step early is no failure: it cannot be done here."""
+        self.skipped = True
 
     def note(self, text: str) -> None:
         """Replace what is shown beside the title, and at its end."""
@@ -77,7 +82,9 @@ def step(title: str, *, estimate: float | None = None) -> Iterator[Step]:
         with _bar(current) if shown else _lines(current):
             yield current
     except BaseException as error:
-        word = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"
+        word = "skipped" if current.skipped else "failed"
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            word = "interrupted"
         say(f"{title}: {word} after {duration(current.elapsed)}")
         raise
     tail = f" ({current.detail})" if current.detail else ""

@@ -76,6 +76,7 @@ def verify(dist: Path) -> Tried:
     """
     system, major, number, files = _published(dist)
     _check_machine(system)
+    sources = _sources(system)
     room(cache.root(), booted.FREE_MB, "a system to try packages on")
     log = cache.directory("log") / f"verify-rpm-{major}.log"
     log.unlink(missing_ok=True)
@@ -86,7 +87,7 @@ def verify(dist: Path) -> Tried:
         place.mkdir()
         try:
             with step(f"making a {system.codename} for the packages", estimate=60.0):
-                _make_root(place, system, libraries(files, place / "unpacked"), log)
+                _make_root(place, system, sources, libraries(files, place / "unpacked"), log)
             with step(title, estimate=60.0) as shown:
                 tried = _try(place / "root", number, files, log)
                 shown.note(f"{len(tried.steps)} steps")
@@ -158,7 +159,8 @@ def _is_linked(path: Path) -> bool:
     return head[:4] == b"\x7fELF" and head[16:18] in {b"\x02\x00", b"\x03\x00"}
 
 
-def _make_root(place: Path, system: System, needed: Sequence[str], log: Path) -> None:
+def _sources(system: System) -> str:
+    """What apt is told here of the system's archive. Raises HostError where that is nothing."""
     suite = system.codename
     stanzas = [
         entry.stanza(here, types="deb")
@@ -168,9 +170,14 @@ def _make_root(place: Path, system: System, needed: Sequence[str], log: Path) ->
     if not stanzas:
         what = f"this machine's apt knows no archive of {suite}"
         raise HostError(what, hint="see /etc/apt/sources.list.d")
+    return "\n".join(stanzas)
+
+
+def _make_root(place: Path, system: System, sources: str, needed: Sequence[str], log: Path) -> None:
+    suite = system.codename
     include = ",".join(sorted({*SYSTEM, *needed}))
     argv = ["mmdebstrap", "--variant=minbase", f"--include={include}", suite, str(place / "root")]
-    call([*argv, "-"], stdin="\n".join(stanzas), log=log, quiet=True)
+    call([*argv, "-"], stdin=sources, log=log, quiet=True)
     # Of no package on distributions of rpms but `filesystem`, and empty when the last rpm goes.
     for folder in ("usr/share/licenses", "usr/src/debug"):
         (place / "root" / folder).mkdir(parents=True, exist_ok=True)

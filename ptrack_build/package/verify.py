@@ -307,10 +307,17 @@ class _Course:
         self.notes: list[str] = []
 
     def take(self, name: str, action: Callable[[], object]) -> bool:
-        """Take a step; whether it went well."""
+        """Take a step; whether it went well.
+
+        Raises HostError where this machine cannot take it, which is no failure of the packages.
+        """
         try:
-            with step(f"{self.each.name}: {name} ({ORDER[name]})"):
-                action()
+            with step(f"{self.each.name}: {name} ({ORDER[name]})") as shown:
+                try:
+                    action()
+                except HostError:
+                    shown.skip()
+                    raise
         except CommandFailed as error:
             self.failures += 1
             self.notes.append(f"{name} failed: {_why(error)} (log: {self.log})")

@@ -355,7 +355,12 @@ def test_a_machine_that_cannot_make_a_repository_skips_its_step(
 
 @pytest.mark.parametrize("at", ["check", "run"])
 def test_a_machine_that_cannot_boot_a_system_skips_its_step(
-    at: str, tmp_path: Path, own_cache: Path, fake: FakeEngine, monkeypatch: pytest.MonkeyPatch
+    at: str,
+    tmp_path: Path,
+    own_cache: Path,
+    fake: FakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def refuses(*_words: object, **_how: object) -> None:
         what = "no system boots here"
@@ -367,6 +372,9 @@ def test_a_machine_that_cannot_boot_a_system_skips_its_step(
     assert (row.status, row.failures) == ("incomplete", 0)
     assert "skipped boot: no system boots here" in row.note
     assert "boot" not in steps(fake)
+    said = capsys.readouterr().out
+    assert re.search(r"17: boot \(.*\): skipped after", said)
+    assert "failed" not in said.replace("0 failed", "")
     assert not list((own_cache / "build").glob("verify-*"))
 
 
