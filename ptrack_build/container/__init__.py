@@ -4,8 +4,8 @@
                                   └──── image.with_packages ──▶ Image
 
 engine brings the client of an engine, dormant installs one that is not to run for itself, box runs
-one container, image finds, pulls or bootstraps what containers are made of, workshop is the place
-that packages are built in.
+one container, image finds, pulls or bootstraps what containers are made of, root is a fresh system
+without an engine, workshop is the place that packages are built in.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from ptrack_build.run import call
 from ptrack_build.source import distro
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from docker import DockerClient
@@ -136,6 +136,25 @@ def _old(held: Held) -> bool:
 
 def _bootstrap(client: DockerClient, reference: Reference) -> Image:
     """Make the image of a suite from this machine's mirror."""
+    work = cache.directory("build", "images")
+    archive = work / f"{reference.name}-{reference.tag}.tar"
+    with cache.lock(f"image {reference.name}-{reference.tag}"):
+        try:
+            bootstrap(reference, archive)
+            held = _imported(client, reference, archive)
+        except OSError as error:
+            what = f"{reference} could not be bootstrapped: {error}"
+            raise ContainerError(what, hint=f"free some space at {work}") from error
+        finally:
+            cache.remove(archive)
+    return Image(reference=reference, id=held.id, how="bootstrapped from this host's mirror")
+
+
+def bootstrap(reference: Reference, target: Path) -> None:
+    """Make the system of a suite from this machine's mirror: a tarball, or into a directory.
+
+    The caller sees to it that nobody else does so. Raises NoImage saying why it cannot be.
+    """
     named = str(reference)
     about = distro.DistroProvider()
     try:
@@ -146,29 +165,20 @@ def _bootstrap(client: DockerClient, reference: Reference) -> Image:
         raise NoImage(what, hint=hint) from error
     host.ensure(["mmdebstrap"])
     room(cache.root(), FREE_MB, f"bootstrapping {named}")
-    work = cache.directory("build", "images")
     log = cache.directory("log") / "images.log"
-    slug = f"{reference.name}-{reference.tag}"
-    with cache.lock(f"image {slug}"):
-        sources, archive = work / f"{slug}.sources", work / f"{slug}.tar"
-        try:
-            cache.write(sources, "\n".join(stanzas))
-            options = [f"--aptopt={option}" for option in about.transport()]
-            argv = ["mmdebstrap", "--variant=minbase", *options, reference.tag, str(archive),
-                    str(sources)]  # fmt: skip
-            with step(f"bootstrapping {named} from this host's mirror", estimate=50.0):
-                call(argv, log=log, quiet=True, env=UNATTENDED)
-                held = _imported(client, reference, archive)
-        except CommandFailed as error:
-            what = f"{named} could not be bootstrapped: {_reason(error)}"
-            raise NoImage(what, log=log, hint=_bootstrap_hint(error)) from error
-        except OSError as error:
-            what = f"{named} could not be bootstrapped: {error}"
-            raise ContainerError(what, log=log, hint=f"free some space at {work}") from error
-        finally:
-            cache.remove(archive)
-            cache.remove(sources)
-    return Image(reference=reference, id=held.id, how="bootstrapped from this host's mirror")
+    sources = cache.directory("build", "images") / f"{target.name}.sources"
+    try:
+        cache.write(sources, "\n".join(stanzas))
+        options = [f"--aptopt={option}" for option in about.transport()]
+        argv = ["mmdebstrap", "--variant=minbase", *options, reference.tag, str(target),
+                str(sources)]  # fmt: skip
+        with step(f"bootstrapping {named} from this host's mirror", estimate=50.0):
+            call(argv, log=log, quiet=True, env=UNATTENDED)
+    except CommandFailed as error:
+        what = f"{named} could not be bootstrapped: {_reason(error)}"
+        raise NoImage(what, log=log, hint=_bootstrap_hint(error)) from error
+    finally:
+        cache.remove(sources)
 
 
 def _imported(client: DockerClient, reference: Reference, archive: Path) -> Held:
@@ -237,11 +247,7 @@ def with_packages(
         with step(title), box.opened(
             client, image.id, user="0:0", network="host", called=str(image.reference)
         ) as container:  # fmt: skip
-            commands = _commands(manager, listed)
-            if files:
-                script = 'mkdir -p "$0" && cd "$0" && apt-get download "$@"'
-                commands.insert(1, ["sh", "-c", script, folder, *files])
-            for argv in commands:
+            for argv in commands(manager, listed, files, folder):
                 container.call(argv, env=unattended(), log=log)
             with explained(f"{title} could not be kept"):
                 changes = [f"LABEL {LABEL}=packages"]
@@ -258,11 +264,16 @@ def unattended() -> dict[str, str]:
     return UNATTENDED | {name: value for name, value in proxies.items() if value}
 
 
-def _commands(manager: str, names: list[str]) -> list[list[str]]:
+def commands(
+    manager: str, names: Sequence[str], files: Sequence[str] = (), folder: str = ""
+) -> list[list[str]]:
+    """What root runs to install packages by names, and to put the files of others into a folder."""
     if manager == "dnf":
         return [["dnf", "install", "-y", *names], ["dnf", "clean", "all"]]
+    script = 'mkdir -p "$0" && cd "$0" && apt-get download "$@"'
     return [
         ["apt-get", "update"],
+        *([["sh", "-c", script, folder, *files]] if files else []),
         ["apt-get", "install", "-y", "--no-install-recommends", *names],
         ["apt-get", "clean"],
     ]

@@ -1,4 +1,4 @@
-"""What is in dist/, installed and used as users do, in clean containers.
+"""What is in dist/, installed and used as users do, in clean containers (or roots: see ground).
 
     dist/<system>/postgresql-NN ── verify ──▶ Outcome
 
@@ -40,7 +40,7 @@ from ptrack_build.suite import results
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from docker import DockerClient
+    from ptrack_build.package.ground import Clean, Commanded, Ground
 
 STEPS: Final = deb.TEMPLATES / "verify" / "steps.sh"
 SERVE: Final = deb.TEMPLATES / "verify" / "serve.pl"
@@ -189,24 +189,33 @@ def verify(
     VerifyFailed if anything failed, or if nothing could be verified; with strict also if anything
     was skipped or not run.
     """
-    from ptrack_build.container import engine
+    from ptrack_build.package import ground
 
     wanted = published(dist, systems, majors, may_skip=may_skip)
     if not wanted:
         return []
     everything = published(dist)
     outcomes = []
+    lacks: HostError | None = None
     with contextlib.ExitStack() as stack:
-        client: DockerClient | None = None
+        here: Ground | None = None
         for each in wanted:
             if each.kind == "rpm":
                 outcomes.append(_rpms(each))
                 continue
-            if client is None:
-                client = stack.enter_context(engine.running())
             before = previous(each, everything)
             try:
-                outcomes.append(one(client, each, before))
+                if lacks is not None:
+                    raise lacks
+                if here is None:
+                    here = stack.enter_context(ground.found())
+                outcomes.append(one(here, each, before))
+            except HostError as error:
+                if here is None:
+                    lacks = error  # and so it will for all others
+                outcomes.append(
+                    report.Outcome(session=each.name, status="not run", note=str(error))
+                )
             except PtrackError as error:
                 say(str(error))
                 outcomes.append(
@@ -220,7 +229,8 @@ def verify(
         raise VerifyFailed(what, hint=f"read {cache.directory('log')}/verify-*.log")
     if all(each.status in report.NOT_RUN for each in outcomes):
         what = "nothing could be verified"
-        raise VerifyFailed(what, hint="./nox -s deb-17 makes Debian packages")
+        hint = "the table says what is lacking"
+        raise VerifyFailed(what, hint=(lacks.hint if lacks else None) or hint)
     partly = [each.session for each in outcomes if each.status != "passed"]
     if partly and strict:
         what = f"not verified as a whole: {', '.join(partly)}"
@@ -348,47 +358,46 @@ class _Course:
         )
 
 
-def one(client: DockerClient, each: Published, before: Published | None) -> report.Outcome:
-    """Verify the packages of a major for a system; the outcome's note has what was skipped."""
+def one(ground: Ground, each: Published, before: Published | None) -> report.Outcome:
+    """Verify the packages of a major for a system; the outcome's note has what was skipped.
+
+    Raises HostError where this machine cannot have such a system.
+    """
     log = cache.directory("log") / f"verify-{each.system}-{each.major}.log"
     log.unlink(missing_ok=True)
     course = _Course(each, log)
     reference = Reference.parse(each.image)
-    base = images.get(client, reference)
-    say(f"verifying {each.name} in {reference} ({base.how})")
+    base = ground.image(reference)
+    say(f"verifying {each.name} {ground.how} of {reference} ({base.how})")
     with _prepared(each, before) as (mounts, env):
 
-        def opened(image: images.Image) -> contextlib.AbstractContextManager[box.Box]:
-            return box.opened(
-                client, image.id, user="0:0", mounts=mounts, called=str(reference)
-            )  # fmt: skip
+        def opened(image: Clean) -> contextlib.AbstractContextManager[Commanded]:
+            return ground.opened(image, mounts=mounts)
 
-        image, tools, plain, documents = _with_dependencies(client, base, each, before, mounts, log)
-        course.take("lint", lambda: _lint(client, base, each, opened, log))
+        image, tools, plain, documents = _with_dependencies(ground, base, each, before, mounts, log)
+        course.take("lint", lambda: _lint(ground, base, each, opened, log))
         with opened(image) as container:
             _in_turn(course, container, before, env)
         _from_repository(course, each, lambda: opened(image), env)
 
         def developed() -> None:
-            whole = images.with_packages(
-                client, image, "apt", tools, kept=documents, folder=DOCUMENTATION
-            )
+            whole = ground.with_packages(
+                image, "apt", tools, kept=documents, folder=DOCUMENTATION
+            )  # fmt: skip
             with opened(whole) as container:
                 container.call(["sh", env["STEPS"], "develop"], env=env, log=log)
 
         if course.take("develop", developed) and not documents:
             absent = f"{each.image} has no {_documents(each)}"
             course.lacks("develop", f"{absent}, which ours were not laid beside")
-        _booted(course, client, image, mounts, env)
+        _booted(course, ground, image, mounts, env)
         if not plain.packages:
             course.skip("swap", plain.why)
         else:
-            at_hand = images.with_packages(
-                client, image, "apt", plain.depends, kept=plain.packages, folder=PLAIN
+            at_hand = ground.with_packages(
+                image, "apt", plain.depends, kept=plain.packages, folder=PLAIN
             )
-            at_hand = images.with_packages(
-                client, at_hand, "apt", (), kept=plain.beside, folder=BESIDE
-            )
+            at_hand = ground.with_packages(at_hand, "apt", (), kept=plain.beside, folder=BESIDE)
             with opened(at_hand) as container:
                 argv = ["sh", env["STEPS"], "swap"]
                 course.take("swap", lambda: container.call(argv, env=env, log=log))
@@ -396,7 +405,7 @@ def one(client: DockerClient, each: Published, before: Published | None) -> repo
 
 
 def _in_turn(
-    course: _Course, container: box.Box, before: Published | None, env: Mapping[str, str]
+    course: _Course, container: Commanded, before: Published | None, env: Mapping[str, str]
 ) -> None:
     """The steps that need what those before them left: the first that fails ends them."""
     names = [name for name in ORDER if name not in APART]
@@ -418,7 +427,7 @@ def _in_turn(
 def _from_repository(
     course: _Course,
     each: Published,
-    opened: Callable[[], contextlib.AbstractContextManager[box.Box]],
+    opened: Callable[[], contextlib.AbstractContextManager[Commanded]],
     env: Mapping[str, str],
 ) -> None:
     """Install from a repository of the packages, signed with a key that is made for that."""
@@ -440,8 +449,8 @@ def _from_repository(
 
 def _booted(
     course: _Course,
-    client: DockerClient,
-    image: images.Image,
+    ground: Ground,
+    image: Clean,
     mounts: Sequence[box.Mount],
     env: Mapping[str, str],
 ) -> None:
@@ -453,11 +462,9 @@ def _booted(
     root.mkdir(parents=True)
 
     def used() -> None:
-        whole = images.with_packages(client, image, "apt", booted.NEEDS)
+        whole = ground.with_packages(image, "apt", booted.NEEDS)
         into = [box.Mount(path=root, writable=True)]
-        with box.opened(
-            client, whole.id, user="0:0", mounts=into, called=str(image.reference)
-        ) as container:
+        with ground.opened(whole, mounts=into) as container:
             argv = ["dpkg-query", "-W", "-f", "${Version}", "systemd"]
             booted.check(container.call(argv, log=log, capture=True).stdout)
             container.call(["bash", "-o", "pipefail", "-c", COPY, str(root)], log=log)
@@ -476,14 +483,14 @@ def _booted(
 
 
 def _lint(
-    client: DockerClient,
-    base: images.Image,
+    ground: Ground,
+    base: Clean,
     each: Published,
-    opened: Callable[[images.Image], contextlib.AbstractContextManager[box.Box]],
+    opened: Callable[[Clean], contextlib.AbstractContextManager[Commanded]],
     log: Path,
 ) -> None:
     """Let the system's lintian look at all packages. Raises CommandFailed for what it finds."""
-    image = images.with_packages(client, base, "apt", ["lintian"])
+    image = ground.with_packages(base, "apt", ["lintian"])
     # of the source package it opens what the .dsc names
     files = [str(each.folder / file) for file in each.files if ".tar." not in file]
     with opened(image) as container:
@@ -549,13 +556,13 @@ class Plain:
 
 
 def _with_dependencies(
-    client: DockerClient,
-    base: images.Image,
+    ground: Ground,
+    base: Clean,
     each: Published,
     before: Published | None,
     mounts: Sequence[box.Mount],
     log: Path,
-) -> tuple[images.Image, tuple[str, ...], Plain, tuple[str, ...]]:
+) -> tuple[Clean, tuple[str, ...], Plain, tuple[str, ...]]:
     """The clean image with all that the packages depend on, and none of them.
 
     Then what those for developers want in addition, the plain ones, and that of the plain server's
@@ -567,9 +574,7 @@ def _with_dependencies(
     env: Mapping[str, str] = images.unattended()
     with (
         step(f"{each.name}: what the packages depend on"),
-        box.opened(
-            client, base.id, user="0:0", network="host", mounts=mounts, called=str(base.reference)
-        ) as container,
+        ground.opened(base, network=True, mounts=mounts) as container,
     ):
         simulate = ["apt-get", "install", "-s", "--no-install-recommends"]
         container.call(["apt-get", "update"], env=env, log=log)
@@ -590,7 +595,7 @@ def _with_dependencies(
             depends = container.call(argv, env=env, log=log, capture=True).stdout
             plain = replace(plain, depends=_others(depends, plain.packages))
     own = {file.name.partition("_")[0] for file in [*ours, *used]}
-    image = images.with_packages(client, base, "apt", _others(said, own))
+    image = ground.with_packages(base, "apt", _others(said, own))
     return image, _others(compiling, {*own, *documents}), plain, documents
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ptrack_build import host, matrix, report
-from ptrack_build.container import engine
+from ptrack_build.container import NoEngine, Reference, engine, root
 from ptrack_build.errors import HostError, UsageError
 from ptrack_build.package import (
     MANIFEST,
@@ -24,6 +24,7 @@ from ptrack_build.package import (
     PackageError,
     booted,
     deb,
+    ground,
     making,
     repo,
     rpmrepo,
@@ -275,6 +276,93 @@ def test_all_steps_are_run_and_a_skip_says_why(
     assert networks == {"none"}
     assert not fake.there
     assert not list((own_cache / "build").glob("verify-*"))
+
+
+# ---- without an engine
+
+
+@pytest.fixture
+def _without_engine(fake: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No engine, but roots, which are in truth that of the fixture."""
+
+    def running() -> None:
+        what = "no container engine runs here\nthat this user may use"
+        raise NoEngine(what, hint="start docker")
+
+    there = ground.Containers(client=fake)
+    monkeypatch.setattr(engine, "running", running)
+    monkeypatch.setattr(root, "check", lambda: None)
+    monkeypatch.setattr(root, "base", there.image)
+    monkeypatch.setattr(
+        root, "with_packages", lambda image, names, **how: there.with_packages(
+            image, "apt", names, **how)
+    )  # fmt: skip
+    monkeypatch.setattr(root, "opened", there.opened)
+
+
+@pytest.mark.usefixtures("_without_engine")
+def test_without_an_engine_the_same_is_done_in_fresh_roots_and_that_is_said(
+    tmp_path: Path, fake: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(tmp_path, "15")
+    put(tmp_path, "17")
+    (row,) = verify.verify((), ["17"], tmp_path)
+    assert row.status == "passed"
+    assert steps(fake) == [*verify.ORDER]
+    said = capsys.readouterr().out
+    assert "no container engine runs here: packages are verified in fresh roots" in said
+    assert "verifying debian-bookworm-amd64 17 in fresh roots of debian:bookworm" in said
+
+
+def test_in_containers_that_is_said(
+    tmp_path: Path, fake: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del fake
+    put(tmp_path, "17")
+    verify.verify(dist=tmp_path)
+    said = capsys.readouterr().out
+    assert "verifying debian-bookworm-amd64 17 in containers of debian:bookworm (there)" in said
+
+
+@pytest.mark.usefixtures("_without_engine")
+def test_where_neither_can_be_had_each_row_says_why_and_the_end_what_to_do(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses() -> None:
+        what = "only root can"
+        raise HostError(what, hint="be root")
+
+    put(tmp_path, "15")
+    put(tmp_path, "17")
+    monkeypatch.setattr(root, "check", refuses)
+    with pytest.raises(verify.VerifyFailed, match="nothing could be verified") as caught:
+        verify.verify(dist=tmp_path)
+    assert caught.value.hint == "start docker; or be root"
+    rows = json.loads((own_cache / "verify-packages.json").read_text())
+    assert [row["status"] for row in rows] == ["not run", "not run"]
+    assert all("no container engine runs here; only root can" in row["note"] for row in rows)
+
+
+@pytest.mark.usefixtures("_without_engine")
+def test_a_suite_that_no_root_can_have_is_not_run_and_others_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = root.base
+
+    def base(reference: Reference) -> object:
+        if reference.tag == "sid":
+            what = "the mirror has no sid"
+            raise HostError(what)
+        return real(reference)
+
+    put(tmp_path, "17")
+    put(tmp_path, "17", "sid")
+    monkeypatch.setattr(root, "base", base)
+    one, other = verify.verify(dist=tmp_path)
+    assert (one.status, other.status) == ("incomplete", "not run")
+    assert "the mirror has no sid" in other.note
+    with pytest.raises(verify.VerifyFailed, match="as a whole"):
+        verify.verify(dist=tmp_path, strict=True)
 
 
 def test_what_was_skipped_is_a_failure_where_that_is_asked(

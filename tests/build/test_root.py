@@ -1,0 +1,283 @@
+"""Fresh roots: what is entered knows nothing of this machine, and leaves nothing."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ptrack_build import cache, host, run
+from ptrack_build.container import NoImage, Reference, box, root
+from ptrack_build.container import image as images
+from ptrack_build.container.base import ContainerError
+from ptrack_build.errors import CommandFailed, HostError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+BOOKWORM = Reference.parse("debian:bookworm")
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+@pytest.fixture
+def _may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "ensure", lambda _needs: None)
+    try:
+        root.check()
+    except HostError as error:
+        pytest.skip(error.what)
+
+
+def system(place: Path) -> list[box.Mount]:
+    """A system of this machine's programs: what to mount there."""
+    for name in ("bin", "lib", "lib64", "sbin"):
+        (place / name).symlink_to(f"usr/{name}")
+    for name in ("dev", "etc", "proc", "sys", "tmp", "usr"):
+        (place / name).mkdir(parents=True, exist_ok=True)
+    return [box.Mount(path=Path("/usr"))]
+
+
+@pytest.fixture
+def tree(monkeypatch: pytest.MonkeyPatch) -> root.Tree:
+    """One that takes no time to make."""
+
+    def bootstrap(_reference: Reference, target: Path) -> None:
+        system(target)
+
+    monkeypatch.setattr(images, "bootstrap", bootstrap)
+    return root.base(BOOKWORM)
+
+
+# ---- what runs
+
+
+@pytest.mark.usefixtures("_may")
+@pytest.mark.skipif(not Path("/usr/bin/sh").exists(), reason="needs a merged /usr")
+def test_commands_are_run_there_and_nowhere_else(
+    tree: root.Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET", "of the caller")
+    seen, wanted = tmp_path / "seen", tmp_path / "wanted"
+    seen.mkdir()
+    wanted.mkdir()
+    (seen / "file").write_text("there")
+    mounts = [box.Mount(path=Path("/usr")), box.Mount(path=seen)]
+    mounts.append(box.Mount(path=wanted, writable=True))
+    with root.opened(tree, mounts=mounts) as entered:
+
+        def said(script: str, **how: str) -> str:
+            argv = ["sh", "-c", script]
+            return entered.call(argv, capture=True, check=False, env=how).stdout
+
+        assert "work" not in said("ls /")
+        assert said(f"cat {seen}/file; echo new > {wanted}/file; echo $SECRET$WORD", WORD="w") == (
+            "therew\n"
+        )
+        assert (wanted / "file").read_text() == "new\n"
+        assert said(f"echo new > {seen}/file || echo refused") == "refused\n"
+        assert said("echo 1 > /proc/sys/kernel/sysrq || echo refused") == "refused\n"
+        assert said("ls /sys/class/net") == "lo\n"
+        assert said("echo x > /etc/new; cat /etc/new; id -u; echo $PATH") == f"x\n0\n{box.PATH}\n"
+        where = entered.call(["pwd"], cwd=Path("/etc"), capture=True).stdout
+        assert where == "/etc\n"
+        with pytest.raises(CommandFailed, match="ended with status 3"):
+            entered.call(["sh", "-c", "exit 3"])
+    assert not (tree.path / "etc/new").exists()
+    assert not list((cache.root() / "build").glob("root-*"))
+
+
+CONNECTS = """use IO::Socket::INET;
+my $server = IO::Socket::INET->new(LocalAddr => '127.0.0.1', Listen => 1) or die $@;
+my %to = (PeerAddr => '127.0.0.1', PeerPort => $server->sockport);
+print 'connected' if IO::Socket::INET->new(%to);
+"""
+
+
+@pytest.mark.usefixtures("_may")
+@pytest.mark.parametrize("network", [False, True])
+def test_its_network_is_a_loopback_of_its_own_unless_it_has_the_machine_s(
+    network: bool, tree: root.Tree
+) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as here,
+        root.opened(tree, network=network, mounts=[box.Mount(path=Path("/usr"))]) as entered,
+    ):
+        port = here.getsockname()[1]
+        argv = ["bash", "-c", f": < /dev/tcp/127.0.0.1/{port}"]
+        assert (entered.call(argv, check=False, capture=True).returncode == 0) is network
+        assert entered.call(["perl", "-e", CONNECTS], capture=True).stdout == "connected"
+
+
+@pytest.mark.usefixtures("_may")
+@pytest.mark.parametrize("error", [KeyboardInterrupt, CommandFailed])
+def test_what_was_started_there_ends_with_it(
+    error: type[BaseException], tree: root.Tree, tmp_path: Path
+) -> None:
+    """Also a daemon; and one that ends before is taken leave of."""
+    mounts = [box.Mount(path=Path("/usr")), box.Mount(path=tmp_path, writable=True)]
+    daemon = f"(setsid sh -c 'while sleep 0.05; do date +%N > {tmp_path}/beat; done' &) > /dev/null"
+
+    def used() -> None:
+        with root.opened(tree, mounts=mounts) as entered:
+            entered.call(["sh", "-c", daemon])
+            entered.call(["sh", "-c", "(setsid true &)"])
+            time.sleep(0.3)
+            states = entered.call(["sh", "-c", "cat /proc/[0-9]*/stat"], capture=True).stdout
+            assert ") Z " not in states
+            assert (tmp_path / "beat").exists()
+            raise KeyboardInterrupt if error is KeyboardInterrupt else CommandFailed(["x"], 1)
+
+    with pytest.raises(error):
+        used()
+    beat = (tmp_path / "beat").read_text()
+    time.sleep(0.3)
+    assert (tmp_path / "beat").read_text() == beat
+    assert str(cache.root() / "build") not in Path("/proc/mounts").read_text()
+    assert not list((cache.root() / "build").glob("root-*"))
+
+
+@pytest.mark.usefixtures("_may")
+def test_a_system_that_cannot_be_entered_says_why(tree: root.Tree) -> None:
+    (tree.path / "proc").rmdir()
+    with (
+        pytest.raises(ContainerError, match=r"cannot be entered: mount: .*/proc"),
+        root.opened(tree),
+    ):
+        pytest.fail("entered")
+
+
+@pytest.mark.usefixtures("_may")
+def test_nobody_but_root_gets_at_its_programs_from_outside_and_all_do_inside(
+    tree: root.Tree,
+) -> None:
+    """A program that makes anybody root is in every system, and is not kept up to date here."""
+    before = os.umask(0o077)
+    try:
+        with root.opened(tree, mounts=[box.Mount(path=Path("/usr"))]) as entered:
+            (place,) = (cache.root() / "build").glob("root-*")
+            assert place.stat().st_mode & 0o777 == 0o700
+            argv = ["setpriv", "--reuid=65534", "--clear-groups", "cat", "/etc/hosts"]
+            assert "localhost" in entered.call(argv, capture=True).stdout
+    finally:
+        os.umask(before)
+    assert tree.path.parent.stat().st_mode & 0o777 == 0o700
+
+
+# ---- what it takes
+
+
+def test_only_root_makes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(HostError, match="only root can make a fresh system") as caught:
+        root.check()
+    assert caught.value.hint
+
+
+def test_where_there_are_no_namespaces_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(root, "PROGRAMS", ())
+    refusal = ["sh", "-c", "echo unshare: Operation not permitted; exit 1"]
+    monkeypatch.setattr(root, "call", lambda _argv, **how: run.call(refusal, **how))
+    with pytest.raises(HostError, match=r"nobody have namespaces .*: unshare: Operation not perm"):
+        root.check()
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(root, "PROGRAMS", ("sh", "no-such-program"))
+    with pytest.raises(HostError, match="there is no no-such-program"):
+        root.check()
+
+
+# ---- what is kept
+
+
+def test_a_tree_is_made_once_and_anew_after_two_weeks(
+    tree: root.Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (tree.path / "etc/hosts").read_text().startswith("127.0.0.1 localhost\n")
+    monkeypatch.setattr(images, "bootstrap", lambda *_: pytest.fail("made again"))
+    assert root.base(BOOKWORM).id == tree.id
+    past = time.time() - images.RENEW_SECONDS - 1
+    os.utime(tree.path, (past, past))
+    monkeypatch.setattr(images, "bootstrap", lambda _reference, place: system(place))
+    root.base(BOOKWORM)
+    assert tree.path.stat().st_mtime > past
+
+
+def test_a_suite_that_cannot_be_had_is_what_the_machine_lacks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuses(_reference: Reference, place: Path) -> None:
+        (place / "half").mkdir()
+        what = "no such suite"
+        raise NoImage(what, hint="another")
+
+    monkeypatch.setattr(images, "bootstrap", refuses)
+    with pytest.raises(HostError, match="no such suite") as caught:
+        root.base(BOOKWORM)
+    assert caught.value.hint == "another"
+    assert list((cache.root() / "root").iterdir()) == []
+
+
+class Recorded:
+    """Stands for a system that runs: what it was asked."""
+
+    def __init__(self) -> None:
+        self.commands: list[list[str]] = []
+        self.fails = ""
+
+    def call(self, argv: Sequence[str], **_how: object) -> None:
+        self.commands.append([*argv])
+        if self.fails in argv:
+            raise CommandFailed(argv, 100)
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    """No process is started."""
+    made = Recorded()
+
+    class Running:
+        def __init__(self, *_: object, **how: object) -> None:
+            assert how["network"] is True
+
+        def __enter__(self) -> Recorded:
+            return made
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr(root, "_running", Running)
+    return made
+
+
+def test_packages_are_installed_into_a_copy_once_for_each_list(
+    tree: root.Tree, recorded: Recorded
+) -> None:
+    more = root.with_packages(tree, ["b", "a"], kept=["p=1"], folder="/var/cache/p")
+    assert recorded.commands == [
+        ["apt-get", "update"],
+        ["sh", "-c", 'mkdir -p "$0" && cd "$0" && apt-get download "$@"', "/var/cache/p", "p=1"],
+        ["apt-get", "install", "-y", "--no-install-recommends", "a", "b"],
+        ["apt-get", "clean"],
+    ]
+    assert more.path != tree.path
+    assert (more.path / "etc/hosts").is_file()
+    assert root.with_packages(tree, ["a", "b"], kept=["p=1"], folder="/var/cache/p") == more
+    assert len(recorded.commands) == 4
+    later = time.time() + 60
+    os.utime(tree.path, (later, later))  # made anew: what was made of the one before is old
+    root.with_packages(tree, ["a", "b"], kept=["p=1"], folder="/var/cache/p")
+    assert len(recorded.commands) == 8
+
+
+def test_what_cannot_be_installed_is_not_kept(tree: root.Tree, recorded: Recorded) -> None:
+    recorded.fails = "a"
+    with pytest.raises(CommandFailed):
+        root.with_packages(tree, ["a"])
+    assert [path.name for path in (cache.root() / "root").iterdir()] == [tree.id]
