@@ -258,11 +258,20 @@ def verify_packages(session: nox.Session) -> None:
     )  # fmt: skip
     options.add_argument("--strict", action="store_true", help="fail where a step was skipped")
     options.add_argument("--may-skip", action="store_true", help=MAY_SKIP)
+    options.add_argument(
+        "--before", type=options.path, metavar="DIR",
+        help="upgrade from packages of an earlier release, which are there",
+    )  # fmt: skip
     options.add_argument("majors", nargs="*", metavar="NN", help="these majors only")
     given = options.read()
     for name in given.majors:
         MATRIX.major(name)
-    verify.verify(given.system, given.majors, strict=given.strict, may_skip=given.may_skip)
+    if given.before is not None and not given.before.is_dir():
+        options.error(f"--before {given.before}: there is no such directory")
+    verify.verify(
+        given.system, given.majors, strict=given.strict, may_skip=given.may_skip,
+        before=given.before,
+    )  # fmt: skip
 
 
 @session("repo", "package")

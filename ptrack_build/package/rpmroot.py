@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from ptrack_build import REPO, cache, host
 from ptrack_build.errors import CommandFailed, HostError
-from ptrack_build.package import MANIFEST, PackageError, System, booted, room
+from ptrack_build.package import MANIFEST, PackageError, System, booted, earlier, room
 from ptrack_build.package.rpm import this_system, unpack
 from ptrack_build.progress import say, step
 from ptrack_build.run import call
@@ -68,13 +68,15 @@ def lint(dist: Path) -> bool:
     return True
 
 
-def verify(dist: Path) -> Tried:
+def verify(dist: Path, earlier: Path | None = None) -> Tried:
     """Install, use and erase the packages of a directory of dist/ on a fresh system.
 
-    For root. Raises HostError where the machine cannot do that, and PackageError, with the log,
+    earlier: a directory with packages of an earlier release, which those are upgraded from. For
+    root. Raises HostError where the machine cannot do that, and PackageError, with the log,
     for whatever the packages do not do as they should.
     """
     system, major, number, files = _published(dist)
+    old = upgraded_from(earlier, files) if earlier else ()
     _check_machine(system)
     sources = _sources(system)
     room(cache.root(), booted.FREE_MB, "a system to try packages on")
@@ -87,9 +89,10 @@ def verify(dist: Path) -> Tried:
         place.mkdir()
         try:
             with step(f"making a {system.codename} for the packages", estimate=60.0):
-                _make_root(place, system, sources, libraries(files, place / "unpacked"), log)
+                needed = libraries([*files, *old], place / "unpacked")
+                _make_root(place, system, sources, needed, log)
             with step(title, estimate=60.0) as shown:
-                tried = _try(place / "root", number, files, log)
+                tried = _try(place / "root", number, files, old, log)
                 shown.note(f"{len(tried.steps)} steps")
         except CommandFailed as error:
             what = f"{title}: {error.what}"
@@ -113,6 +116,11 @@ def _published(dist: Path) -> tuple[System, str, str, list[Path]]:
     listed = [place / each["file"] for each in said["packages"] if each["architecture"] != "src"]
     number = re.split(r"\D", said["postgresql"]["version"])[0]
     return System(**said["system"]), said["major"], number, listed
+
+
+def upgraded_from(folder: Path, files: Sequence[Path]) -> tuple[Path, ...]:
+    """Packages of an earlier release in a folder, without debugging symbols. See earlier.chosen."""
+    return earlier.chosen(folder, [file for file in files if "-debug" not in file.name])
 
 
 def _check_machine(system: System) -> None:
@@ -183,12 +191,16 @@ def _make_root(place: Path, system: System, sources: str, needed: Sequence[str],
         (place / "root" / folder).mkdir(parents=True, exist_ok=True)
 
 
-def _try(root: Path, number: str, files: Iterable[Path], log: Path) -> Tried:
-    """Boot the system with the script for its only task."""
+def _try(root: Path, number: str, files: Iterable[Path], old: Sequence[Path], log: Path) -> Tried:
+    """Boot the system with the script for its only task. old: packages to upgrade from, if any."""
     work = root / booted.WORK.relative_to("/")
     (work / "packages").mkdir(parents=True)
     for file in files:
         shutil.copy(file, work / "packages")
+    if old:
+        (work / "earlier").mkdir()
+    for file in old:
+        shutil.copy(file, work / "earlier")
     shutil.copy(SCRIPT, work)
     ended = booted.run(root, ["sh", f"{booted.WORK}/{SCRIPT.name}", number], log=log)
     if not ended.well:
@@ -196,7 +208,8 @@ def _try(root: Path, number: str, files: Iterable[Path], log: Path) -> Tried:
         what = f"the packages failed on trial:\n{last}"
         raise PackageError(what, log=log, hint="read the log")
     changed = reported = 0
-    for after, answer in (("after", "map"), ("crashed", "crashed.map")):
+    answers = [("after", "map"), ("crashed", "crashed.map")]
+    for after, answer in [*answers, *([("upgraded", "upgraded.map")] if old else [])]:
         lost, differ, named = compare(work / "before", work / after, (work / answer).read_text())
         if lost:
             what = f"ptrack lost {len(lost)} changed blocks ({after}): {', '.join(lost[:8])}"

@@ -27,6 +27,7 @@ from ptrack_build.package import (
     DIST,
     booted,
     deb,
+    earlier,
     folders,
     making,
     read,
@@ -182,18 +183,24 @@ def verify(
     *,
     strict: bool = False,
     may_skip: bool = False,
+    before: Path | None = None,
 ) -> list[report.Outcome]:
     """Verify what is in dist/; prints one table at the end, kept in results() as JSON.
 
-    may_skip: whether it is no error that there is nothing of what was asked for. Raises
-    VerifyFailed if anything failed, or if nothing could be verified; with strict also if anything
-    was skipped or not run.
+    before: a directory with packages of an earlier release of ours, to upgrade from; may_skip:
+    whether it is no error that there is nothing of what was asked for. Raises VerifyFailed if
+    anything failed, or if nothing could be verified; with strict also if anything was skipped or
+    not run. UsageError where there is nothing to verify, or to upgrade from.
     """
     from ptrack_build.package import ground
 
     wanted = published(dist, systems, majors, may_skip=may_skip)
     if not wanted:
         return []
+    old = {each.name: upgraded_from(before, each) for each in wanted} if before else {}
+    if before and not any(old.values()):
+        what = f"{before} has no earlier packages of {', '.join(each.name for each in wanted)}"
+        raise UsageError(what, hint="name the directory of a release of ours, or of its files")
     everything = published(dist)
     outcomes = []
     lacks: HostError | None = None
@@ -201,15 +208,20 @@ def verify(
         here: Ground | None = None
         for each in wanted:
             if each.kind == "rpm":
-                outcomes.append(_rpms(each))
+                has_old = before if old.get(each.name) else None
+                outcomes.append(_rpms(each, has_old, asked=before is not None))
                 continue
-            before = previous(each, everything)
             try:
                 if lacks is not None:
                     raise lacks
                 if here is None:
                     here = stack.enter_context(ground.found())
-                outcomes.append(one(here, each, before))
+                outcomes.append(
+                    one(
+                        here, each, previous(each, everything), old.get(each.name, ()),
+                        asked=before is not None,
+                    )
+                )  # fmt: skip
             except HostError as error:
                 if here is None:
                     lacks = error  # and so it will for all others
@@ -240,9 +252,23 @@ def verify(
     return outcomes
 
 
-def _rpms(each: Published) -> report.Outcome:
+NO_EARLIER: Final = "no earlier packages of it were named"
+
+
+def upgraded_from(folder: Path, each: Published) -> tuple[Path, ...]:
+    """The packages of an earlier release in a folder that users upgrade to those of now."""
+    if each.kind == "deb":
+        return earlier.chosen(folder, each.packages())
+    from ptrack_build.package import rpmroot
+
+    return rpmroot.upgraded_from(folder, [each.folder / file for file in each.files])
+
+
+def _rpms(each: Published, before: Path | None = None, *, asked: bool = False) -> report.Outcome:
     """Let rpmlint look at rpms, and dnf install them from a repository; try them on a system made
     for them, where this machine can.
+
+    before: where packages of an earlier release are; asked: whether such were asked for.
     """
     from ptrack_build.package import rpmrepo, rpmroot
 
@@ -250,6 +276,9 @@ def _rpms(each: Published) -> report.Outcome:
     status: report.Status = "passed"
     passed = failures = skipped = 0
     notes = []
+    if asked and before is None:
+        skipped += 1
+        notes.append(f"skipped upgrade: {NO_EARLIER}")
     try:
         if rpmroot.lint(each.folder):
             passed += 1
@@ -270,7 +299,7 @@ def _rpms(each: Published) -> report.Outcome:
         failures += 1
         notes.append(error.what)
     try:
-        passed += len(rpmroot.verify(each.folder).steps)
+        passed += len(rpmroot.verify(each.folder, before).steps)
     except HostError as error:
         status = "not run"
         notes.append(error.what)
@@ -358,10 +387,19 @@ class _Course:
         )
 
 
-def one(ground: Ground, each: Published, before: Published | None) -> report.Outcome:
+def one(
+    ground: Ground,
+    each: Published,
+    before: Published | None,
+    old: Sequence[Path] = (),
+    *,
+    asked: bool = False,
+) -> report.Outcome:
     """Verify the packages of a major for a system; the outcome's note has what was skipped.
 
-    Raises HostError where this machine cannot have such a system.
+    before: an earlier major; old: packages of an earlier release of this one, or an earlier version
+    is made of these; asked: whether such were asked for. Raises HostError where this machine cannot
+    have such a system.
     """
     log = cache.directory("log") / f"verify-{each.system}-{each.major}.log"
     log.unlink(missing_ok=True)
@@ -369,12 +407,16 @@ def one(ground: Ground, each: Published, before: Published | None) -> report.Out
     reference = Reference.parse(each.image)
     base = ground.image(reference)
     say(f"verifying {each.name} {ground.how} of {reference} ({base.how})")
-    with _prepared(each, before) as (mounts, env):
+    if asked and not old:
+        course.lacks("upgrade", f"from an earlier version made of these, as {NO_EARLIER}")
+    with _prepared(each, before, old) as (mounts, env):
 
         def opened(image: Clean) -> contextlib.AbstractContextManager[Commanded]:
             return ground.opened(image, mounts=mounts)
 
-        image, tools, plain, documents = _with_dependencies(ground, base, each, before, mounts, log)
+        image, tools, plain, documents = _with_dependencies(
+            ground, base, each, before, old, mounts, log
+        )  # fmt: skip
         course.take("lint", lambda: _lint(ground, base, each, opened, log))
         with opened(image) as container:
             _in_turn(course, container, before, env)
@@ -508,7 +550,7 @@ def _why(error: CommandFailed) -> str:
 
 @contextlib.contextmanager
 def _prepared(
-    each: Published, before: Published | None
+    each: Published, before: Published | None, old: Sequence[Path]
 ) -> Iterator[tuple[list[box.Mount], dict[str, str]]]:
     """The directories a container needs, and the environment of its steps."""
     work = cache.directory("build", f"verify-{each.system}-{each.major}")
@@ -520,7 +562,9 @@ def _prepared(
         for file in (STEPS, SERVE):
             (work / file.name).write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
         folders = [work, each.folder, *([before.folder] if before else [])]
+        folders += sorted({file.parent for file in old} - {*folders})
         env = {
+            "BEFORE": " ".join(map(str, old)),
             "BESIDE": BESIDE,
             "DEVELOPMENT": " ".join(map(str, each.development())),
             "DOCUMENTATION": DOCUMENTATION,
@@ -560,6 +604,7 @@ def _with_dependencies(
     base: Clean,
     each: Published,
     before: Published | None,
+    old: Sequence[Path],
     mounts: Sequence[box.Mount],
     log: Path,
 ) -> tuple[Clean, tuple[str, ...], Plain, tuple[str, ...]]:
@@ -586,6 +631,9 @@ def _with_dependencies(
         argv = [*simulate, *COMPILERS, *documents, *map(str, ours)]
         compiling = container.call(argv, env=env, log=log, capture=True).stdout
         said = container.call([*simulate, *map(str, used)], env=env, log=log, capture=True).stdout
+        if old:  # of the same names: not to be asked for together
+            argv = [*simulate, *map(str, old)]
+            said += container.call(argv, env=env, log=log, capture=True).stdout
         server = f"postgresql-{each.number}"
         argv = ["apt-cache", "madison", server]
         listed = container.call(argv, env=env, log=log, capture=True, check=False).stdout

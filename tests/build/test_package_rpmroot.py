@@ -187,3 +187,37 @@ def test_the_number_of_a_major_is_that_of_its_packages(tmp_path: Path) -> None:
 
 def test_the_script_is_shell() -> None:
     subprocess.run(["sh", "-n", str(rpmroot.SCRIPT)], check=True)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_what_changes_after_an_upgrade_is_compared_too(
+    lost: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is something to upgrade from, which lies beside the packages."""
+    for name in ("now.rpm", "then.rpm"):
+        (tmp_path / name).write_text(name)
+
+    def boots(root: Path, _argv: list[str], **_how: object) -> booted.Ended:
+        work = root / booted.WORK.relative_to("/")
+        assert (work / "packages/now.rpm").read_text() == "now.rpm"
+        assert (work / "earlier/then.rpm").read_text() == "then.rpm"
+        places = ("before", "after", "crashed", "upgraded")
+        for place, letter in zip(places, "abcd", strict=True):
+            (work / place / "base").mkdir(parents=True)
+            (work / place / "base/1").write_text(letter * BLOCK)
+        for answer in ("map", "crashed.map", "upgraded.map"):
+            bits = "00" if lost and answer == "upgraded.map" else "01"
+            (work / answer).write_text(f"base/1 {bits}\n")
+        return booted.Ended(well=True, said="ok: upgraded\n")
+
+    monkeypatch.setattr(booted, "run", boots)
+
+    def tried() -> rpmroot.Tried:
+        now, then = [tmp_path / "now.rpm"], [tmp_path / "then.rpm"]
+        return rpmroot._try(tmp_path / "root", "17", now, then, tmp_path / "log")
+
+    if lost:
+        with pytest.raises(PackageError, match=r"lost 1 changed blocks \(upgraded\): base/1:0"):
+            tried()
+    else:
+        assert tried() == rpmroot.Tried(steps=("upgraded",), changed=3, reported=3)

@@ -24,6 +24,7 @@ from ptrack_build.package import (
     PackageError,
     booted,
     deb,
+    earlier,
     ground,
     making,
     repo,
@@ -278,6 +279,156 @@ def test_all_steps_are_run_and_a_skip_says_why(
     assert not list((own_cache / "build").glob("verify-*"))
 
 
+# ---- from an earlier release
+
+
+def then(folder: Path, *files: str) -> Path:
+    """Packages that somebody has kept."""
+    for file in files:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text("")
+    return folder
+
+
+NOW = (
+    "postgresql-17pt_17.4-1+ptrack3.0.0+deb12_amd64.deb",
+    "postgresql-17-ptrack_3.0.0+pg17.4-1+deb12_amd64.deb",
+)
+RPMS = (
+    "postgresql17pt-libs-17.4-1ptrack3.0.0.fc43.x86_64.rpm",
+    "ptrack_17-3.0.0-1.pg17.4.fc43.x86_64.rpm",
+    "ptrack_17-3.0.0-1.pg17.4.fc43.src.rpm",
+)
+
+
+@pytest.mark.parametrize("place", [".", "debian-bookworm-amd64/postgresql-17"])
+def test_packages_of_then_are_those_of_the_same_system(place: str, tmp_path: Path) -> None:
+    wanted = [
+        f"{place}/postgresql-17-ptrack_3.0.0+pg17.2-1+deb12_amd64.deb",
+        f"{place}/postgresql-17pt_17.2-1+ptrack3.0.0+deb12_amd64.deb",
+        f"{place}/ptrack_17-3.0.0-1.pg17.2.fc43.x86_64.rpm",
+    ]
+    others = (
+        "postgresql-17pt_17.2-1+ptrack3.0.0+deb13_amd64.deb",
+        "postgresql-17pt_17.2-1+ptrack3.0.0+deb12_arm64.deb",
+        "postgresql-16pt_16.6-1+ptrack3.0.0+deb12_amd64.deb",
+        "postgresql-17pt-dbgsym_17.2-1+ptrack3.0.0+deb12_amd64.deb", "manifest.json",
+        "ptrack_17-3.0.0-1.pg17.2.el9.x86_64.rpm", "ptrack_17-3.0.0-1.pg17.2.fc43.src.rpm",
+        "ptrack_17-3.0.0-1.pg17.2.deb12.x86_64.rpm",
+    )  # fmt: skip
+    folder = then(tmp_path, *wanted, *others)
+    debs = earlier.chosen(folder, [tmp_path / name for name in NOW])
+    assert sorted(debs) == sorted(folder / name for name in wanted[:2])
+    assert earlier.chosen(folder, [tmp_path / name for name in RPMS]) == (folder / wanted[2],)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ([NOW[0]], "is of the version that is to be verified"),
+        (
+            [NOW[0].replace("17.4", "17.2"), NOW[0].replace("17.4", "17.3")],
+            "several versions of postgresql-17pt: ",
+        ),
+    ],
+)
+def test_packages_of_then_that_cannot_be_meant_are_refused(
+    files: list[str], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=said) as caught:
+        earlier.chosen(then(tmp_path, *files), [tmp_path / name for name in NOW])
+    assert caught.value.hint
+
+
+def test_each_system_s_packages_come_from_their_own_of_then(
+    tmp_path: Path, fake: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their dependencies are there, and the steps are told of them."""
+    put(tmp_path / "dist", "15")
+    put(tmp_path / "dist", "17")
+    old = then(tmp_path / "old", "sub/postgresql-17pt_0_amd64.deb")
+    told: list[dict[str, str]] = []
+    real = fake.exec_create
+
+    def created(word: str, argv: list[str], **wanted: dict[str, str]) -> dict[str, str]:
+        if argv[-1] == "upgrade":
+            told.append(wanted["environment"])
+            seen = {each["Target"] for each in fake.found(word).wanted["mounts"]}
+            assert (str(old / "sub") in seen) is bool(told[-1]["BEFORE"])
+        return real(word, argv, **wanted)
+
+    monkeypatch.setattr(fake, "exec_create", created)
+    one, other = verify.verify(dist=tmp_path / "dist", before=old)
+    assert "upgrade: from an earlier version made of these, as no earlier packages" in one.note
+    assert "upgrade" not in other.note
+    assert [each["BEFORE"] for each in told] == ["", f"{old}/sub/postgresql-17pt_0_amd64.deb"]
+    simulated = [argv[-1] for argv in fake.commands if argv[:3] == ["apt-get", "install", "-s"]]
+    assert f"{old}/sub/postgresql-17pt_0_amd64.deb" in simulated
+
+
+@pytest.mark.usefixtures("fake")
+def test_where_nothing_is_of_then_that_is_said_first(tmp_path: Path) -> None:
+    put(tmp_path / "dist", "17")
+    then(tmp_path / "old", "postgresql-16pt_0_amd64.deb")
+    with pytest.raises(
+        UsageError, match=r"old has no earlier packages of debian-bookworm-amd64 17"
+    ):
+        verify.verify(dist=tmp_path / "dist", before=tmp_path / "old")
+
+
+@pytest.mark.usefixtures("fake")
+def test_rpms_are_upgraded_from_those_of_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dist, old = tmp_path / "dist", tmp_path / "old"
+    for major in ("16", "17"):
+        folder = put(dist, major, kind="rpm")
+        said = json.loads((folder / MANIFEST).read_text())
+        name = f"ptrack_{major}-3.0.0-1.fc43.x86_64.rpm"
+        (folder / name).write_text("")
+        said["packages"].append({"file": name})
+        (folder / MANIFEST).write_text(json.dumps(said))
+        files = [file for file in folder.iterdir() if file.name != SUMS]
+        sums = [f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.name}\n" for f in files]
+        (folder / SUMS).write_text("".join(sums))
+    then(old, "ptrack_17-2.9.0-1.fc43.x86_64.rpm")
+    given: list[Path | None] = []
+
+    def tried(_dist: Path, before: Path | None) -> rpmroot.Tried:
+        given.append(before)
+        return rpmroot.Tried(steps=("it starts",), changed=1, reported=1)
+
+    monkeypatch.setattr(rpmroot, "lint", lambda _dist: True)
+    monkeypatch.setattr(rpmroot, "verify", tried)
+    one, other = verify.verify(dist=dist, before=old)
+    assert given == [None, old]
+    assert (one.status, other.status) == ("incomplete", "passed")
+    assert "skipped upgrade: no earlier packages" in one.note
+
+
+@pytest.mark.skipif(not shutil.which("dpkg"), reason="needs dpkg")
+@pytest.mark.parametrize(
+    ("version", "why"), [("17.2-1", ""), ("17.10-1", "FAILED: a_17.10-1_amd64.deb is not earlier")]
+)
+def test_what_is_upgraded_from_is_earlier_indeed(version: str, why: str, tmp_path: Path) -> None:
+    text = verify.STEPS.read_text()
+    functions = [
+        text[text.index(f"{name}() {{") : text.index("\n}\n", text.index(f"{name}() {{")) + 3]
+        for name in ("fail", "older")
+    ]
+    field = '"$(echo "${2##*/}" | cut -d _ -f "$([ "$3" = Package ] && echo 1 || echo 2)")"'
+    then(tmp_path, f"a_{version}_amd64.deb")
+    script = [f"state={tmp_path}", f"dpkg-deb() {{ echo {field}; }}", *functions, "older"]
+    env = {"BEFORE": f"{tmp_path}/a_{version}_amd64.deb", "PATH": os.environ["PATH"],
+           "PACKAGES": "/dist/a_17.4-1_amd64.deb /dist/new_17.4-1_amd64.deb"}  # fmt: skip
+    done = subprocess.run(
+        ["bash", "-euc", "\n".join(script)], env=env, text=True, capture_output=True, check=False
+    )
+    assert complaint(done).startswith(why)
+    assert bool(complaint(done)) is bool(why)
+    assert [path.name for path in (tmp_path / "older").iterdir()] == [f"a_{version}_amd64.deb"]
+
+
 # ---- without an engine
 
 
@@ -381,7 +532,7 @@ def test_what_was_skipped_is_a_failure_where_that_is_asked(
 def test_what_was_not_run_beside_what_passed_is_a_failure_where_that_is_asked(
     tmp_path: Path, fake: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuses(_dist: Path) -> None:
+    def refuses(*_: object) -> None:
         what = "only root can"
         raise HostError(what)
 
@@ -546,7 +697,7 @@ def test_rpms_are_installed_from_a_repository(
 
     tried = rpmroot.Tried(steps=("it starts",), changed=1, reported=1)
     monkeypatch.setattr(rpmroot, "lint", lambda _dist: True)
-    monkeypatch.setattr(rpmroot, "verify", lambda _dist: tried)
+    monkeypatch.setattr(rpmroot, "verify", lambda *_: tried)
     monkeypatch.setattr(rpmrepo, "verify", installed)
     with contextlib.suppress(verify.VerifyFailed):
         verify.verify(dist=tmp_path)
@@ -561,7 +712,7 @@ def test_rpms_are_tried_on_a_system_of_their_own(
     tried = rpmroot.Tried(steps=("it starts", "it stops"), changed=1, reported=1)
     asked: list[Path] = []
 
-    def verified(dist: Path) -> rpmroot.Tried:
+    def verified(dist: Path, _earlier: Path | None) -> rpmroot.Tried:
         asked.append(dist)
         return tried
 
@@ -592,7 +743,7 @@ def test_what_rpmlint_finds_fails_and_keeps_nothing_else_from_being_tried(
         what = "rpmlint is not content"
         raise PackageError(what)
 
-    def verified(dist: Path) -> rpmroot.Tried:
+    def verified(dist: Path, _earlier: Path | None) -> rpmroot.Tried:
         tried.append(dist)
         if not can:
             what = "only root can"
@@ -625,7 +776,7 @@ def test_rpms_that_were_not_tried_or_failed_are_no_success(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def fails(_dist: Path) -> None:
+    def fails(*_: object) -> None:
         raise error
 
     put(tmp_path, "17", kind="rpm")

@@ -5,6 +5,8 @@
 #
 # What ptrack said, and what changed in truth, is left for others to compare: before/, after/, crashed/
 # have the relation files, map and crashed.map what ptrack_get_pagemapset() answered, since `before`.
+# Where earlier/ has packages of an earlier release, all that is done with these, before they are upgraded as the
+# server runs; upgraded/ and upgraded.map are what was there, and was answered, then.
 set -eu
 export LC_ALL=C.UTF-8
 major=$1
@@ -69,8 +71,13 @@ reported()
 # ---- install
 
 listing >before.list
-rpms -i packages/*.rpm
-echo "ok: installed"
+if [ -d earlier ]; then
+	rpms -i earlier/*.rpm
+	echo "ok: installed an earlier release"
+else
+	rpms -i packages/*.rpm
+	echo "ok: installed"
+fi
 
 [ "$(stat -c %U:%G:%a "$data")" = postgres:postgres:700 ] || fail "$data is not postgres' alone"
 [ "$(psql --version | sed 's/[^0-9]*\([0-9]*\).*/\1/')" = "$major" ] || fail "psql is not of $major"
@@ -161,6 +168,26 @@ systemctl restart "$service" || fail "$service does not restart"
 [ "$(sql -d try -c 'SELECT ptrack_init_lsn()')" = "$valid" ] || fail "the map was not kept at a restart"
 systemctl reload "$service" || fail "$service does not reload"
 echo "ok: a restart keeps the map"
+
+# ---- upgrade
+
+if [ -d earlier ]; then
+	pid=$(main_pid)
+	rpms -U packages/*.rpm
+	for file in packages/*.rpm; do
+		name=$(rpm --dbpath /var/lib/rpm -qp --nosignature --qf '%{NAME}-%{VERSION}-%{RELEASE}.%{ARCH}' "$file")
+		rpm --dbpath /var/lib/rpm -q "$name" >/dev/null ||
+			fail "$file was not installed"
+	done
+	systemctl is-active --quiet "$service" || fail "the server does not run after the upgrade"
+	[ "$(main_pid)" != "$pid" ] || fail "the server of before still runs"
+	[ "$(sql -d try -c 'SELECT ptrack_init_lsn()')" = "$valid" ] || fail "the map did not survive the upgrade"
+	sql -d try -c 'UPDATE changed SET n = n + 1 WHERE n % 300 = 0' -c 'CREATE TABLE newest AS SELECT * FROM last' \
+		-c 'CHECKPOINT'
+	files upgraded
+	reported >upgraded.map
+	echo "ok: upgraded as it ran; the map is kept, and tracked on"
+fi
 
 # the extension alone, laid down once more: the server keeps the file that it was started with, and that is said
 expected="^note: the server of $data runs with the ptrack of before|^  systemctl restart $service"
