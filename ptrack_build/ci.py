@@ -36,11 +36,14 @@ NIGHT = {
 
 #: Packages for other systems than the runner's, in containers of these, by the name of the job; one
 #: command after the other. What EL 9 has to run PostgreSQL's TAP tests with is in none of the
-#: repositories that its image asks. Debian's are verified in clean containers; sid has days on
-#: which it is not to be had.
+#: repositories that its image asks. All are verified in clean containers; sid has days on which it
+#: is not to be had.
 PACKAGES = {
-    "rpm-17-fedora": ("rpm-17 -- --image fedora:43",),
-    "rpm-17-el": ("rpm-17 -- --image almalinux:9 --without taptests",),
+    "rpm-17-fedora": ("rpm-17 -- --image fedora:43", "verify-packages -- --system fedora"),
+    "rpm-17-el": (
+        "rpm-17 -- --image almalinux:9 --without taptests",
+        "verify-packages -- --system almalinux",
+    ),
     **{
         f"deb-{suite}": (
             f"deb-15 deb-17 deb-18 -- --image debian:{suite}{more}",

@@ -207,17 +207,9 @@ def _try(root: Path, number: str, files: Iterable[Path], old: Sequence[Path], lo
         last = "\n".join(f"    {line}" for line in ended.said.splitlines()[-8:])
         what = f"the packages failed on trial:\n{last}"
         raise PackageError(what, log=log, hint="read the log")
-    changed = reported = 0
     answers = [("after", "map"), ("crashed", "crashed.map")]
-    for after, answer in [*answers, *([("upgraded", "upgraded.map")] if old else [])]:
-        lost, differ, named = compare(work / "before", work / after, (work / answer).read_text())
-        if lost:
-            what = f"ptrack lost {len(lost)} changed blocks ({after}): {', '.join(lost[:8])}"
-            raise PackageError(what, log=log, hint=f"./nox -s test-{number} shows where from")
-        changed, reported = changed + differ, reported + named
-    if not changed:
-        what = "nothing changed in the files of the cluster on trial, so nothing was shown"
-        raise PackageError(what, log=log, hint=f"correct {SCRIPT.relative_to(REPO)}")
+    answers += [("upgraded", "upgraded.map")] if old else []
+    changed, reported = judged(work, number, answers, log, SCRIPT)
     steps = [
         line.removeprefix("ok: ") for line in ended.said.splitlines() if line.startswith("ok: ")
     ]
@@ -225,6 +217,26 @@ def _try(root: Path, number: str, files: Iterable[Path], old: Sequence[Path], lo
 
 
 # ---- the truth
+
+
+def judged(
+    work: Path, number: str, answers: Iterable[tuple[str, str]], log: Path, script: Path
+) -> tuple[int, int]:
+    """How many blocks changed and were reported. answers: copies and what was said of them.
+
+    Raises PackageError where one was lost, or nothing changed, as the script has it.
+    """
+    changed = reported = 0
+    for after, answer in answers:
+        lost, differ, named = compare(work / "before", work / after, (work / answer).read_text())
+        if lost:
+            what = f"ptrack lost {len(lost)} changed blocks ({after}): {', '.join(lost[:8])}"
+            raise PackageError(what, log=log, hint=f"./nox -s test-{number} shows where from")
+        changed, reported = changed + differ, reported + named
+    if not changed:
+        what = "nothing changed in the files of the cluster on trial, so nothing was shown"
+        raise PackageError(what, log=log, hint=f"correct {script.relative_to(REPO)}")
+    return changed, reported
 
 
 def compare(before: Path, after: Path, answer: str) -> tuple[list[str], int, int]:

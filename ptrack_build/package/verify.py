@@ -82,7 +82,10 @@ class VerifyFailed(PtrackError):
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A directory of dist/: packages of a major for a system. image: what to verify them in."""
+    """A directory of dist/: packages of a major for a system.
+
+    image: what to verify Debian packages in; native: whether rpms were made on a system without.
+    """
 
     folder: Path
     kind: str
@@ -92,6 +95,7 @@ class Published:
     number: int
     version: str
     files: tuple[str, ...] = field(repr=False)
+    native: bool = True
 
     @property
     def name(self) -> str:
@@ -157,6 +161,7 @@ def published(
                 number=int(re.split(r"\D", version)[0]),  # `devel` is the number of none
                 version=version,
                 files=tuple(each["file"] for each in said["packages"]),
+                native=said.get("native") != "",
             )
 
         found.append(read(folder, of))
@@ -266,11 +271,11 @@ def upgraded_from(folder: Path, each: Published) -> tuple[Path, ...]:
 
 def _rpms(each: Published, before: Path | None = None, *, asked: bool = False) -> report.Outcome:
     """Let rpmlint look at rpms, and dnf install them from a repository; try them on a system made
-    for them, where this machine can.
+    for them, or in a container of their distribution, where this machine can.
 
     before: where packages of an earlier release are; asked: whether such were asked for.
     """
-    from ptrack_build.package import rpmrepo, rpmroot
+    from ptrack_build.package import rpmbox, rpmrepo, rpmroot
 
     began = time.monotonic()
     status: report.Status = "passed"
@@ -299,7 +304,8 @@ def _rpms(each: Published, before: Path | None = None, *, asked: bool = False) -
         failures += 1
         notes.append(error.what)
     try:
-        passed += len(rpmroot.verify(each.folder, before).steps)
+        tries = rpmroot if each.native else rpmbox
+        passed += len(tries.verify(each.folder, before).steps)
     except HostError as error:
         status = "not run"
         notes.append(error.what)

@@ -1,0 +1,230 @@
+"""Rpms in containers of their distribution, with an engine that is none: what is asked of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ptrack_build.container import NoEngine, Reference, engine
+from ptrack_build.errors import HostError
+from ptrack_build.package import MANIFEST, PackageError, rpmbox, rpmroot, verify
+from tests.build._engine import FakeEngine, FakeImage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+BLOCK = rpmroot.BLOCK
+EMPTY = {"depends": "", "provides": "", "architecture": "x86_64"}
+
+
+def put(dist: Path, distribution: str = "fedora", release: str = "43") -> Path:
+    """A directory of dist/ with rpms, which hold nothing."""
+    folder = dist / f"{distribution}-{release}-x86_64" / "postgresql-17"
+    folder.mkdir(parents=True)
+    packages = [
+        EMPTY | {"file": "postgresql17pt-server-17.4-1ptrack3.0.0.fc43.x86_64.rpm",
+                 "provides": "postgresql17pt-server = 17.4-1, postgresql17-ptrack-abi = 3",
+                 "depends": "libc.so.6()(64bit), glibc >= 2.34, (a if b), /usr/bin/sh"},
+        EMPTY | {"file": "ptrack_17-3.0.0-1.pg17.4.fc43.x86_64.rpm",
+                 "depends": "postgresql17-ptrack-abi = 3"},
+        EMPTY | {"file": "ptrack_17-3.0.0-1.pg17.4.fc43.src.rpm", "architecture": "src"},
+    ]  # fmt: skip
+    said = {
+        "kind": "rpm", "major": "17", "native": "", "packages": packages,
+        "system": {"distribution": distribution, "codename": "", "release": release},
+        "postgresql": {"version": "17.4"},
+    }  # fmt: skip
+    for each in packages:
+        (folder / each["file"]).write_text("")
+    (folder / MANIFEST).write_text(json.dumps(said))
+    return folder
+
+
+@pytest.fixture
+def fake(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
+    """An engine with an image of Fedora's, in whose containers all goes well."""
+    del own_cache
+    made = FakeEngine(held={"fedora:43": FakeImage("sha256:f")})
+    made.answers["dnf"] = (0, "")
+
+    def work() -> Path:
+        (mount,) = (
+            each["Target"] for each in made.created[-1].wanted["mounts"] if not each["ReadOnly"]
+        )
+        return Path(mount)
+
+    def answer(argv: list[str]) -> tuple[int, str] | None:
+        if argv[0] != "sh":
+            return None
+        blocks = {"track": ("before", "after"), "crash": ("crashed",), "upgrade": ("upgraded",)}
+        for place in blocks.get(argv[-1], ()):
+            (work() / place / "base").mkdir(parents=True)
+            (work() / place / "base/1").write_text(place[0] * BLOCK)
+            answers = {"after": "map", "crashed": "crashed.map", "upgraded": "upgraded.map"}
+            if place in answers:
+                (work() / answers[place]).write_text("base/1 01\n")
+        return 0, ""
+
+    made.on_exec = answer
+
+    @contextlib.contextmanager
+    def running() -> Iterator[FakeEngine]:
+        yield made
+
+    monkeypatch.setattr(engine, "running", running)
+    return made
+
+
+def steps(fake: FakeEngine) -> list[str]:
+    """Those that were taken."""
+    return [argv[-1] for argv in fake.commands if argv[0] == "sh"]
+
+
+@pytest.mark.parametrize(
+    ("distribution", "release", "expected"),
+    [
+        ("fedora", "43", "fedora:43"), ("rocky", "9.6", "rockylinux:9"),
+        ("almalinux", "9.6", "almalinux:9"), ("centos", "10", "quay.io/centos/centos:stream10"),
+        ("ol", "8.10", "oraclelinux:8"), ("mageia", "9", "mageia:9"),
+        ("rhel", "9.6", "registry.access.redhat.com/ubi9/ubi:latest"),
+    ],
+)  # fmt: skip
+def test_each_distribution_has_its_image(distribution: str, release: str, expected: str) -> None:
+    about = {"distribution": distribution, "release": release, "codename": ""}
+    assert rpmbox.image(about) == expected
+    assert Reference.parse(expected).name
+
+
+def test_all_steps_are_taken_in_one_container_without_a_network(
+    fake: FakeEngine, tmp_path: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = put(tmp_path)
+    tried = rpmbox.verify(folder)
+    assert steps(fake) == ["install", "track", "crash", "remove"]
+    assert (tried.changed, tried.reported, len(tried.steps)) == (2, 2, 4)
+    # what they depend on is there before, by the network; of themselves nothing
+    (installed,) = [argv[3:] for argv in fake.commands if argv[:3] == ["dnf", "install", "-y"]]
+    assert installed == sorted({*rpmbox.TOOLS, "/usr/bin/sh", "glibc", "libc.so.6()(64bit)"})
+    where = zip(fake.commands, fake.networks, strict=True)
+    assert {(argv[0], network) for argv, network in where} == {("dnf", "host"), ("sh", "none")}
+    mounts = {each["Target"]: each["ReadOnly"] for each in fake.created[-1].wanted["mounts"]}
+    work = own_cache / "build" / "verify-rpm-fedora-43-x86_64-17"
+    assert mounts == {str(folder): True, str(work): False}
+    assert not work.exists()
+    assert not fake.there
+    assert "in containers of fedora:43 (there)" in capsys.readouterr().out
+
+
+def test_an_earlier_release_is_upgraded(fake: FakeEngine, tmp_path: Path) -> None:
+    folder, old = put(tmp_path), tmp_path / "old"
+    old.mkdir()
+    (old / "ptrack_17-2.9.0-1.pg17.2.fc43.x86_64.rpm").write_text("")
+    told: list[dict[str, Any]] = []
+    real = fake.exec_create
+
+    def created(word: str, argv: list[str], **wanted: Any) -> dict[str, str]:  # noqa: ANN401
+        told.append(wanted["environment"])
+        return real(word, argv, **wanted)
+
+    fake.exec_create = created  # type: ignore[method-assign]
+    tried = rpmbox.verify(folder, old)
+    assert steps(fake) == ["install", "track", "crash", "upgrade", "remove"]
+    assert tried.changed == 3
+    assert told[-1]["BEFORE"] == str(old / "ptrack_17-2.9.0-1.pg17.2.fc43.x86_64.rpm")
+    assert told[-1]["MAJOR"] == "17"
+    assert len(told[-1]["PACKAGES"].split()) == 2  # without the source
+
+
+def test_a_step_that_fails_is_told_and_ends_it(fake: FakeEngine, tmp_path: Path) -> None:
+    fake.ends("sh", "crash", "noise\nFAILED: the map was not kept at a restart\n")
+    what = r"failed in a container of fedora:43: the map was not kept at a restart"
+    with pytest.raises(PackageError, match=what) as caught:
+        rpmbox.verify(put(tmp_path))
+    assert steps(fake) == ["install", "track", "crash"]
+    assert caught.value.log is not None
+    assert "FAILED: the map" in caught.value.log.read_text()
+    assert not fake.there
+
+
+def test_a_lost_block_is_told(fake: FakeEngine, tmp_path: Path) -> None:
+    before = fake.on_exec
+
+    def forgets(argv: list[str]) -> tuple[int | None, str] | None:
+        found = before(argv)
+        if argv[-1] == "crash":
+            mounts = fake.created[-1].wanted["mounts"]
+            (work,) = (each["Target"] for each in mounts if not each["ReadOnly"])
+            (Path(work) / "crashed.map").write_text("base/1 00\n")
+        return found
+
+    fake.on_exec = forgets
+    with pytest.raises(PackageError, match=r"lost 1 changed blocks \(crashed\): base/1:0"):
+        rpmbox.verify(put(tmp_path))
+
+
+def test_what_they_depend_on_and_dnf_has_not_is_told(fake: FakeEngine, tmp_path: Path) -> None:
+    fake.answers["dnf"] = (1, "Error: Unable to find a match: glibc\n")
+    with pytest.raises(PackageError, match="Unable to find a match: glibc"):
+        rpmbox.verify(put(tmp_path))
+    assert steps(fake) == []
+
+
+def test_an_image_that_cannot_be_had_is_what_the_machine_lacks(
+    fake: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.held.clear()
+    with pytest.raises(HostError, match="fedora:43 can neither be pulled nor bootstrapped"):
+        rpmbox.verify(put(tmp_path))
+
+    def running() -> None:
+        what = "no engine here"
+        raise NoEngine(what, hint="start one")
+
+    monkeypatch.setattr(engine, "running", running)
+    with pytest.raises(HostError, match="no engine here") as caught:
+        rpmbox.verify(tmp_path / "fedora-43-x86_64/postgresql-17")
+    assert caught.value.hint == "start one"
+
+
+@pytest.mark.parametrize("native", ["", "built natively on Debian"])
+def test_native_rpms_are_tried_on_their_system_and_others_in_containers(
+    native: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.build.test_package_verify import put as put_any
+
+    folder = put_any(tmp_path, "17", kind="rpm")
+    each = verify.published(tmp_path)[0]
+    assert each.native  # where nothing is said of it
+    called: list[str] = []
+    tried = rpmroot.Tried(steps=("it starts",), changed=1, reported=1)
+
+    def by(name: str) -> Callable[..., rpmroot.Tried]:
+        def verified(*_: object) -> rpmroot.Tried:
+            called.append(name)
+            return tried
+
+        return verified
+
+    said = json.loads((folder / MANIFEST).read_text()) | {"native": native}
+    monkeypatch.setattr(verify, "read", lambda _folder, how: how(said))
+    monkeypatch.setattr(verify, "results", lambda: tmp_path)
+    monkeypatch.setattr(rpmroot, "lint", lambda _dist: True)
+    monkeypatch.setattr("ptrack_build.package.rpmrepo.verify", lambda _dist: ())
+    monkeypatch.setattr(rpmroot, "verify", by("root"))
+    monkeypatch.setattr(rpmbox, "verify", by("box"))
+    verify.verify(dist=tmp_path)
+    assert called == ["root" if native else "box"]
+
+
+def test_the_script_is_shell() -> None:
+    subprocess.run(["sh", "-n", str(rpmbox.SCRIPT)], check=True)
+
+
+def test_the_script_knows_each_step() -> None:
+    text = rpmbox.SCRIPT.read_text()
+    assert all(f"\n{name})\n" in text for name in rpmbox.ORDER)
