@@ -197,7 +197,7 @@ def verify(
     anything failed, or if nothing could be verified; with strict also if anything was skipped or
     not run. UsageError where there is nothing to verify, or to upgrade from.
     """
-    from ptrack_build.package import ground
+    from ptrack_build.package import ground, verifyrpm
 
     wanted = published(dist, systems, majors, may_skip=may_skip)
     if not wanted:
@@ -214,7 +214,7 @@ def verify(
         for each in wanted:
             if each.kind == "rpm":
                 has_old = before if old.get(each.name) else None
-                outcomes.append(_rpms(each, has_old, asked=before is not None))
+                outcomes.append(verifyrpm.one(each, has_old, asked=before is not None))
                 continue
             try:
                 if lacks is not None:
@@ -257,9 +257,6 @@ def verify(
     return outcomes
 
 
-NO_EARLIER: Final = "no earlier packages of it were named"
-
-
 def upgraded_from(folder: Path, each: Published) -> tuple[Path, ...]:
     """The packages of an earlier release in a folder that users upgrade to those of now."""
     if each.kind == "deb":
@@ -267,62 +264,6 @@ def upgraded_from(folder: Path, each: Published) -> tuple[Path, ...]:
     from ptrack_build.package import rpmroot
 
     return rpmroot.upgraded_from(folder, [each.folder / file for file in each.files])
-
-
-def _rpms(each: Published, before: Path | None = None, *, asked: bool = False) -> report.Outcome:
-    """Let rpmlint look at rpms, and dnf install them from a repository; try them on a system made
-    for them, or in a container of their distribution, where this machine can.
-
-    before: where packages of an earlier release are; asked: whether such were asked for.
-    """
-    from ptrack_build.package import rpmbox, rpmrepo, rpmroot
-
-    began = time.monotonic()
-    status: report.Status = "passed"
-    passed = failures = skipped = 0
-    notes = []
-    if asked and before is None:
-        skipped += 1
-        notes.append(f"skipped upgrade: {NO_EARLIER}")
-    try:
-        if rpmroot.lint(each.folder):
-            passed += 1
-        else:
-            skipped += 1
-            notes.append("skipped lint: there is no rpmlint")
-    except PtrackError as error:
-        say(str(error))
-        failures += 1
-        notes.append(error.what)
-    try:
-        passed += len(rpmrepo.verify(each.folder))
-    except HostError as error:
-        skipped += 1
-        notes.append(f"skipped repo: {error.what}")
-    except PtrackError as error:
-        say(str(error))
-        failures += 1
-        notes.append(error.what)
-    try:
-        tries = rpmroot if each.native else rpmbox
-        passed += len(tries.verify(each.folder, before).steps)
-    except HostError as error:
-        status = "not run"
-        notes.append(error.what)
-    except PtrackError as error:
-        say(str(error))
-        failures += 1
-        notes.append(error.what)
-    return report.Outcome(
-        session=f"{each.name} rpm",
-        status="failed" if failures else "incomplete" if skipped and status == "passed" else status,
-        version=each.version,
-        tests=passed + failures + skipped,
-        failures=failures,
-        skipped=skipped,
-        test_seconds=time.monotonic() - began,
-        note="\n".join(notes),
-    )
 
 
 def previous(each: Published, everything: Sequence[Published]) -> Published | None:
@@ -414,7 +355,7 @@ def one(
     base = ground.image(reference)
     say(f"verifying {each.name} {ground.how} of {reference} ({base.how})")
     if asked and not old:
-        course.lacks("upgrade", f"from an earlier version made of these, as {NO_EARLIER}")
+        course.lacks("upgrade", f"from an earlier version made of these, as {earlier.NONE}")
     with _prepared(each, before, old) as (mounts, env):
 
         def opened(image: Clean) -> contextlib.AbstractContextManager[Commanded]:
