@@ -5,7 +5,8 @@
 
 engine brings the client of an engine, dormant installs one that is not to run for itself, box runs
 one container, image finds, pulls or bootstraps what containers are made of, root is a fresh system
-without an engine, workshop is the place that packages are built in.
+without an engine, left removes what killed sessions left of those, workshop is the place that
+packages are built in.
 """
 
 from __future__ import annotations

@@ -202,13 +202,13 @@ def sweep(client: DockerClient) -> None:
             if whose[0] != here[0]:
                 left = container.status == "exited"
             else:
-                left = whose[1] == here[1] and not _lives(whose)
+                left = whose[1] == here[1] and not lives(whose)
             if left:
                 _remove(client, container.id)
 
 
-def _lives(whose: list[str]) -> bool:
-    """Whether the process that a label of our namespace names still runs."""
+def lives(whose: list[str]) -> bool:
+    """Whether the process of our namespace that owner() named so still runs."""
     pid = int(whose[2])
     try:
         return _owner(pid).split() == whose

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 import signal
 import subprocess
@@ -24,7 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Unpack
 
 from ptrack_build import cache, host
-from ptrack_build.container import box
+from ptrack_build.container import box, left
 from ptrack_build.container import image as images
 from ptrack_build.container.base import ContainerError, NoImage, Reference
 from ptrack_build.errors import HostError
@@ -41,11 +40,14 @@ if TYPE_CHECKING:
 PROGRAMS: Final = ("chroot", "mount", "nsenter", "unshare")
 NAMESPACES: Final = ("--mount", "--pid", "--ipc", "--uts")
 FORMAT: Final = "root 1"
+KIND: Final = "root"  # of scratch: the copies that are opened
 FREE_MB: Final = 4000
 
 #: From the new namespaces to the new root; what is in "$@" are pairs of ro or rw and a directory.
-#: /proc is still the machine's where the process reads its number, with which it is found.
+#: /proc is still the machine's where the process reads its number, with which it is found. Its
+#: input is for the first process alone.
 ENTER: Final = r"""set -e
+exec 3<&0 < /dev/null
 root=$1 init=$2
 shift 2
 read -r pid rest < /proc/self/stat
@@ -73,17 +75,18 @@ while [ $# -gt 0 ]; do
     shift 2
 done
 echo "$pid"
-exec chroot "$root" /usr/bin/perl -e "$init"
+exec chroot "$root" /usr/bin/perl -e "$init" <&3 3<&-
 """
 #: The first process, which every Debian has the perl for: what loses its parent is taken leave of,
-#: and a network of its own has a loopback that is up (SIOCSIFFLAGS, of `lo`: up and running).
+#: and a network of its own has a loopback that is up (SIOCSIFFLAGS, of `lo`: up and running). Its
+#: input ends with whoever opened the system, also by SIGKILL, which lets nobody clean up.
 INIT: Final = r"""$SIG{CHLD} = "IGNORE";
 my $any;
 my $up = pack("a16 s x22", "lo", 0x41);
 socket($any, 2, 2, 0) and ioctl($any, 0x8914, $up);
 $| = 1;
 print "ready\n";
-sleep 3600 while 1;
+sysread(STDIN, my $end, 1);
 """
 
 
@@ -193,6 +196,7 @@ def with_packages(
 @contextlib.contextmanager
 def _replacing(final: Path) -> Iterator[Path]:
     """Yield a directory that takes final's place when the block ends well, with the time of now."""
+    cache.sweep(final.parent)
     place = final.with_name(f".{final.name}.{os.getpid()}.part")
     cache.remove(place)
     place.mkdir()
@@ -236,7 +240,10 @@ def opened(
 
     network: whether it has this machine's, or none.
     """
-    outside = cache.directory("build") / f"root-{os.getpid()}-{secrets.token_hex(4)}"
+    built = cache.directory("build")
+    left.sweep(built, KIND)
+    cache.sweep(_kept())
+    outside = built / left.name(KIND)
     outside.mkdir(mode=0o700)  # as of _kept()
     try:
         place = outside / "system"
@@ -260,7 +267,7 @@ def _running(place: Path, *, network: bool, mounts: Sequence[box.Mount]) -> Iter
     argv = ["unshare", *spaces, "--fork", "--kill-child", "sh", "-c", ENTER, "sh", str(place), INIT]
     known: Mapping[str, str] = {"PATH": box.PATH, "LC_ALL": "C.UTF-8"}
     process = subprocess.Popen(
-        [*argv, *pairs], env=known, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        [*argv, *pairs], env=known, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     pid = 0

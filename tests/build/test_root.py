@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from ptrack_build import cache, host, run
-from ptrack_build.container import NoImage, Reference, box, root
+from ptrack_build import REPO, cache, host, run
+from ptrack_build.container import NoImage, Reference, box, left, root
 from ptrack_build.container import image as images
 from ptrack_build.container.base import ContainerError
 from ptrack_build.errors import CommandFailed, HostError
@@ -87,7 +90,7 @@ def test_commands_are_run_there_and_nowhere_else(
         with pytest.raises(CommandFailed, match="ended with status 3"):
             entered.call(["sh", "-c", "exit 3"])
     assert not (tree.path / "etc/new").exists()
-    assert not list((cache.root() / "build").glob("root-*"))
+    assert not list((cache.root() / "build").glob(".root.*"))
 
 
 CONNECTS = """use IO::Socket::INET;
@@ -137,7 +140,83 @@ def test_what_was_started_there_ends_with_it(
     time.sleep(0.3)
     assert (tmp_path / "beat").read_text() == beat
     assert str(cache.root() / "build") not in Path("/proc/mounts").read_text()
-    assert not list((cache.root() / "build").glob("root-*"))
+    assert not list((cache.root() / "build").glob(".root.*"))
+
+
+#: Opens a tree and waits for its end.
+OPENS = """import sys, time
+from pathlib import Path
+from ptrack_build.container import Reference, box, root
+tree = root.Tree(reference=Reference.parse("debian:bookworm"), id=sys.argv[1], how="")
+with root.opened(tree, mounts=[box.Mount(path=Path("/usr"))]) as entered:
+    entered.call(["sh", "-c", "(setsid sleep 300 &) > /dev/null"])
+    print(entered.pid, flush=True)
+    time.sleep(300)
+"""
+
+
+@pytest.mark.usefixtures("_may")
+def test_it_ends_with_a_session_that_is_killed_and_the_next_one_removes_its_files(
+    tree: root.Tree,
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", OPENS, tree.id], cwd=REPO, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PTRACK_CACHE": str(cache.root())},
+    )  # fmt: skip
+    assert process.stdout is not None
+    pid = int(process.stdout.readline())
+    try:
+        process.kill()
+        process.communicate()
+        until = time.monotonic() + 20
+        while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        assert not Path(f"/proc/{pid}").exists()
+    finally:
+        if Path(f"/proc/{pid}").exists():
+            os.kill(pid, signal.SIGKILL)
+    half = tree.path.with_name(f".{tree.id}.4711.part")
+    half.mkdir()
+    past = time.time() - cache.STALE_SECONDS - 1
+    os.utime(half, (past, past))
+    (old,) = (cache.root() / "build").glob(".root.*")
+    assert cache.SCRATCH.fullmatch(old.name)
+    with root.opened(tree, mounts=[box.Mount(path=Path("/usr"))]):
+        (new,) = (cache.root() / "build").glob(".root.*")
+        assert new != old
+        left.sweep(new.parent, root.KIND)
+        assert new.exists()
+    assert not half.exists()
+
+
+def test_scratch_of_others_is_swept_when_it_is_a_day_old_and_ours_when_its_owner_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Numbers of processes say nothing of those in another PID namespace, or on another machine."""
+    folder = cache.directory("build")
+    gone = box.owner().split()
+    gone[3] = "1"  # it had our number before us
+    for whose in (gone, ["elsewhere", *gone[1:]], [gone[0], "pid:[1]", *gone[2:]]):
+        with monkeypatch.context() as patched:
+            patched.setattr(box, "owner", lambda whose=whose: " ".join(whose))
+            (folder / left.name("root")).mkdir()
+    left.sweep(folder, "root")
+    others = [*folder.iterdir()]
+    assert len(others) == 2
+    past = time.time() - cache.STALE_SECONDS - 1
+    os.utime(others[0], (past, past))
+    left.sweep(folder, "root")
+    assert [*folder.iterdir()] == others[1:]
+
+
+def test_a_tree_that_a_killed_session_left_half_made_is_swept(tree: root.Tree) -> None:
+    half = tree.path.with_name(f".{tree.id}.4711.part")
+    half.mkdir()
+    past = time.time() - cache.STALE_SECONDS - 1
+    os.utime(half, (past, past))
+    os.utime(tree.path, (0, 0))
+    root.base(BOOKWORM)
+    assert [path.name for path in half.parent.iterdir()] == [tree.id]
 
 
 @pytest.mark.usefixtures("_may")
@@ -158,7 +237,7 @@ def test_nobody_but_root_gets_at_its_programs_from_outside_and_all_do_inside(
     before = os.umask(0o077)
     try:
         with root.opened(tree, mounts=[box.Mount(path=Path("/usr"))]) as entered:
-            (place,) = (cache.root() / "build").glob("root-*")
+            (place,) = (cache.root() / "build").glob(".root.*")
             assert place.stat().st_mode & 0o777 == 0o700
             argv = ["setpriv", "--reuid=65534", "--clear-groups", "cat", "/etc/hosts"]
             assert "localhost" in entered.call(argv, capture=True).stdout
