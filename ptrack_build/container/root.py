@@ -48,6 +48,7 @@ FREE_MB: Final = 4000
 #: input is for the first process alone.
 ENTER: Final = r"""set -e
 exec 3<&0 < /dev/null
+umask 022
 root=$1 init=$2
 shift 2
 read -r pid rest < /proc/self/stat
@@ -112,9 +113,12 @@ class Entered:
     spaces: tuple[str, ...]
 
     def call(self, argv: Sequence[str], **how: Unpack[How]) -> Completed:
-        """Run a command in it, as Box.call does in a container: by its root, with a plain PATH."""
-        cwd = how.get("cwd")
-        words = ["sh", "-c", 'cd "$0" && exec "$@"', str(cwd), *argv] if cwd else [*argv]
+        """Run a command in it, as Box.call does in a container: by its root, with a plain PATH.
+
+        Its umask is that of a container, too, and not the caller's.
+        """
+        script = 'umask 022; cd "$0" && exec "$@"'
+        words = ["sh", "-c", script, str(how.get("cwd") or "/"), *argv]
         how["cwd"], how["user"], how["quiet"] = None, None, True
         how["env"] = {"PATH": box.PATH, **(how.get("env") or {})}
         enter = ["nsenter", "--target", str(self.pid), *self.spaces, "--root", "--wd", "--"]
@@ -165,7 +169,9 @@ def base(reference: Reference) -> Tree:
                 raise HostError(error.what, hint=error.hint, log=error.log) from error
             # An installer's work; without it no server finds its listen_addresses.
             (place / "etc/hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")
-            place.chmod(0o755)  # whatever the umask: it is the root of everybody in it
+            # whatever the umask: it is the root of everybody in it
+            (place / "etc/hosts").chmod(0o644)
+            place.chmod(0o755)
     return Tree(reference=reference, id=key, how="made from this host's mirror")
 
 
@@ -262,6 +268,7 @@ def _running(place: Path, *, network: bool, mounts: Sequence[box.Mount]) -> Iter
         with contextlib.suppress(OSError):  # names are looked up as here
             (place / "etc/resolv.conf").unlink(missing_ok=True)
             shutil.copyfile("/etc/resolv.conf", place / "etc/resolv.conf")
+            (place / "etc/resolv.conf").chmod(0o644)  # apt looks names up as a user of its own
     pairs = [word for each in mounts for word in ("rw" if each.writable else "ro", str(each.path))]
     spaces = (*NAMESPACES, *(() if network else ("--net",)))
     argv = ["unshare", *spaces, "--fork", "--kill-child", "sh", "-c", ENTER, "sh", str(place), INIT]

@@ -49,7 +49,9 @@ def tree(monkeypatch: pytest.MonkeyPatch) -> root.Tree:
     """One that takes no time to make."""
 
     def bootstrap(_reference: Reference, target: Path) -> None:
+        before = os.umask(0o022)  # as mmdebstrap has it
         system(target)
+        os.umask(before)
 
     monkeypatch.setattr(images, "bootstrap", bootstrap)
     return root.base(BOOKWORM)
@@ -231,16 +233,25 @@ def test_a_system_that_cannot_be_entered_says_why(tree: root.Tree) -> None:
 
 @pytest.mark.usefixtures("_may")
 def test_nobody_but_root_gets_at_its_programs_from_outside_and_all_do_inside(
-    tree: root.Tree,
+    request: pytest.FixtureRequest,
 ) -> None:
     """A program that makes anybody root is in every system, and is not kept up to date here."""
     before = os.umask(0o077)
     try:
-        with root.opened(tree, mounts=[box.Mount(path=Path("/usr"))]) as entered:
+        tree: root.Tree = request.getfixturevalue("tree")
+        mounts = [box.Mount(path=Path("/usr"))]
+        with root.opened(tree, network=True, mounts=mounts) as entered:
             (place,) = (cache.root() / "build").glob(".root.*")
             assert place.stat().st_mode & 0o777 == 0o700
             argv = ["setpriv", "--reuid=65534", "--clear-groups", "cat", "/etc/hosts"]
             assert "localhost" in entered.call(argv, capture=True).stdout
+            names = place / "system/etc"
+            assert (names / "hosts").stat().st_mode & 0o777 == 0o644
+            assert (names / "resolv.conf").stat().st_mode & 0o777 == 0o644
+            assert entered.call(["sh", "-c", "umask"], capture=True).stdout == "0022\n"
+            made = "mkdir /made; stat -c %a /made /dev/shm /dev/null"
+            assert entered.call(["sh", "-c", made], capture=True).stdout == "755\n1777\n666\n"
+            assert "Umask:\t0022\n" in Path(f"/proc/{entered.pid}/status").read_text()
     finally:
         os.umask(before)
     assert tree.path.parent.stat().st_mode & 0o777 == 0o700
