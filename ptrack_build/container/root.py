@@ -42,6 +42,7 @@ NAMESPACES: Final = ("--mount", "--pid", "--ipc", "--uts")
 FORMAT: Final = "root 1"
 KIND: Final = "root"  # of scratch: the copies that are opened
 FREE_MB: Final = 4000
+END_SECONDS: Final = 30.0
 
 #: From the new namespaces to the new root; what is in "$@" are pairs of ro or rw and a directory.
 #: /proc is still the machine's where the process reads its number, with which it is found. Its
@@ -289,9 +290,12 @@ def _running(place: Path, *, network: bool, mounts: Sequence[box.Mount]) -> Iter
             raise ContainerError(what, hint="run it on the machine itself, or use an engine")
         yield Entered(pid=pid, spaces=spaces)
     finally:
-        # the kernel ends all processes of the namespace with its first
+        # The kernel ends all processes of the namespace with its first, which is gone when they
+        # are. unshare waits for that; killed before, it would leave them in files that are removed.
         if pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=END_SECONDS)
         process.kill()
         process.communicate()

@@ -145,6 +145,19 @@ def test_what_was_started_there_ends_with_it(
     assert not list((cache.root() / "build").glob(".root.*"))
 
 
+@pytest.mark.usefixtures("_may")
+def test_its_end_is_waited_for(tree: root.Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first process is gone only after all others, which may be writing."""
+    ended: list[bool] = []
+    monkeypatch.setattr(
+        subprocess.Popen, "kill", lambda process: ended.append(process.returncode is not None)
+    )
+    with root.opened(tree, mounts=[box.Mount(path=Path("/usr"))]) as entered:
+        pid = entered.pid
+    assert ended == [True]
+    assert not Path(f"/proc/{pid}").exists()
+
+
 #: Opens a tree and waits for its end.
 OPENS = """import sys, time
 from pathlib import Path
