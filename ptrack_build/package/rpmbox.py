@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SCRIPT: Final = REPO / "packaging" / "rpm" / "verify" / "container.sh"
-#: What the script uses, and not every image has.
-TOOLS: Final = ("coreutils", "diffutils", "findutils", "procps-ng", "util-linux")
+#: What the script uses, and not every image has. Each has coreutils, or coreutils-single (those of
+#: EL), which conflicts with it.
+TOOLS: Final = ("diffutils", "findutils", "procps-ng", "util-linux")
 #: Names of images, by what a distribution calls itself in os-release; of others it is the same.
 #: Releases of EL have images of their major.
 IMAGES: Final = {

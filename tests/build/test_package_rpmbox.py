@@ -120,6 +120,10 @@ def test_all_steps_are_taken_in_one_container_without_a_network(
     assert "in containers of fedora:43 (there)" in capsys.readouterr().out
 
 
+def test_nothing_is_installed_that_conflicts_with_what_images_have() -> None:
+    assert not [name for name in rpmbox.TOOLS if name.startswith("coreutils")]
+
+
 def test_an_earlier_release_is_upgraded(fake: FakeEngine, tmp_path: Path) -> None:
     folder, old = put(tmp_path), tmp_path / "old"
     old.mkdir()
