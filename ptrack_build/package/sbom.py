@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from ptrack_build.package import Package, Release, System
 
 FILE: Final = "bom.cdx.json"
-SOURCES: Final = ("source", "src")  # architectures of what is not installed
 _NOBODY: Final = uuid.UUID(int=0)
 
 
@@ -109,7 +108,8 @@ def _package(release: Release, package: Package, said: str) -> Component:
     return Component(
         type=ComponentType.LIBRARY if _is_extension(package) else ComponentType.APPLICATION,
         name=package.name, version=package.version, bom_ref=package.file, purl=url,
-        hashes=_sha256(package.sha256), licenses=[_license(terms.under(package.name, said))],
+        hashes=_sha256(package.sha256),
+        licenses=[_license(terms.under(package.name, said, package.architecture))],
         properties=_properties(file=package.file),
     )  # fmt: skip
 
@@ -163,7 +163,7 @@ def _neighbours(package: Package, others: Iterable[Package]) -> list[str]:
         each.file
         for each in others
         if each != package
-        and each.architecture not in SOURCES
+        and each.architecture not in terms.SOURCES
         and wanted & {each.name, *_names(each.provides)}
     )
 

@@ -54,6 +54,7 @@ DEBS: Final = {
     **{f"postgresql-{language}": (language,) for language in LANGUAGES},
 }
 PGXS: Final = "config/*"
+SOURCES: Final = ("source", "src")  # architectures of what is not installed
 
 
 def names(said: str) -> dict[str, set[str]]:
@@ -74,12 +75,17 @@ def licenses(said: str) -> dict[str, str]:
     return {package: notices.expression(found) for package, found in names(said).items()}
 
 
-def under(package: str, said: str) -> str:
+def under(package: str, said: str, architecture: str = "") -> str:
     """What a package of the server or of the extension is under, by its name.
 
-    One of debugging symbols is under what its package is, if that is told by the name.
+    One of debugging symbols is under what its package is, if that is told by the name; one of
+    sources, for debuggers or by its architecture, under all that there is.
     """
-    plain = re.sub(r"-dbgsym$|-debug(info|source)$", "", package)
+    whole = architecture in SOURCES or package.endswith("-debugsource")
+    if whole and re.match(r"postgresql-?\d+pt\b", package):
+        every = notices.terms(said).values()
+        return notices.expression(name for licenses in every for name in licenses)
+    plain = re.sub(r"-dbgsym$|-debuginfo$", "", package)
     having = names(said)
     if found := re.fullmatch(r"(postgresql(?:-[a-z\d-]+?)?)-\d+pt", plain):
         words: Iterable[str] = DEBS.get(found[1], tuple(having))

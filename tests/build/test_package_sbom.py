@@ -215,6 +215,28 @@ def test_debian_s_packages_have_what_several_of_rpm_s_have() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "architecture"),
+    [("postgresql17pt", "src"), ("postgresql17pt-debugsource", "x86_64"),
+     ("postgresql-17pt", "source")],
+)  # fmt: skip
+def test_sources_are_under_all_that_there_is(name: str, architecture: str) -> None:
+    every = " AND ".join(terms.licenses(notices.text()).values())
+    each = dataclasses.replace(package(name), file="a", architecture=architecture)
+    (said,) = licenses(dataclasses.replace(MADE, packages=(each,)))["a"]
+    assert {*every.split(" AND ")} <= {*said["expression"].split(" AND ")}
+    for part in notices.parts(notices.text()):
+        assert {*part.expression.split(" AND ")} <= {*said["expression"].split(" AND ")}
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [("ptrack_17", "src"), ("ptrack_17-debugsource", "x86_64"), ("postgresql-17-ptrack", "source")],
+)
+def test_the_extension_s_sources_are_all_our_own(name: str, architecture: str) -> None:
+    assert terms.under(name, notices.text(), architecture) == "PostgreSQL"
+
+
+@pytest.mark.parametrize(
     "name", ["postgresql-17-ptrack", "postgresql-17-ptrack-dbgsym", "ptrack_17",
              "ptrack_17-llvmjit", "postgresql17pt-native"],
 )  # fmt: skip
