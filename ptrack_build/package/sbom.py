@@ -81,13 +81,18 @@ def document(release: Release) -> str:
 
 
 def _part(part: notices.Part, said: str) -> Component:
-    """What of PostgreSQL others hold. said: the text that has the words of licenses."""
+    """What of PostgreSQL others hold. said: the text that has the words of licenses.
+
+    An expression has no place for words: those of its LicenseRefs are properties.
+    """
     words = notices.texts(said)
     mine = part.licenses[0] if len(part.licenses) == 1 else ""
+    named = {notices.spdx(name): words.get(name, "") for name in part.licenses if not mine}
+    refs = {name: text for name, text in named.items() if name.startswith("LicenseRef-")}
     return Component(
         type=ComponentType.FILE, name=part.files[0], bom_ref=f"third-party/{part.files[0]}",
         licenses=[_license(part.expression, words.get(mine, ""))], copyright=part.holders,
-        properties=_properties(files=" ".join(part.files)),
+        properties=_properties(files=" ".join(part.files), **refs),
     )  # fmt: skip
 
 

@@ -189,6 +189,24 @@ def test_a_part_that_others_hold_names_them_and_their_terms() -> None:
     assert each["license"]["text"]["content"].startswith("Permission to use, copy, modify")
 
 
+def test_what_spdx_has_no_name_for_has_its_words() -> None:
+    """Wherever it is named: also what is only ever one of several licenses."""
+    text = sbom.document(MADE)
+    known = {notices.spdx(name): words for name, words in notices.texts(notices.text()).items()}
+    there: dict[str, str] = {}
+    for each in json.loads(text)["components"]:
+        for found in (one.get("license", {}) for one in each.get("licenses", [])):
+            if "text" in found:
+                there[found["name"]] = found["text"]["content"]
+        for said in each.get("properties", []):
+            if said["name"].startswith("ptrack:LicenseRef-"):
+                there[said["name"].removeprefix("ptrack:")] = said["value"]
+    named = set(re.findall(r"LicenseRef-[\w.-]*\w", text))
+    assert {"LicenseRef-HPND-patrol", "LicenseRef-Niemann", "LicenseRef-Whitley"} <= named
+    assert there == {name: known[name] for name in named}
+    assert all(there.values())
+
+
 @pytest.mark.parametrize(
     ("name", "word"),
     [
