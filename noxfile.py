@@ -37,7 +37,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # nox as a program has
 from ptrack_build import REPO, matrix
 from ptrack_build.errors import UsageError
 from ptrack_build.sessions import (
-    MAY_SKIP,
     REGISTERED,
     Options,
     check_majors,
@@ -257,7 +256,8 @@ def verify_packages(session: nox.Session) -> None:
         help="these systems only: debian-bookworm-amd64, or a word of it; may be repeated",
     )  # fmt: skip
     options.add_argument("--strict", action="store_true", help="fail where a step was skipped")
-    options.add_argument("--may-skip", action="store_true", help=MAY_SKIP)
+    what = "end well where dist/ has no packages of what is asked for"
+    options.add_argument("--may-skip", action="store_true", help=what)
     options.add_argument(
         "--before", type=options.path, metavar="DIR",
         help="upgrade from packages of an earlier release, which are there",

@@ -30,6 +30,16 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
+def skipped(name: str, why: str) -> None:
+    """Say that something was not done, as it may be; on GitHub its run is marked with that."""
+    text = f"SKIPPED {name}, as it may be: {why}"
+    say(text)
+    if os.environ.get("GITHUB_ACTIONS"):
+        # a command is one line, with these signs written so
+        line = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+        say(f"::warning::{line}")
+
+
 def duration(seconds: float) -> str:
     """12.3 s, 4 min 05 s"""
     if seconds < 60:

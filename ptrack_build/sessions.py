@@ -251,9 +251,6 @@ def session(
     return register
 
 
-MAY_SKIP = "say so and go on, where there is none"
-
-
 def packages_options(session: nox.Session, features: Collection[str]) -> Options:
     """What all sessions take that make packages. features: what they can do without."""
     from ptrack_build.package.making import JIT
@@ -276,7 +273,8 @@ def packages_wanted(session: nox.Session, features: Collection[str]) -> Wanted:
     options = packages_options(session, features)
     what = "in a container of it: debian:trixie, fedora:43"
     options.add_argument("--image", default="", help=what)
-    options.add_argument("--may-skip", action="store_true", help=MAY_SKIP)
+    what = "end well where there is no such image, or in it not what packages are built with"
+    options.add_argument("--may-skip", action="store_true", help=what)
     given = options.read()
     if given.may_skip and not given.image:
         options.error("--may-skip is about an image: it goes with --image")

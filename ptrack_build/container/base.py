@@ -26,7 +26,11 @@ class NoEngine(ContainerError):
 
 
 class NoImage(ContainerError):
-    """The image of that name is nowhere to be had: neither here nor pulled nor bootstrapped."""
+    """The image of that name is nowhere to be had: neither here nor pulled nor bootstrapped.
+
+    Not what an engine that fails says, or a disk that is full: who may do without an image is to
+    hear of these.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

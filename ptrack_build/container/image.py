@@ -20,6 +20,7 @@ from ptrack_build.container import box
 from ptrack_build.container.base import ROLLING, ContainerError, NoImage, Reference, explained
 from ptrack_build.errors import CommandFailed, SourceError
 from ptrack_build.package import room
+from ptrack_build.package.place import unobtainable
 from ptrack_build.progress import say, step
 from ptrack_build.run import call
 from ptrack_build.source import distro
@@ -83,7 +84,13 @@ def get(client: DockerClient, reference: Reference) -> Image:
         if reference.digest:
             raise _other_digest(client, reference, error) from error
         say(f"{named} could not be pulled ({_short(error)}): bootstrapping it")
-        return _bootstrap(client, reference)
+        try:
+            return _bootstrap(client, reference)
+        except NoImage as none:
+            if _is_engine_s(error):
+                what = f"{none.what}\n(pulling it: {_short(error)})"
+                raise ContainerError(what, hint=error.hint, log=none.log) from error
+            raise
     return _proven(client, reference, held, "pulled")
 
 
@@ -116,6 +123,20 @@ def _other_digest(
             what = f"{reference.tagged} has not this digest, but {others}"
             hint = "ask for one of these, or remove the image so that it is pulled again"
     return ContainerError(what, hint=hint)
+
+
+def _is_engine_s(error: ContainerError) -> bool:
+    """Whether a pull failed here, and not for what the registry has or that it does not answer.
+
+    What fails when it has begun the client does not tell, but that there is no image then.
+    """
+    import docker.errors
+
+    cause = error.__cause__
+    if not isinstance(cause, docker.errors.APIError):
+        return cause is not None
+    here = r"no space left|disk quota|permission denied|read-only file system|^No such image"
+    return re.search(here, str(cause.explanation or cause), re.IGNORECASE) is not None
 
 
 def _short(error: ContainerError) -> str:
@@ -153,7 +174,8 @@ def _bootstrap(client: DockerClient, reference: Reference) -> Image:
 def bootstrap(reference: Reference, target: Path) -> None:
     """Make the system of a suite from this machine's mirror: a tarball, or into a directory.
 
-    The caller sees to it that nobody else does so. Raises NoImage saying why it cannot be.
+    The caller sees to it that nobody else does so. Raises NoImage where the mirror has no such
+    suite, or packages of it that cannot be installed, and ContainerError for all else that fails.
     """
     named = str(reference)
     about = distro.DistroProvider()
@@ -176,7 +198,8 @@ def bootstrap(reference: Reference, target: Path) -> None:
             call(argv, log=log, quiet=True, env=UNATTENDED)
     except CommandFailed as error:
         what = f"{named} could not be bootstrapped: {_reason(error)}"
-        raise NoImage(what, log=log, hint=_bootstrap_hint(error)) from error
+        kind = NoImage if unobtainable(error) else ContainerError
+        raise kind(what, log=log, hint=_bootstrap_hint(error)) from error
     finally:
         cache.remove(sources)
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final, Unpack
 from ptrack_build import cache, host
 from ptrack_build.container import box, left
 from ptrack_build.container import image as images
-from ptrack_build.container.base import ContainerError, NoImage, Reference
+from ptrack_build.container.base import ContainerError, Reference
 from ptrack_build.errors import HostError
 from ptrack_build.package import room
 from ptrack_build.progress import step
@@ -156,7 +156,7 @@ def _kept() -> Path:
 def base(reference: Reference) -> Tree:
     """The system that an image of that name has, from this machine's mirror.
 
-    Raises HostError where that has no such suite, or does not answer.
+    Raises HostError where that has no such suite, or does not answer, and for whatever else fails.
     """
     key = cache.digest(FORMAT, str(reference))[:32]
     with cache.lock(f"root {key}", f"makes a {reference}"):
@@ -166,7 +166,7 @@ def base(reference: Reference) -> Tree:
         with _replacing(made.path) as place:
             try:
                 images.bootstrap(reference, place)
-            except NoImage as error:
+            except ContainerError as error:
                 raise HostError(error.what, hint=error.hint, log=error.log) from error
             # An installer's work; without it no server finds its listen_addresses.
             (place / "etc/hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")

@@ -17,6 +17,7 @@ from ptrack_build.container import box
 from ptrack_build.container import image as images
 from ptrack_build.errors import CommandFailed, HostError
 from ptrack_build.package import making, parse_os_release
+from ptrack_build.package.place import Unobtainable, unobtainable
 from ptrack_build.progress import say
 
 if TYPE_CHECKING:
@@ -115,7 +116,8 @@ class Workshop:
         except CommandFailed as error:
             what = f"could not install {', '.join(names)} in {self.name}: {error.what}"
             hint = "see whether this machine reaches the image's package mirror"
-            raise HostError(what, hint=hint, log=error.log) from error
+            kind = Unobtainable if unobtainable(error) else HostError
+            raise kind(what, hint=hint, log=error.log) from error
         if self._faster:
             return
         self._faster = True

@@ -34,7 +34,7 @@ from ptrack_build.package import (
     notices,
     sha256,
 )
-from ptrack_build.package.place import HERE
+from ptrack_build.package.place import HERE, Unobtainable, unobtainable
 from ptrack_build.patch import edits
 from ptrack_build.progress import say
 from ptrack_build.run import call
@@ -328,11 +328,13 @@ def _ensure(control: str, slot: str, where: Place) -> None:
                 f"could not install what the packages are built with: {error.what}\n"
                 "(what cannot be had can be left out, as selinux by -- --without selinux)"
             )
-            raise HostError(what, hint=where.remedy(names), log=error.log) from error
+            kind = Unobtainable if unobtainable(error) else HostError
+            raise kind(what, hint=where.remedy(names), log=error.log) from error
         lacking = _unmet(control, slot, where)
     if lacking:
         what = f"{where.name} lacks {', '.join(lacking)}, which the packages are built with"
-        raise HostError(what, hint=where.remedy([each.split("|")[0] for each in lacking]))
+        kind = Unobtainable if where.may_install() else HostError  # they were, in other versions
+        raise kind(what, hint=where.remedy([each.split("|")[0] for each in lacking]))
 
 
 def _unmet(control: str, slot: str, where: Place) -> list[str]:

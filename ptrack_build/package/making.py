@@ -39,8 +39,8 @@ from ptrack_build.package import (
     room,
     table,
 )
-from ptrack_build.package.place import HERE
-from ptrack_build.progress import Step, say, step
+from ptrack_build.package.place import HERE, Unobtainable
+from ptrack_build.progress import Step, say, skipped, step
 from ptrack_build.run import call
 from ptrack_build.source.mirror import WHEN
 from ptrack_build.suite import results
@@ -616,7 +616,8 @@ class Wanted:
 
     locked: what matrix.lock records; without: features of the server that are left out, by the
     names of deb.OPTIONAL or rpm.OPTIONAL; image: of the container that they are made in and for, on
-    and for this machine where it is ""; may_skip: whether it is no error that this cannot be had.
+    and for this machine where it is ""; may_skip: whether it is no error that this cannot be had,
+    or in it what they are built with.
     """
 
     locked: bool = False
@@ -635,7 +636,8 @@ class Builder(Protocol):
 def one(kind: str, build: Builder, major: Major, wanted: Wanted) -> Path | None:
     """Fetch, patch, package and publish a major; prints the packages and where they are.
 
-    None where the image is nowhere to be had and may be skipped, which is said.
+    None where the image is nowhere to be had, or in it what they are built with, and that may be
+    skipped, which is said.
     """
     from ptrack_build import container, patch, source
 
@@ -644,17 +646,16 @@ def one(kind: str, build: Builder, major: Major, wanted: Wanted) -> Path | None:
     dist_room(DIST, DIST_FREE_MB, "putting packages there")
     host.ensure(["git"], besides=FASTER)
     tree = patch.apply(source.fetch(major, locked=wanted.locked))
-    with contextlib.ExitStack() as stack:
-        try:
-            where = stack.enter_context(container.place(wanted.image, slot(kind, major), kept=kind))
-        except (container.NoEngine, container.NoImage) as error:
-            if not wanted.may_skip:
-                raise
-            say(f"SKIPPED {kind}-{major.name}, as it may be: {error.what}")
-            return None
-        if where is HERE:  # a container has its own
-            host.ensure(FASTER, optional=True)
-        made = build(tree, without=wanted.without, where=where)
+    try:
+        with container.place(wanted.image, slot(kind, major), kept=kind) as where:
+            if where is HERE:  # a container has its own
+                host.ensure(FASTER, optional=True)
+            made = build(tree, without=wanted.without, where=where)
+    except (container.NoImage, Unobtainable) as error:
+        if not wanted.may_skip:
+            raise
+        skipped(f"{kind}-{major.name}", error.what)
+        return None
     place = publish(made)
     say(table(made.packages))
     if native := made.made_of.get("native"):
@@ -674,7 +675,7 @@ def every(kind: str, build: Builder, majors: Sequence[Major], wanted: Wanted) ->
         name = f"{kind}-{major.name}"
         place = one(kind, build, major, wanted)
         if place is None:
-            return report.Outcome(session=name, status="not run", note=f"no {wanted.image}")
+            return report.Outcome(session=name, status="not run", note="skipped, as it may be")
         return report.Outcome(session=name, status="passed", note=str(place))
 
     from ptrack_build import source

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Final, Protocol, Unpack
 
 from ptrack_build import cache, host, run
 from ptrack_build.container.base import ROLLING
+from ptrack_build.errors import HostError
 from ptrack_build.package import os_release
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from ptrack_build.errors import CommandFailed
     from ptrack_build.run import Completed, How
 
 #: Where a distribution has its programs. What a caller or an administrator puts before them may be
@@ -49,6 +51,34 @@ def environment(caller: Mapping[str, str]) -> dict[str, str]:
         known["LD_PRELOAD"] = ":".join(each for each in preloaded if "libfaketime" in each)
     # No home: files there have macros for rpm and flags for dpkg.
     return known | {"HOME": "/nonexistent", "LC_ALL": "C.UTF-8", "PATH": PATH}
+
+
+#: What apt and dnf say of packages that an archive has not, or not so that they go together.
+_UNOBTAINABLE: Final = re.compile(
+    r"Unable to locate package|has no installation candidate|unmet dependencies|held broken|"
+    r"Unable to (?:correct problems|satisfy dependencies|find a match)|"
+    r"No match for argument|nothing provides|conflicting requests|does not have a Release file",
+    re.IGNORECASE,
+)
+#: What has other causes, whatever else is said then.
+_OF_THE_MACHINE: Final = re.compile(
+    r"No space left|Disk quota|Read-only file system|Cannot allocate memory|Failed to fetch|"
+    r"Temporary failure|Could not (?:resolve|connect)|Failed to download|Permission denied",
+    re.IGNORECASE,
+)
+
+
+class Unobtainable(HostError):
+    """A system's archive has not what packages are built with, or not so that it goes together."""
+
+
+def unobtainable(error: CommandFailed) -> bool:
+    """Whether a package manager failed for what the archive has, and not for what ails the machine.
+
+    In a suite in motion that is so on some days, and nobody's fault here.
+    """
+    machine = error.returncode == 127 or _OF_THE_MACHINE.search(error.tail)
+    return not machine and _UNOBTAINABLE.search(error.tail) is not None
 
 
 class Place(Protocol):

@@ -37,7 +37,7 @@ from ptrack_build.package import (
     sha256,
     terms,
 )
-from ptrack_build.package.place import HERE
+from ptrack_build.package.place import HERE, Unobtainable, unobtainable
 from ptrack_build.patch import edits
 from ptrack_build.progress import say
 from ptrack_build.source.mirror import environment as git_environment
@@ -311,7 +311,8 @@ def _machine(major: Major, *, without: Collection[str], where: Place = HERE) -> 
     wanted = [each for each in known if each.name not in without]
     required = REQUIRED_APT if native else REQUIRED_RPM
     needs = {each.name: each.apt if native else each.rpm for each in wanted}
-    have = _completed(required, needs, native=native, where=where)
+    failed: list[CommandFailed] = []
+    have = _completed(required, needs, failed, native=native, where=where)
     absent = {
         feature: lacks
         for feature, packages in needs.items()
@@ -324,7 +325,8 @@ def _machine(major: Major, *, without: Collection[str], where: Place = HERE) -> 
         if absent:
             words = " ".join(f"--without {feature}" for feature in absent)
             what += f"\n(what cannot be had can be left out: -- {words})"
-        raise HostError(what, hint=where.remedy(lacking))
+        kind = Unobtainable if failed and all(map(unobtainable, failed)) else HostError
+        raise kind(what, hint=where.remedy(lacking))
     left_out = [each.name for each in known if each.name in without]
     tools = _installed(TOOLS_APT if native else TOOLS_RPM, native=native, where=where)
     builders = dict(sorted({*have.values(), *tools.values()}))
@@ -343,12 +345,17 @@ def _machine(major: Major, *, without: Collection[str], where: Place = HERE) -> 
 
 
 def _completed(
-    required: Iterable[str], needs: Mapping[str, Iterable[str]], *, native: bool, where: Place
+    required: Iterable[str],
+    needs: Mapping[str, Iterable[str]],
+    failed: list[CommandFailed],
+    *,
+    native: bool,
+    where: Place,
 ) -> dict[str, tuple[str, str]]:
     """What of these is installed, after what lacked was, where that may be done: see _installed.
 
     required comes first, and what cannot be had of one feature's needs keeps no other's away: what
-    is missing in the end is what cannot be had.
+    is missing in the end is what cannot be had. failed: where it is put what failed.
     """
     optional = [name for each in needs.values() for name in each]
     asked = [*required, *optional]
@@ -361,6 +368,7 @@ def _completed(
         try:
             where.install(lacking)
         except CommandFailed as error:
+            failed.append(error)
             say(f"could not install {' '.join(lacking)}: see {error.log}")
             return False
         return True

@@ -34,7 +34,7 @@ from ptrack_build.package import (
     repo,
     signing,
 )
-from ptrack_build.progress import say, step
+from ptrack_build.progress import say, skipped, step
 from ptrack_build.source.base import version_key
 from ptrack_build.suite import results
 
@@ -169,7 +169,7 @@ def published(
         asked = " ".join([*systems, *majors])
         what = f"{dist} has no packages" + (f" of {asked}" if asked else "")
         if may_skip:
-            say(f"SKIPPED verify-packages, as it may be: {what}")
+            skipped("verify-packages", what)
             return []
         hint = "./nox -s deb-17 makes some, and rpm-17"
         if there:

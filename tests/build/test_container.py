@@ -490,6 +490,46 @@ def test_a_mirror_whose_index_is_long_past_is_told_from_a_broken_one(
     with pytest.raises(ContainerError, match=r"InRelease is expired \(invalid since 19d") as caught:
         images.get(FakeEngine(), Reference.parse("debian:sid"))
     assert "Acquire::Check-Valid-Until" in (caught.value.hint or "")
+    assert not isinstance(caught.value, NoImage)
+
+
+@pytest.mark.usefixtures("_apt")
+@pytest.mark.parametrize(
+    ("said", "nowhere"),
+    [
+        ("E: Unable to correct problems, you have held broken packages.", True),
+        ("E: The repository 'http://a.example sid Release' does not have a Release file.", True),
+        ("E: You don't have enough free space in /var/cache/apt/archives/.", False),
+        ("tar: No space left on device\nE: you have unmet dependencies", False),
+        ("unshare: Operation not permitted", False),
+    ],
+)
+def test_a_suite_is_nowhere_only_for_what_the_mirror_has(
+    said: str, nowhere: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(argv: Sequence[str], **_: object) -> None:
+        raise CommandFailed(argv, 25, tail=said)
+
+    monkeypatch.setattr(images, "call", fails)
+    with pytest.raises(ContainerError, match="could not be bootstrapped") as caught:
+        images.get(FakeEngine(), Reference.parse("debian:sid"))
+    assert isinstance(caught.value, NoImage) is nowhere
+
+
+@pytest.mark.usefixtures("_apt")
+@pytest.mark.parametrize(
+    ("refusal", "nowhere"),
+    [
+        ("manifest for fedora:41 not found: manifest unknown", True),
+        ("dial tcp: lookup registry-1.docker.io: no such host", True),
+        ("write /var/lib/docker/tmp/x: no space left on device", False),
+        ("No such image: fedora:41", False),  # it broke off
+    ],
+)
+def test_an_image_is_nowhere_only_for_what_the_registry_has(refusal: str, nowhere: bool) -> None:
+    with pytest.raises(ContainerError, match="neither be pulled nor bootstrapped") as caught:
+        images.get(FakeEngine(refusal=refusal), Reference.parse("fedora:41"))
+    assert isinstance(caught.value, NoImage) is nowhere
 
 
 def test_a_digest_is_matched_and_never_bootstrapped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ptrack_build import container, host, patch, source
-from ptrack_build.errors import HostError
+from ptrack_build.errors import HostError, PtrackError
 from ptrack_build.package import (
     SUMS,
     PackageError,
     Release,
     deb,
     making,
+    place,
     publish,
     read,
     record,
@@ -268,30 +269,66 @@ def test_a_compiler_cache_of_this_machine_is_not_for_a_container(
 # ---- an image that may be skipped
 
 
-@pytest.mark.parametrize("error", [container.NoEngine, container.NoImage])
+def asked(
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    error: PtrackError,
+    *,
+    built: bool,
+    may_skip: bool,
+) -> Path | None:
+    """What making.one says where that comes of an image, or (built) of a build in it."""
+    tree = _packages.patched(folder)
+
+    def refuses(*_: object, **_more: object) -> Release:
+        raise error
+
+    where = contextlib.nullcontext(Elsewhere())
+    monkeypatch.setattr(host, "ensure", lambda *_a, **_k: None)
+    monkeypatch.setattr(source, "fetch", lambda *_a, **_k: tree.source)
+    monkeypatch.setattr(patch, "apply", lambda _source: tree)
+    monkeypatch.setattr(container, "place", lambda *_a, **_k: where if built else refuses())
+    monkeypatch.setattr(making, "dist_room", lambda *_: None)
+    wanted = making.Wanted(image="debian:sid", may_skip=may_skip)
+    return making.one("deb", refuses, tree.source.major, wanted)
+
+
+@pytest.mark.parametrize(
+    ("error", "built"), [(container.NoImage, False), (place.Unobtainable, True)]
+)
 @pytest.mark.usefixtures("own_cache")
-def test_an_image_that_cannot_be_had_is_skipped_only_where_that_is_allowed(
-    error: type[container.ContainerError],
+def test_what_cannot_be_had_on_a_day_is_skipped_only_where_that_is_allowed(
+    error: type[PtrackError],
+    built: bool,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    tree = _packages.patched(tmp_path)
-
-    def refuses(*_: object, **_more: object) -> None:
-        what = "debian:sid is nowhere"
-        raise error(what)
-
-    monkeypatch.setattr(host, "ensure", lambda *_a, **_k: None)
-    monkeypatch.setattr(source, "fetch", lambda *_a, **_k: tree.source)
-    monkeypatch.setattr(patch, "apply", lambda _source: tree)
-    monkeypatch.setattr(container, "place", refuses)
-    monkeypatch.setattr(making, "dist_room", lambda *_: None)
-    wanted = making.Wanted(image="debian:sid", may_skip=True)
-    assert making.one("deb", deb.build, tree.source.major, wanted) is None
-    assert "SKIPPED deb-17, as it may be: debian:sid is nowhere" in capsys.readouterr().out
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
+    why = error("debian:sid is nowhere\nat 100%")
+    assert asked(monkeypatch, tmp_path / "a", why, built=built, may_skip=True) is None
+    said = "SKIPPED deb-17, as it may be: debian:sid is nowhere"
+    assert f"{said}\nat 100%\n" in (told := capsys.readouterr().out)
+    assert "::" not in told
     with pytest.raises(error, match="is nowhere"):
-        making.one("deb", deb.build, tree.source.major, making.Wanted(image="debian:sid"))
+        asked(monkeypatch, tmp_path / "b", why, built=built, may_skip=False)
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    assert asked(monkeypatch, tmp_path / "c", why, built=built, may_skip=True) is None
+    assert f"\n::warning::{said}%0Aat 100%25\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "built"),
+    [(container.NoEngine, False), (container.ContainerError, False), (HostError, True),
+     (PackageError, True)],
+)  # fmt: skip
+@pytest.mark.usefixtures("own_cache")
+def test_what_fails_is_never_skipped(
+    error: type[PtrackError], built: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    why = error("the engine does not answer, or the disk is full")
+    with pytest.raises(error, match="is full"):
+        asked(monkeypatch, tmp_path, why, built=built, may_skip=True)
 
 
 # ---- a build, of packages that take no time

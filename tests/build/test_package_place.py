@@ -15,7 +15,7 @@ from ptrack_build.container import image as images
 from ptrack_build.container.workshop import Workshop
 from ptrack_build.errors import HostError
 from ptrack_build.package import PackageError, Release, deb, reproduce, rpm
-from ptrack_build.package.place import HERE, environment
+from ptrack_build.package.place import HERE, Unobtainable, environment
 from tests.build import _packages
 from tests.build._engine import FakeEngine, FakeImage
 
@@ -160,7 +160,7 @@ def test_build_dependencies_that_the_image_cannot_have_are_named(
     fake.answers["dpkg-checkbuilddeps"] = (
         1, "dpkg-checkbuilddeps: error: Unmet build dependencies: no-such-thing (>= 3)\n",
     )  # fmt: skip
-    with pytest.raises(HostError, match="debian:sid lacks no-such-thing") as caught:
+    with pytest.raises(Unobtainable, match="debian:sid lacks no-such-thing") as caught:
         built(line)
     # what could be pasted here would be installed here
     hint = "name an image with no-such-thing, or one whose repositories have that"
@@ -168,6 +168,33 @@ def test_build_dependencies_that_the_image_cannot_have_are_named(
     installed = [argv[4:] for argv in fake.commands if argv[:2] == ["apt-get", "install"]]
     assert ["no-such-thing"] in installed
     assert shutil.which("no-such-thing") is None
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("E: Unable to correct problems, you have held broken packages.\n", Unobtainable),
+        ("Error: Unable to find a match: no-such-thing\n", Unobtainable),
+        ("E: Failed to fetch http://mirror.example/a.deb\nE: unmet dependencies\n", HostError),
+        ("dpkg: error: failed to write status database: No space left on device\n", HostError),
+    ],
+)
+@pytest.mark.parametrize("asked", ["dpkg-dev", "no-such-thing"])
+@_packages.with_dpkg
+def test_what_an_archive_has_not_is_told_from_what_ails_the_machine(
+    line: Line, fake: FakeEngine, said: str, asked: str, expected: type[HostError]
+) -> None:
+    """Whether tools or build dependencies are what cannot be installed."""
+    unmet = "dpkg-checkbuilddeps: error: Unmet build dependencies: no-such-thing (>= 3)\n"
+    fake.answers["dpkg-checkbuilddeps"] = (1, unmet)
+
+    def answer(argv: list[str]) -> tuple[int, str] | None:
+        return (100, said) if argv[:2] == ["apt-get", "install"] and asked in argv else None
+
+    fake.on_exec = answer
+    with pytest.raises(HostError, match="could not install") as caught:
+        built(line)
+    assert type(caught.value) is expected
 
 
 @pytest.mark.usefixtures("own_cache")

@@ -25,7 +25,7 @@ import pytest
 from ptrack_build import REPO, host, matrix, run
 from ptrack_build.errors import CommandFailed, HostError
 from ptrack_build.package import PackageError, Release, making, notices, publish, rpm
-from ptrack_build.package.place import HERE, Native
+from ptrack_build.package.place import HERE, Native, Unobtainable
 from ptrack_build.patch import edits
 from tests.build import _packages
 
@@ -825,6 +825,30 @@ def test_what_is_missing_is_named_and_nothing_is_left_out_unasked(
         found = rpm._machine(major, without=["llvmjit", *words])
         assert found.without == tuple(sorted(["llvmjit", *words]))
         assert {f"--without={word}" for word in words} <= {*rpm._options(found)}
+
+
+@pytest.mark.usefixtures("debian")
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("E: Unable to locate package bison", Unobtainable),
+        ("E: Write error - write (28: No space left on device)", HostError),
+    ],
+)
+def test_what_the_archive_has_not_is_told_from_a_failure(
+    said: str, expected: type[HostError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_place: object, names: Iterable[str]) -> None:
+        raise CommandFailed(["apt-get", *names], 100, tail=said)
+
+    monkeypatch.setattr(Native, "may_install", lambda _place: True)
+    monkeypatch.setattr(Native, "install", fails)
+    monkeypatch.setattr(
+        rpm, "_installed", lambda names, **_: {n: (n, "1") for n in names if n != "bison"}
+    )
+    with pytest.raises(HostError, match="lacks bison") as caught:
+        rpm._machine(matrix.load().major("17"), without=["llvmjit"])
+    assert type(caught.value) is expected
 
 
 @pytest.mark.usefixtures("debian")

@@ -109,11 +109,14 @@ def test_nothing_to_verify_is_an_error(
 
 
 def test_nothing_to_verify_may_be_skipped_where_that_is_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(tmp_path, "17")
     assert verify.verify(["sid"], dist=tmp_path, may_skip=True) == []
     assert f"SKIPPED verify-packages, as it may be: {tmp_path} has no" in capsys.readouterr().out
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    assert verify.verify(["sid"], dist=tmp_path, may_skip=True) == []
+    assert "\n::warning::SKIPPED verify-packages" in capsys.readouterr().out
 
 
 def test_a_damaged_package_is_not_verified(tmp_path: Path) -> None:
