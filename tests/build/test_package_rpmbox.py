@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import pytest
 from ptrack_build.container import NoEngine, Reference, engine
 from ptrack_build.errors import HostError
 from ptrack_build.package import MANIFEST, PackageError, rpmbox, rpmroot, verify
+from tests.build import _packages
 from tests.build._engine import FakeEngine, FakeImage
 
 if TYPE_CHECKING:
@@ -223,6 +225,64 @@ def test_native_rpms_are_tried_on_their_system_and_others_in_containers(
     monkeypatch.setattr(rpmbox, "verify", by("box"))
     verify.verify(dist=tmp_path)
     assert called == ["root" if native else "box"]
+
+
+def shell(script: str, *functions: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a script that knows these functions of the steps' script."""
+    text = rpmbox.SCRIPT.read_text()
+    defined = [
+        text[text.index(f"\n{name}()\n") : text.index("\n}\n", text.index(f"\n{name}()\n")) + 3]
+        for name in functions
+    ]
+    return subprocess.run(
+        ["sh", "-euc", "\n".join([*defined, script])], env={"PATH": os.environ["PATH"], **env},
+        text=True, capture_output=True, check=False,
+    )  # fmt: skip
+
+
+#: Answers of packages what the names of their files say: NAME-EPOCH:VERSION-RELEASE.ARCH.rpm.
+ASKED = r"""
+rpm()
+{
+	[ "$1" = -qp ] || { command rpm "$@"; return; }
+	for last; do :; done
+	file=${last##*/}
+	head=${file%-*-*} rest=${file%.*.rpm}
+	rest=${rest#"$head"-}
+	version=${rest%-*}
+	case $4 in
+	'%{NAME}\n') echo "$head" ;;
+	'%{EPOCHNUM} %{VERSION} %{RELEASE}') echo "${version%:*} ${version#*:} ${rest#*-}" ;;
+	*) exit 9 ;;
+	esac
+}
+"""
+
+
+@_packages.with_rpmbuild
+@pytest.mark.parametrize(
+    ("version", "earlier"),
+    [
+        ("0:17.2-1.fc43", True), ("0:17.4-0.fc43", True), ("0:17.4~rc1-9.fc43", True),
+        ("0:17.4-1.fc43", False), ("0:17.10-1.fc43", False), ("0:17.4-10.fc43", False),
+        ("1:17.2-1.fc43", False), ("0:17.4.1-1.fc43", False),
+    ],
+)  # fmt: skip
+def test_what_is_upgraded_from_is_earlier_indeed(version: str, earlier: bool) -> None:
+    done = shell(
+        f"{ASKED}\nolder", "fail", "names", "order", "older",
+        BEFORE=f"/old/a-b-{version}.x86_64.rpm",
+        PACKAGES="/dist/new-0:17.4-1.fc43.x86_64.rpm /dist/a-b-0:17.4-1.fc43.x86_64.rpm",
+    )  # fmt: skip
+    why = f"FAILED: a-b-{version}.x86_64.rpm is not earlier than a-b-0:17.4-1.fc43.x86_64.rpm\n"
+    assert (done.returncode, done.stderr) == ((0, "") if earlier else (1, why))
+
+
+def test_that_is_seen_to_before_anything_is_installed() -> None:
+    text = rpmbox.SCRIPT.read_text()
+    first = text[text.index("\ninstall)\n") :].splitlines()[2]
+    assert first == "\tolder"
+    assert shell("older", "older", BEFORE="", PACKAGES="/dist/a.rpm").returncode == 0
 
 
 def test_the_script_is_shell() -> None:

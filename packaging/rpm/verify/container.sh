@@ -34,6 +34,30 @@ names()
 	done
 }
 
+# -1 where the first package is of an earlier version than the second one: rpm's own order, of epochs, then of versions,
+# then of releases, since rpm of EL 8 compares no more than one of these at once.
+order()
+{
+	set -- $(rpm -qp --nosignature --qf '%{EPOCHNUM} %{VERSION} %{RELEASE}' "$1") \
+		$(rpm -qp --nosignature --qf '%{EPOCHNUM} %{VERSION} %{RELEASE}' "$2")
+	for pair in "$1 $4" "$2 $5" "$3 $6"; do
+		found=$(rpm --eval "%{lua:print(rpm.vercmp('${pair% *}', '${pair#* }'))}")
+		[ "$found" = 0 ] || break
+	done
+	echo "$found"
+}
+
+# What is upgraded from is of earlier versions: dnf would do nothing at all, or the contrary, and not say so.
+older()
+{
+	for file in $PACKAGES; do
+		for old in $BEFORE; do
+			[ "$(names "$old")" = "$(names "$file")" ] || continue
+			[ "$(order "$old" "$file")" = -1 ] || fail "${old##*/} is not earlier than ${file##*/}"
+		done
+	done
+}
+
 installed()
 {
 	for file; do
@@ -77,6 +101,7 @@ reported()
 
 case $1 in
 install)
+	older
 	listing > "$WORK/before.list"
 	rpm -qa | sort > "$WORK/before.packages"
 	offline install ${BEFORE:-$PACKAGES}
