@@ -285,6 +285,79 @@ def test_that_is_seen_to_before_anything_is_installed() -> None:
     assert shell("older", "older", BEFORE="", PACKAGES="/dist/a.rpm").returncode == 0
 
 
+def test_names_are_those_of_the_packages() -> None:
+    files = ["/a/b-c-0:1-2.x86_64.rpm", "/a/d-0:1-2.noarch.rpm"]
+    assert shell(f"{ASKED}\nnames {' '.join(files)}", "names").stdout == "b-c\nd\n"
+    broken = shell("rpm() { false; }\nnames /a/b.rpm", "names")
+    assert (broken.returncode, broken.stdout) == (1, "")
+
+
+#: The packages a and b of version 2 are installed, and c of version 1 is.
+THERE = r"""
+rpm()
+{
+	case "$*" in
+	'-qp --nosignature --qf %{NAME}-%{VERSION}-%{RELEASE}.%{ARCH} '*)
+		for last; do :; done
+		basename "$last" .rpm
+		;;
+	'-q a-2-1.x86_64' | '-q b-2-1.noarch' | '-q c-1-1.x86_64') echo "$2" ;;
+	*) return 1 ;;
+	esac
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("files", "why"),
+    [
+        ("/d/a-2-1.x86_64.rpm /d/b-2-1.noarch.rpm", ""),
+        ("/d/a-2-1.x86_64.rpm /d/c-2-1.x86_64.rpm", "c-2-1.x86_64.rpm was not installed"),
+        ("/d/none-2-1.x86_64.rpm /d/a-2-1.x86_64.rpm", "none-2-1.x86_64.rpm was not installed"),
+    ],
+)  # fmt: skip
+def test_what_is_not_there_in_its_version_was_not_installed(files: str, why: str) -> None:
+    done = shell(f"{THERE}\ninstalled {files}", "fail", "installed")
+    assert (done.returncode, done.stderr) == ((1, f"FAILED: {why}\n") if why else (0, ""))
+
+
+def test_a_listing_has_all_but_what_any_system_writes(tmp_path: Path) -> None:
+    """With find as it is, of a root that is none: / is a directory here."""
+    kept = ("etc/postgres", "usr/pgsql-17/bin/psql", "var/lib/pgsql/17/log", "var/lib/dnfx")
+    left_out = (
+        "proc/1", "sys/a", "dev/null", "run/a", "tmp/a", "var/tmp/a", "var/log/dnf.log",
+        "var/cache/dnf/a", "var/lib/dnf/a", "var/lib/rpm/a", "usr/lib/sysimage/rpm/a", "root/a",
+        "etc/ld.so.cache", "etc/.pwd.lock", "etc/passwd-", "etc/gshadow-", "etc/group-", "work/a",
+    )  # fmt: skip
+    for name in (*kept, *left_out):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+        (tmp_path / name).chmod(0o640)
+    (tmp_path / "etc/link").symlink_to("postgres")
+    # what begins with / does so below tmp_path
+    find = """find()
+{
+	for each; do
+		shift
+		case $each in */*) [ "${each#/}" = "$each" ] || each=$BELOW${each%/} ;; esac
+		set -- "$@" "$each"
+	done
+	command find "$@"
+}
+"""
+    done = shell(f"{find}\nlisting", "listing", BELOW=str(tmp_path), WORK="/work")
+    rows = [line.removeprefix(str(tmp_path)).split(" ") for line in done.stdout.splitlines()]
+    owner = f"{tmp_path.owner()}:{tmp_path.group()}"
+    listed = {row[0]: row[1:] for row in rows}
+    for name in kept:
+        assert listed[f"/{name}"] == ["f", "640", owner, ""]
+    assert listed["/etc/link"] == ["l", "777", owner, "postgres"]
+    assert listed["/var/lib/pgsql"][0] == "d"
+    assert not {f"/{name}" for name in left_out} & listed.keys()
+    assert done.stdout.splitlines() == sorted(done.stdout.splitlines())
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_script_is_shell() -> None:
     subprocess.run(["sh", "-n", str(rpmbox.SCRIPT)], check=True)
 
