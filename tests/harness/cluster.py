@@ -387,8 +387,12 @@ class Cluster:
         system.kill(found[0][0])
 
     def process(self, backend_type: str) -> int:
-        """Process id of a server process, by its type in pg_stat_activity: the only one of it."""
+        """Process id of a server process, by its type in pg_stat_activity: the only one of it.
+
+        It may still have to come to what a server that has just started answers queries without.
+        """
         query = "SELECT pid FROM pg_stat_activity WHERE backend_type = %s"
+        self.wait_for(lambda: bool(self.sql(query, backend_type)), f"a {backend_type}")
         pid: int = self.value(query, backend_type)
         return pid
 
