@@ -11,7 +11,9 @@ blocks is compared here with the files of before and after. Before that rpmlint 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ from ptrack_build.run import call
 from ptrack_build.source.distro import entries
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 LINT: Final = REPO / "packaging" / "rpm" / "rpmlint.toml"
 SCRIPT: Final = REPO / "packaging" / "rpm" / "verify" / "try.sh"
@@ -83,7 +85,7 @@ def verify(dist: Path, earlier: Path | None = None) -> Tried:
     log = cache.directory("log") / f"verify-rpm-{major}.log"
     log.unlink(missing_ok=True)
     title = f"rpms of {major} on a fresh {system.codename}"
-    with cache.lock(f"verify rpm {major}", f"tries rpms of {major}"):
+    with cache.lock(f"verify rpm {major}", f"tries rpms of {major}"), _for_everybody():
         place = cache.directory("build") / f"verify-rpm-{major}"
         cache.remove(place)
         place.mkdir()
@@ -103,6 +105,16 @@ def verify(dist: Path, earlier: Path | None = None) -> Tried:
         say(f"    {line}")
     say(f"    {tried.changed} blocks changed, all among the {tried.reported} reported")
     return tried
+
+
+@contextlib.contextmanager
+def _for_everybody() -> Iterator[None]:
+    """A system that is made is its users', whatever the umask of who makes it."""
+    before = os.umask(0o022)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def _published(dist: Path) -> tuple[System, str, str, list[Path]]:

@@ -221,3 +221,30 @@ def test_what_changes_after_an_upgrade_is_compared_too(
             tried()
     else:
         assert tried() == rpmroot.Tried(steps=("upgraded",), changed=3, reported=3)
+
+
+def test_a_fresh_system_is_its_users_whatever_the_umask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server has to look names up in /etc/hosts, as a user of its own."""
+    dist = published(tmp_path, "debian")
+    modes = []
+
+    def made(place: Path, *_: object) -> None:
+        (place / "hosts").touch()
+        modes.append(f"{(place / 'hosts').stat().st_mode:o}"[-3:])
+
+    monkeypatch.setenv("PTRACK_CACHE", str(tmp_path / "cache"))
+    for name in ("_check_machine", "_sources"):
+        monkeypatch.setattr(rpmroot, name, lambda _system: "")
+    monkeypatch.setattr(rpmroot, "libraries", lambda *_: [])
+    monkeypatch.setattr(rpmroot, "_make_root", made)
+    tried = rpmroot.Tried(steps=(), changed=1, reported=1)
+    monkeypatch.setattr(rpmroot, "_try", lambda *_: tried)
+    before = os.umask(0o077)
+    try:
+        assert rpmroot.verify(dist) == tried
+        assert os.umask(0o077) == 0o077, "it is the caller's again"
+    finally:
+        os.umask(before)
+    assert modes == ["644"]
