@@ -421,7 +421,7 @@ def check_first(major: Major) -> None:
 
 
 def _room(megabytes: int, what_for: str) -> None:
-    host.check_room(cache.root(), megabytes, what_for, "PTRACK_CACHE")
+    host.check_room(cache.root(), megabytes, what_for)
 
 
 def _environment(plan: _Plan) -> dict[str, str]:

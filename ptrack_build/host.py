@@ -454,12 +454,23 @@ def check_reachable(path: Path, user: ServerUser | None, setting: str = "PTRACK_
         raise HostError(what, hint=hint)
 
 
-def check_room(place: Path, megabytes: int, what_for: str, setting: str) -> None:
-    """Raise HostError where a place has less room than that; the setting names another."""
-    free = shutil.disk_usage(place).free // 1_000_000
+def elsewhere(setting: str) -> str:
+    """The next step where there is no room in a place that a setting names."""
+    return f"free some space, or set {setting} to where there is more"
+
+
+def check_room(
+    place: Path, megabytes: int, what_for: str, hint: str = elsewhere("PTRACK_CACHE")
+) -> None:
+    """Raise HostError where a file system has not that much left.
+
+    place: a directory, which need not be there yet; hint: what to do, by default about the cache.
+    """
+    there = next(each for each in (place, *place.parents) if each.exists())
+    free = shutil.disk_usage(there).free // 1_000_000
     if free < megabytes:
         what = f"{place} has {free} MB free; {what_for} takes {megabytes} MB"
-        raise HostError(what, hint=f"free some space, or set {setting} to where there is more")
+        raise HostError(what, hint=hint)
 
 
 def suite_place() -> Path:

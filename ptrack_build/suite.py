@@ -190,7 +190,7 @@ def check_places(args: Sequence[str] = ()) -> None:
         raise UsageError(what, hint="let PTRACK_TEST_DIR name a directory with some GB of space")
     host.check_reachable(place, user, "PTRACK_TEST_DIR")
     megabytes = host.SUITE_MB if not args else SOME_MB
-    host.check_room(place, megabytes, "the suite", "PTRACK_TEST_DIR")
+    host.check_room(place, megabytes, "the suite", host.elsewhere("PTRACK_TEST_DIR"))
 
 
 def _named(args: Sequence[str]) -> list[str]:

@@ -19,7 +19,7 @@ from ptrack_build import cache, host
 from ptrack_build.container import box
 from ptrack_build.container.base import ROLLING, ContainerError, NoImage, Reference, explained
 from ptrack_build.errors import CommandFailed, SourceError
-from ptrack_build.package import room
+from ptrack_build.host import check_room
 from ptrack_build.package.place import unobtainable
 from ptrack_build.progress import say, step
 from ptrack_build.run import call
@@ -186,7 +186,7 @@ def bootstrap(reference: Reference, target: Path) -> None:
         hint = "use an image that the engine has (`docker images`), or a suite of the host's mirror"
         raise NoImage(what, hint=hint) from error
     host.ensure(["mmdebstrap"])
-    room(cache.root(), FREE_MB, f"bootstrapping {named}")
+    check_room(cache.root(), FREE_MB, f"bootstrapping {named}")
     log = cache.directory("log") / "images.log"
     sources = cache.directory("build", "images") / f"{target.name}.sources"
     try:

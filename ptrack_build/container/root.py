@@ -27,7 +27,7 @@ from ptrack_build.container import box, left
 from ptrack_build.container import image as images
 from ptrack_build.container.base import ContainerError, Reference
 from ptrack_build.errors import HostError
-from ptrack_build.package import room
+from ptrack_build.host import check_room
 from ptrack_build.progress import step
 from ptrack_build.run import call
 
@@ -140,7 +140,7 @@ def check() -> None:
         what = f"this machine lets nobody have namespaces of their own: {' '.join(said)}"
         raise HostError(what, hint="run it on the machine itself, or in a privileged container")
     host.ensure(["mmdebstrap"])
-    room(cache.root(), FREE_MB, "fresh systems to try packages on")
+    check_room(cache.root(), FREE_MB, "fresh systems to try packages on")
 
 
 # ---- what is kept

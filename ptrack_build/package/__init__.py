@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ptrack_build import REPO, cache
-from ptrack_build.errors import HostError, PtrackError
+from ptrack_build.errors import PtrackError
+from ptrack_build.host import check_room
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,8 +36,6 @@ FORMAT = 1
 SHARED_WORDS = frozenset(
     {"alpha", "ia64", "m68k", "mips64el", "mipsel", "ppc64", "riscv64", "s390x", "sh4", "sparc64"}
 )
-
-CACHE_ELSEWHERE = "free some space, or set PTRACK_CACHE to where there is more"
 
 
 class PackageError(PtrackError):
@@ -290,18 +289,6 @@ def table(packages: Sequence[Package]) -> str:
     return "\n".join(lines)
 
 
-def room(path: Path, megabytes: int, what_for: str, hint: str = CACHE_ELSEWHERE) -> None:
-    """Raise HostError where a file system has not that much left.
-
-    path: a directory, which need not be there yet; hint: what to do, by default about the cache.
-    """
-    there = next(each for each in (path, *path.parents) if each.exists())
-    free = shutil.disk_usage(there).free // 1_000_000
-    if free < megabytes:
-        what = f"{path} has {free} MB free; {what_for} takes {megabytes} MB"
-        raise HostError(what, hint=hint)
-
-
 def dist_room(dist: Path, megabytes: int, what_for: str) -> None:
-    """The same for dist/, whose place no setting changes."""
-    room(dist, megabytes, what_for, f"free some space at {dist}, and run it again")
+    """As host.check_room, for dist/, whose place no setting changes."""
+    check_room(dist, megabytes, what_for, f"free some space at {dist}, and run it again")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from ptrack_build import cache, host
 from ptrack_build.errors import HostError
-from ptrack_build.package import room
+from ptrack_build.host import check_room
 from ptrack_build.run import call
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def check(systemd: str) -> None:
         what = f"systemd {version} boots only on a host with cgroups of version 2"
         raise HostError(what, hint="run it on a machine that has them")
     host.ensure(["nspawn"])
-    room(cache.root(), FREE_MB, "a system to boot")
+    check_room(cache.root(), FREE_MB, "a system to boot")
 
 
 def run(

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
 
 from ptrack_build import __version__, cache, host, report
 from ptrack_build.errors import CommandFailed, UsageError
+from ptrack_build.host import check_room
 from ptrack_build.package import (
     DIST,
     Package,
@@ -36,7 +37,6 @@ from ptrack_build.package import (
     System,
     dist_room,
     publish,
-    room,
     table,
 )
 from ptrack_build.package.place import HERE, Unobtainable
@@ -432,7 +432,7 @@ def building(job: Job, *, llvm: str = "") -> Iterator[Bench]:
     llvm: which one is compiled with, for the message. Raises HostError where there is no room, and
     PackageError, with the log and its telling lines, where a command in the block fails.
     """
-    room(cache.root(), FREE_MB, "building packages")
+    check_room(cache.root(), FREE_MB, "building packages")
     user = host.server_user()
     host.check_reachable(cache.root(), user)
     job.log.unlink(missing_ok=True)

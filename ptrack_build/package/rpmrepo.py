@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Final
 
 from ptrack_build import cache, host
 from ptrack_build.errors import CommandFailed
-from ptrack_build.package import MANIFEST, PackageError, booted, repo, room, signing
+from ptrack_build.host import check_room
+from ptrack_build.package import MANIFEST, PackageError, booted, repo, signing
 from ptrack_build.progress import say, step
 from ptrack_build.run import call
 
@@ -111,7 +112,9 @@ def verify(dist: Path) -> tuple[str, ...]:
     booted.check_root()
     host.ensure(NEEDS)
     size = sum(each["size"] + 2048 * each["installed_kb"] for each in said["packages"])
-    room(cache.root(), size // 1_000_000 + 100, "a repository to install from, and roots for that")
+    check_room(
+        cache.root(), size // 1_000_000 + 100, "a repository to install from, and roots for that"
+    )
     major = said["major"]
     number = re.split(r"\D", said["postgresql"]["version"])[0]
     log = cache.directory("log") / f"verify-rpm-{dist.parent.name}-{major}-repo.log"

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Final
 
 from ptrack_build import REPO, cache, host
 from ptrack_build.errors import CommandFailed, HostError
-from ptrack_build.package import MANIFEST, PackageError, System, booted, earlier, room
+from ptrack_build.host import check_room
+from ptrack_build.package import MANIFEST, PackageError, System, booted, earlier
 from ptrack_build.package.rpm import this_system, unpack
 from ptrack_build.progress import say, step
 from ptrack_build.run import call
@@ -81,7 +82,7 @@ def verify(dist: Path, earlier: Path | None = None) -> Tried:
     old = upgraded_from(earlier, files) if earlier else ()
     _check_machine(system)
     sources = _sources(system)
-    room(cache.root(), booted.FREE_MB, "a system to try packages on")
+    check_room(cache.root(), booted.FREE_MB, "a system to try packages on")
     log = cache.directory("log") / f"verify-rpm-{major}.log"
     log.unlink(missing_ok=True)
     title = f"rpms of {major} on a fresh {system.codename}"

@@ -102,17 +102,8 @@ class GitProvider:
                 mirror.writing(),
             ):
                 if not mirror.whole(commit):
-                    git_remote(
-                        f"--git-dir={mirror.path}",
-                        "fetch",
-                        "--no-tags",
-                        "--no-write-fetch-head",
-                        "--depth=1",
-                        "--",
-                        repository,
-                        f"+{found if not _is_id(found) else commit}:{_ref(want, commit)}",
-                        log=log,
-                    )
+                    asked = commit if _is_id(found) else found
+                    mirror.take(repository, f"+{asked}:{_ref(want, commit)}", log=log)
             # the branch may have moved between question and answer
             commit = mirror.whole(_ref(want, commit))
             if not commit:

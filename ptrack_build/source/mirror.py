@@ -169,6 +169,15 @@ class Mirror:
             check_damage(error.tail, self.path)
             raise
 
+    def take(self, repository: str, refspec: str, *options: str, log: Path | None = None) -> None:
+        """Fetch one commit without its history. Caller is writing(); raises CommandFailed."""
+        git_remote(
+            f"--git-dir={self.path}",
+            *("fetch", "--no-tags", "--no-write-fetch-head", "--depth=1", *options),
+            *("--", repository, refspec),
+            log=log,
+        )
+
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Hold the lock and put right what a killed writer may have left."""

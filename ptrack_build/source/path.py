@@ -32,7 +32,6 @@ from ptrack_build.source.mirror import (
     VERSION_FILES,
     find_version,
     git,
-    git_remote,
     refuse_patched,
 )
 
@@ -152,16 +151,7 @@ def _from_worktree(want: Want, path: Path) -> str:
     if not mirror.whole(commit):
         try:
             with step(f"taking {commit[:12]} from {path}"), mirror.writing():
-                git_remote(
-                    f"--git-dir={mirror.path}",
-                    "fetch",
-                    "--no-tags",
-                    "--no-write-fetch-head",
-                    "--depth=1",
-                    "--update-shallow",
-                    str(path),
-                    f"+HEAD:{ref}",
-                )
+                mirror.take(str(path), f"+HEAD:{ref}", "--update-shallow")
         except CommandFailed as error:
             check_space(error.tail)
             what = f"{commit[:12]} could not be taken from {path}: {reason_of(error)}"

@@ -274,7 +274,7 @@ def test_os_release_is_read_unquoted(tmp_path: Path) -> None:
 
 def test_too_little_room_is_said_before_anything_is_done(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="building packages takes"):
-        packaging.room(tmp_path, 10**9, "building packages")
+        host.check_room(tmp_path, 10**9, "building packages")
 
 
 def test_compiler_caches_are_by_user(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
