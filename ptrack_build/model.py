@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ptrack_build import REPO, host
+from ptrack_build import REPO, cache, host
 from ptrack_build.errors import PtrackError, UsageError
 from ptrack_build.progress import duration, say
 from ptrack_build.run import beside, call
@@ -177,7 +177,13 @@ def verifier(model: str, rule: Rule | None, folder: Path) -> Path:
     call(["spin", *define, "-a", MODELS / f"{model}.pml"], cwd=place, capture=True, quiet=True)
     optimize = "-O1" if rule else "-O2"
     flags = [optimize, "-w", "-DSAFETY", "-DNOREDUCE", f"-DMEMLIM={MEMORY_MB}"]
-    call([*host.compiler(), *flags, "-o", "pan", "pan.c"], cwd=place, capture=True, quiet=True)
+    # Where there is ccache, it knows what the same spin, model and compiler made before.
+    ccache = ["ccache"] if shutil.which("ccache") else []
+    env = {"CCACHE_DIR": str(cache.directory("ccache"))}
+    compiler = host.compiler()
+    compiled = [*ccache, *compiler, *flags, "-c", "pan.c"]
+    call(compiled, cwd=place, env=env, capture=True, quiet=True)
+    call([*compiler, "-o", "pan", "pan.o"], cwd=place, capture=True, quiet=True)
     return place / "pan"
 
 

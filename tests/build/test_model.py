@@ -69,8 +69,12 @@ def test_unknown_model() -> None:
         model.check(["bufered"])
 
 
-def test_a_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("before", [["ccache"], []], ids=["ccache", "no-ccache"])
+def test_a_search(
+    before: list[str], own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """How spin, the compiler and the verifier are called, and what is made of their output."""
+    del own_cache
     calls: list[list[str]] = []
 
     def call(argv: list[object], **_: object) -> Completed:
@@ -79,12 +83,16 @@ def test_a_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return Completed(argv=(), returncode=0, stdout=output)
 
     monkeypatch.setattr(model, "call", call)
+    there = {"gcc", *before}
+    monkeypatch.setattr(shutil, "which", lambda name: name if name in there else None)
     rule = next(rule for rule in RULES if rule.name == "CLEAR_FIRST")
     program = model.verifier("dirty", rule, tmp_path)
     verdict = model.search("dirty", rule, program)
     assert calls[0][:3] == ["spin", "-DNO_CLEAR_FIRST", "-a"]
     assert "-DNOREDUCE" in calls[1]
-    assert str(program) in calls[2]
+    assert calls[1][: len(before) + 2] == [*before, "gcc", "-O1"]
+    assert calls[1][-2:] == ["-c", "pan.c"]
+    assert str(program) in calls[3]
     assert (verdict.found, verdict.expected, verdict.states) == ("nothing", "lost", 12)
     assert not verdict.right
     assert "WRONG: must be lost" in model.line(verdict)
