@@ -110,7 +110,7 @@ def _made(path: Path) -> Path:
             path.mkdir(parents=True)
         except FileExistsError:
             tagged = (path / TAG_NAME).is_file()
-            if not tagged and {each.name for each in path.iterdir()} - OF_NOBODY:
+            if not tagged and _of_somebody(path):
                 what = f"{path} has something in it and is no cache of this build"
                 hint = "set PTRACK_CACHE to a directory that is empty, or not there yet"
                 raise HostError(what, hint=hint) from None
@@ -126,6 +126,16 @@ def _made(path: Path) -> Path:
         hint = "set PTRACK_CACHE to a directory that can, with a few GB free"
         raise HostError(what, hint=hint) from error
     return path
+
+
+def _of_somebody(path: Path) -> bool:
+    """Whether a directory without a tag has in it what is not a cache's.
+
+    A run that began with this one writes its tag before anything else; so the tag is looked for
+    after what is there.
+    """
+    names = {each.name for each in path.iterdir()}
+    return bool(names - OF_NOBODY) and not (path / TAG_NAME).is_file()
 
 
 def directory(*names: str) -> Path:

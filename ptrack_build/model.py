@@ -152,9 +152,10 @@ def expected(rule: Rule | None) -> Finding:
 def _searches(pool: Executor, names: Sequence[str], folder: Path) -> Iterator[Verdict]:
     """Search with every rule on and with each off, some beside each other; told in order."""
     variants = [(name, rule) for name in names for rule in (None, *rules(name))]
+    store = _store()
 
     def one(variant: tuple[str, Rule | None]) -> Verdict:
-        program = verifier(*variant, folder)
+        program = verifier(*variant, folder, store)
         try:
             return search(*variant, program)
         finally:
@@ -169,19 +170,29 @@ def _at_once() -> int:
     return max(1, min(host.cpus(), memory // MEMORY_MB))
 
 
-def verifier(model: str, rule: Rule | None, folder: Path) -> Path:
+def _store() -> Path | None:
+    """Where ccache keeps what it compiled, or None without ccache."""
+    if shutil.which("ccache") and not os.environ.get("CCACHE_DISABLE"):
+        return cache.directory("ccache")
+    return None
+
+
+def verifier(model: str, rule: Rule | None, folder: Path, store: Path | None) -> Path:
     """Have spin make the verifier of a model with a rule off, and compile it."""
     place = folder / model / (rule.name if rule else "all")
     place.mkdir(parents=True)
     define = [f"-DNO_{rule.name}"] if rule else []
-    call(["spin", *define, "-a", MODELS / f"{model}.pml"], cwd=place, capture=True, quiet=True)
+    # spin writes the model's path into the verifier: the same one, wherever the models are.
+    (place / "model").symlink_to(MODELS)
+    source = f"model/{model}.pml"
+    call(["spin", *define, "-a", source], cwd=place, capture=True, quiet=True)
     optimize = "-O1" if rule else "-O2"
     flags = [optimize, "-w", "-DSAFETY", "-DNOREDUCE", f"-DMEMLIM={MEMORY_MB}"]
-    # Where there is ccache, it knows what the same spin, model and compiler made before.
-    ccache = ["ccache"] if shutil.which("ccache") else []
-    env = {"CCACHE_DIR": str(cache.directory("ccache"))}
     compiler = host.compiler()
-    compiled = [*ccache, *compiler, *flags, "-c", "pan.c"]
+    # Where there is ccache, it knows what the same spin, model and compiler made before.
+    first = ["ccache"] if store else []
+    env = {"CCACHE_DIR": str(store)} if store else None
+    compiled = [*first, *compiler, *flags, "-c", "pan.c"]
     call(compiled, cwd=place, env=env, capture=True, quiet=True)
     call([*compiler, "-o", "pan", "pan.o"], cwd=place, capture=True, quiet=True)
     return place / "pan"

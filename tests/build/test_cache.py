@@ -56,6 +56,26 @@ def test_a_directory_that_was_there_keeps_its_mode(
     assert (cache.root() / "CACHEDIR.TAG").is_file()
 
 
+def test_two_runs_that_make_the_cache_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other run's tag and its first directory come between two looks of this one."""
+    place = tmp_path / "place"
+    place.mkdir()
+    is_file = Path.is_file
+
+    def and_then_the_other_goes_on(path: Path) -> bool:
+        there = is_file(path)
+        if path == place / "CACHEDIR.TAG" and not there:
+            path.write_text(cache.TAG)
+            (place / "log").mkdir()
+        return there
+
+    monkeypatch.setattr(Path, "is_file", and_then_the_other_goes_on)
+    monkeypatch.setenv("PTRACK_CACHE", str(place))
+    assert cache.root() == place
+
+
 def test_an_empty_directory_that_was_there_is_tagged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

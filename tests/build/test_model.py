@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ptrack_build import REPO, model, mutants
+from ptrack_build import REPO, cache, host, model, mutants
 from ptrack_build.errors import UsageError
 from ptrack_build.run import Completed
 
@@ -69,33 +69,52 @@ def test_unknown_model() -> None:
         model.check(["bufered"])
 
 
-@pytest.mark.parametrize("before", [["ccache"], []], ids=["ccache", "no-ccache"])
+@pytest.mark.parametrize("kept", [True, False], ids=["ccache", "no-ccache"])
 def test_a_search(
-    before: list[str], own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kept: object, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """How spin, the compiler and the verifier are called, and what is made of their output."""
     del own_cache
     calls: list[list[str]] = []
+    stores: list[str | None] = []
 
-    def call(argv: list[object], **_: object) -> Completed:
+    def call(argv: list[object], *, env: dict[str, str] | None = None, **_: object) -> Completed:
         calls.append([str(word) for word in argv])
+        stores.append((env or {}).get("CCACHE_DIR"))
         output = " 12 states, stored\nState-vector 8 byte, depth reached 3, errors: 0\n"
         return Completed(argv=(), returncode=0, stdout=output)
 
     monkeypatch.setattr(model, "call", call)
-    there = {"gcc", *before}
-    monkeypatch.setattr(shutil, "which", lambda name: name if name in there else None)
+    monkeypatch.setattr(host, "compiler", lambda: ["gcc"])
+    store = tmp_path / "kept" if kept else None
     rule = next(rule for rule in RULES if rule.name == "CLEAR_FIRST")
-    program = model.verifier("dirty", rule, tmp_path)
+    program = model.verifier("dirty", rule, tmp_path, store)
     verdict = model.search("dirty", rule, program)
     assert calls[0][:3] == ["spin", "-DNO_CLEAR_FIRST", "-a"]
     assert "-DNOREDUCE" in calls[1]
-    assert calls[1][: len(before) + 2] == [*before, "gcc", "-O1"]
+    assert calls[0][3:] == ["model/dirty.pml"]
+    assert (program.parent / "model/dirty.pml").read_text() == text("dirty")
+    first = ["ccache"] if store else []
+    assert calls[1][: len(first) + 2] == [*first, "gcc", "-O1"]
     assert calls[1][-2:] == ["-c", "pan.c"]
+    assert calls[2] == ["gcc", "-o", "pan", "pan.o"]
+    assert stores == [None, str(store) if store else None, None, None]
     assert str(program) in calls[3]
     assert (verdict.found, verdict.expected, verdict.states) == ("nothing", "lost", 12)
     assert not verdict.right
     assert "WRONG: must be lost" in model.line(verdict)
+
+
+@pytest.mark.parametrize(
+    ("there", "disabled", "kept"), [(True, "", True), (True, "0", False), (False, "", False)]
+)
+def test_ccache_where_there_is_one(
+    there: object, disabled: str, kept: object, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: name if there else None)
+    monkeypatch.setenv("CCACHE_DISABLE", disabled)
+    assert model._store() == (cache.directory("ccache") if kept else None)
+    assert (own_cache / "ccache").is_dir() == bool(kept)
 
 
 @pytest.mark.skipif(shutil.which("spin") is None, reason="spin is not installed")
