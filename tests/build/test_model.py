@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
 
-from ptrack_build import REPO, cache, host, model, mutants
+from ptrack_build import REPO, host, model, mutants
 from ptrack_build.errors import UsageError
 from ptrack_build.run import Completed
 
@@ -111,17 +112,52 @@ def test_a_search(
 def test_ccache_where_there_is_one(
     there: object, disabled: str, kept: object, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """It is used and its store made; without it, or where it is turned off, neither."""
     monkeypatch.setattr(shutil, "which", lambda name: name if there else None)
     monkeypatch.setenv("CCACHE_DISABLE", disabled)
-    assert model._store() == (cache.directory("ccache") if kept else None)
-    assert (own_cache / "ccache").is_dir() == bool(kept)
+    store = own_cache / "ccache"
+    assert not store.exists()
+    assert model._store() == (store if kept else None)
+    assert store.is_dir() == bool(kept)
+
+
+def test_searches_share_the_store(
+    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each verifier of a run is compiled by way of the same store, below a folder of its own."""
+    asked: list[tuple[str, str, Path | None]] = []
+
+    def verifier(name: str, rule: model.Rule | None, folder: Path, store: Path | None) -> Path:
+        asked.append((name, rule.name if rule else "all", store))
+        place = folder / name / asked[-1][1]
+        place.mkdir(parents=True)
+        return place / "pan"
+
+    def search(name: str, rule: model.Rule | None, program: Path) -> model.Verdict:
+        assert program.parent.is_dir()
+        return model.Verdict(
+            model=name, rule=rule, found=model.expected(rule), expected=model.expected(rule),
+            states=1, complete=True, seconds=0.0,
+        )  # fmt: skip
+
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.delenv("CCACHE_DISABLE", raising=False)
+    monkeypatch.setattr(model, "verifier", verifier)
+    monkeypatch.setattr(model, "search", search)
+    with ThreadPoolExecutor(1) as pool:
+        verdicts = list(model._searches(pool, ["dirty", "load"], tmp_path / "folder"))
+    names = [(name, rule) for name, rule, _ in asked]
+    assert names == [(v.model, v.rule.name if v.rule else "all") for v in verdicts]
+    assert {store for _, _, store in asked} == {own_cache / "ccache"}
+    # A verifier is large; it goes as soon as its search is over.
+    assert not list((tmp_path / "folder").glob("*/*"))
 
 
 @pytest.mark.skipif(shutil.which("spin") is None, reason="spin is not installed")
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
-def test_smallest_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_smallest_model(own_cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One model from the beginning to the end; the session `model` does them all."""
-    del tmp_path
+    del own_cache
     verdicts = model.check(["dirty"])
     assert all(verdict.right for verdict in verdicts)
     assert len(verdicts) == 1 + len(model.rules("dirty"))
