@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -32,3 +33,28 @@ def test_a_kill_leaves_no_half_written_page(session_factory: Factory) -> None:
             system.kill(writer.pid)
         assert len(set(path.read_bytes())) == 1
     path.unlink()
+
+
+TAKER = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+print("ready", flush=True)
+while True:
+    time.sleep(0.001)
+"""
+
+
+def test_a_signal_waits_for_who_has_stopped() -> None:
+    argv = [sys.executable, "-c", TAKER]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as taker:
+        assert taker.stdout
+        assert taker.stdout.readline() == b"ready\n"
+        system.stop(taker.pid)
+        assert not system.awaits(taker.pid, signal.SIGTERM)
+        system.send(taker.pid, signal.SIGTERM)
+        assert system.awaits(taker.pid, signal.SIGTERM)
+        assert not system.awaits(taker.pid, signal.SIGINT)
+        assert taker.poll() is None
+        system.send(taker.pid, signal.SIGCONT)
+        assert taker.wait(60) == 7
+    assert not system.awaits(taker.pid, signal.SIGTERM)

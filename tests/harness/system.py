@@ -203,13 +203,24 @@ def kill(*pids: int) -> None:
     A write that is killed may have written half a page. PostgreSQL mends that from a page image
     in WAL, and does not start where full_page_writes has been off.
     """
+    stop(*pids)
+    for pid in pids:
+        send(pid, signal.SIGKILL)
+
+
+def stop(*pids: int) -> None:
+    """SIGSTOP processes, and wait until all of them have stopped, or are gone."""
     for pid in pids:
         send(pid, signal.SIGSTOP)
     deadline = time.monotonic() + _STOPPED_SECONDS
     while any(_state(pid) not in _STOPPED for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.001)
-    for pid in pids:
-        send(pid, signal.SIGKILL)
+
+
+def awaits(pid: int, sig: signal.Signals) -> bool:
+    """Whether a signal was sent to a process that has stopped: it takes it when it goes on."""
+    pending = int(_status(pid).get("ShdPnd", "0"), 16)
+    return bool(pending >> (sig - 1) & 1)
 
 
 def _state(pid: int) -> str:
@@ -241,12 +252,19 @@ def sleeps(pid: int) -> bool:
 
 def _switches(pid: int) -> tuple[str, ...]:
     """State of a process, and how often it has gone to sleep."""
+    fields = _status(pid)
+    if not fields:
+        return ("gone",)
+    return fields["State"][:1], fields["voluntary_ctxt_switches"]
+
+
+def _status(pid: int) -> dict[str, str]:
+    """What /proc says of a process, by name; nothing if it is gone."""
     try:
         text = Path(f"/proc/{pid}/status").read_text()
     except OSError:
-        return ("gone",)
-    fields = dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
-    return fields["State"][:1], fields["voluntary_ctxt_switches"]
+        return {}
+    return dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
 
 
 def send(pid: int, sig: signal.Signals) -> None:
