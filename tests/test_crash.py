@@ -116,24 +116,20 @@ def test_everything(
     oracle.look(snapshot, cluster, mask_hints=mask)
 
 
-def _after_full_page_writes(cluster: Cluster, *, on: bool) -> int:
-    """Switch them and wait for the checkpointer, which says so in WAL; where that was."""
-    before = cluster.flush_wal()
-    cluster.reload(full_page_writes=on)
-    cluster.wait_for(lambda: cluster.position() > before, "the record of the change")
-    return cluster.position()
-
-
 def test_full_page_writes_by_reload(factory: Factory) -> None:
     """Off and on again without a restart; the pages written meanwhile have no image."""
     cluster = factory.create(checksums=True)
     pages(cluster)
     snapshot = oracle.take(cluster)
-    begun = _after_full_page_writes(cluster, on=False)
+    cluster.reload(full_page_writes=False)
+    cluster.checkpoint()  # the checkpointer, which switches, has read the settings before that
+    begun = cluster.position()
     cluster.sql("UPDATE t SET i = -i")
     ended = cluster.flush_wal()
     oracle.evict(snapshot, cluster, changed=40)
-    _after_full_page_writes(cluster, on=True)
+    before = cluster.flush_wal()
+    cluster.reload(full_page_writes=True)
+    cluster.wait_for(lambda: cluster.position() > before, "the record of the change")
     cluster.stop("immediate")
     told = cluster.run(
         "pg_waldump", "-p", cluster.data / "pg_wal", "-s", lsn.show(begun), "-e", lsn.show(ended)

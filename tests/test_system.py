@@ -47,14 +47,17 @@ while True:
 def test_a_signal_waits_for_who_has_stopped() -> None:
     argv = [sys.executable, "-c", TAKER]
     with subprocess.Popen(argv, stdout=subprocess.PIPE) as taker:
-        assert taker.stdout
-        assert taker.stdout.readline() == b"ready\n"
-        system.stop(taker.pid)
-        assert not system.awaits(taker.pid, signal.SIGTERM)
-        system.send(taker.pid, signal.SIGTERM)
-        assert system.awaits(taker.pid, signal.SIGTERM)
-        assert not system.awaits(taker.pid, signal.SIGINT)
-        assert taker.poll() is None
-        system.send(taker.pid, signal.SIGCONT)
-        assert taker.wait(60) == 7
+        try:
+            assert taker.stdout
+            assert taker.stdout.readline() == b"ready\n"
+            system.stop(taker.pid)
+            assert not system.awaits(taker.pid, signal.SIGTERM)
+            system.send(taker.pid, signal.SIGTERM)
+            assert system.awaits(taker.pid, signal.SIGTERM)
+            assert not system.awaits(taker.pid, signal.SIGINT)
+            assert taker.poll() is None
+            system.send(taker.pid, signal.SIGCONT)
+            assert taker.wait(60) == 7
+        finally:
+            taker.kill()
     assert not system.awaits(taker.pid, signal.SIGTERM)

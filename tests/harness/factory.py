@@ -28,6 +28,15 @@ FILLER_BYTES = 300 * 8192
 _ABORTED = 2
 
 
+#: Transactions of pgbench after which there is a load.
+_LOAD = 100
+
+
+def _committed(cluster: Cluster) -> int:
+    """Transactions of pgbench's in a database."""
+    return int(cluster.value("SELECT count(*) FROM pgbench_history"))
+
+
 class Factory:
     """Makes clusters of one installation below one directory.
 
@@ -152,7 +161,7 @@ class Factory:
         at_most: bool = False,
         killed: bool = False,
     ) -> Iterator[None]:
-        """Run pgbench beside the body; waits for its end, which must be a good one.
+        """Run pgbench beside the body, from when it has committed; waits for its end, a good one.
 
         at_most: it ends with the body, if that is sooner. killed: the body kills the server, and
         its end must be that of a run that was aborted.
@@ -162,9 +171,13 @@ class Factory:
             cluster.conninfo(),
         ]  # fmt: skip
         path = cluster.root / "pgbench.log"
+        begun = _committed(cluster) + _LOAD
         with path.open("wb") as output:
             process = system.popen(argv, output=output, cwd=cluster.root)
         try:
+            cluster.wait_for(
+                lambda: _committed(cluster) > begun or process.poll() is not None, "load"
+            )
             yield
             if at_most and process.poll() is None:
                 return

@@ -209,7 +209,7 @@ def kill(*pids: int) -> None:
 
 
 def stop(*pids: int) -> None:
-    """SIGSTOP processes, and wait until all of them have stopped, or are gone."""
+    """SIGSTOP processes, and wait until all have stopped or are gone, for ten seconds at most."""
     for pid in pids:
         send(pid, signal.SIGSTOP)
     deadline = time.monotonic() + _STOPPED_SECONDS
@@ -219,8 +219,8 @@ def stop(*pids: int) -> None:
 
 def awaits(pid: int, sig: signal.Signals) -> bool:
     """Whether a signal was sent to a process that has stopped: it takes it when it goes on."""
-    pending = int(_status(pid).get("ShdPnd", "0"), 16)
-    return bool(pending >> (sig - 1) & 1)
+    fields = _status(pid)
+    return bool(fields) and bool(int(fields["ShdPnd"], 16) >> (sig - 1) & 1)
 
 
 def _state(pid: int) -> str:
