@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.harness import client, oracle, verify, workload
+from tests.harness.factory import committed
 from tests.harness.parent import CHANGE, before
 
 if TYPE_CHECKING:
@@ -107,15 +108,12 @@ def test_under_load(factory: Factory) -> None:
     cluster.run("pgbench", "-i", "-s", "1", "--quiet")
     clients = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
 
-    def committed() -> int:
-        return int(cluster.value("SELECT count(*) FROM pgbench_history"))
-
     backup = client.full(cluster)
     for _ in range(3):
         with factory.pgbench(cluster, seconds=60, at_most=True):
-            since = committed()
+            since = committed(cluster)
             backup = client.incremental(cluster, backup)
-            assert committed() > since, "nothing changed during the backup"
+            assert committed(cluster) > since, "nothing changed during the backup"
     target = factory.empty("restored")
     client.restore(backup, target)
     target.start()

@@ -256,7 +256,7 @@ def test_base_backup_while_a_flush_is_held_up(
     argv = ("-D", restored.data, "-c", "fast", "--no-sync", "-X", "none")
     with beside(lambda: cluster.run("pg_basebackup", *argv)) as copying:
         sender = orders.wait()
-        system.send(sender, signal.SIGSTOP)
+        system.stop(sender)
         _early(cluster)
         begun = cluster.map.read_bytes()
         orders.order(MAP, kind, action, number=number)

@@ -32,7 +32,7 @@ _ABORTED = 2
 _LOAD = 100
 
 
-def _committed(cluster: Cluster) -> int:
+def committed(cluster: Cluster) -> int:
     """Transactions of pgbench's in a database."""
     return int(cluster.value("SELECT count(*) FROM pgbench_history"))
 
@@ -171,12 +171,12 @@ class Factory:
             cluster.conninfo(),
         ]  # fmt: skip
         path = cluster.root / "pgbench.log"
-        begun = _committed(cluster) + _LOAD
+        begun = committed(cluster) + _LOAD
         with path.open("wb") as output:
             process = system.popen(argv, output=output, cwd=cluster.root)
         try:
             cluster.wait_for(
-                lambda: _committed(cluster) > begun or process.poll() is not None, "load"
+                lambda: committed(cluster) > begun or process.poll() is not None, "load"
             )
             yield
             if at_most and process.poll() is None:
