@@ -301,16 +301,16 @@ def _promoted_and_killed(factory: Factory, *, images: bool) -> tuple[Cluster, Sn
     pg_control's minRecoveryPoint is that of the promotion until a checkpoint has ended, and more
     is on disk.
     """
-    primary = factory.create(checksums=True, full_page_writes=images)
+    primary = factory.create(checksums=True, full_page_writes=images, shared_buffers="4MB")
     pages(primary, pages=60)
-    pages(primary, "other", pages=60)
+    pages(primary, "other", pages=150)
     standby = factory.standby(primary)
     snapshot = oracle.take(standby, primary=primary)
     primary.sql("UPDATE other SET i = -i")
     standby.catch_up(primary)
     primary.stop()  # a checkpoint, of which the standby makes no restartpoint yet
     redo = standby.redo()
-    standby.promote()  # its checkpoint takes its time
+    standby.promote()  # its checkpoint takes 0.1 s a dirty page: half a minute
     promoted = standby.flush_wal()
     standby.sql("UPDATE t SET i = -i WHERE i % 8 = 3")
     end = standby.flush_wal()
