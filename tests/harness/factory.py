@@ -26,8 +26,6 @@ EXTENSIONS = ("pg_prewarm", "pageinspect", "amcheck", "bloom", "pg_buffercache",
 FILLER_BYTES = 300 * 8192
 #: Pgbench's status where its clients have lost their server, or got errors.
 _ABORTED = 2
-
-
 #: Transactions of pgbench after which there is a load.
 _LOAD = 100
 
@@ -176,7 +174,7 @@ class Factory:
             process = system.popen(argv, output=output, cwd=cluster.root)
         try:
             cluster.wait_for(
-                lambda: committed(cluster) > begun or process.poll() is not None, "load"
+                lambda: process.poll() is not None or committed(cluster) > begun, "load"
             )
             yield
             if at_most and process.poll() is None:
