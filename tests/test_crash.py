@@ -116,13 +116,6 @@ def test_everything(
     oracle.look(snapshot, cluster, mask_hints=mask)
 
 
-def _records(cluster: Cluster, begin: int, end: int) -> str:
-    """What pg_waldump tells of a stretch of WAL, a line a record."""
-    return cluster.run(
-        "pg_waldump", "-p", cluster.data / "pg_wal", "-s", lsn.show(begin), "-e", lsn.show(end)
-    ).stdout  # fmt: skip
-
-
 def test_full_page_writes_by_reload(factory: Factory) -> None:
     """Off and on again without a restart; the pages written meanwhile have no image."""
     cluster = factory.create(checksums=True)
@@ -137,10 +130,10 @@ def test_full_page_writes_by_reload(factory: Factory) -> None:
     before = cluster.flush_wal()
     cluster.reload(full_page_writes=True)
     cluster.wait_for(
-        lambda: "FPW_CHANGE" in _records(cluster, before, cluster.flush_wal()), "the record of it"
+        lambda: "FPW_CHANGE" in cluster.records(before, cluster.flush_wal()), "the record of it"
     )
     cluster.stop("immediate")
-    told = _records(cluster, begun, ended).splitlines()
+    told = cluster.records(begun, ended).splitlines()
     records = [line for line in told if line.startswith("rmgr: Heap")]
     assert len(records) >= 40
     assert not [line for line in records if "FPW" in line], "there were images"

@@ -1454,9 +1454,7 @@ def test_parent_of_the_primary_behind_a_header(factory: Factory, end: str) -> No
             orders.clear()
         snapshot = oracle.take(primary, checkpoint=False)
         assert snapshot.lsn == boundary
-        first = primary.run(
-            "pg_waldump", "-p", primary.data / "pg_wal", "-s", lsn.show(boundary), "-n", "1"
-        ).stdout
+        first = primary.records(boundary, primary.flush_wal()).partition("\n")[0]
         assert "VISIBLE" in first, first
 
         assert redo.wait() == standby.process("startup")

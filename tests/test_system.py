@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
 import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 from tests.harness import system
@@ -61,3 +63,21 @@ def test_a_signal_waits_for_who_has_stopped() -> None:
         finally:
             taker.kill()
     assert not system.awaits(taker.pid, signal.SIGTERM)
+
+
+def test_starts_when_another_has_looked_into_what_it_left(factory: Factory) -> None:
+    """As a server of 12 does at its start with the segments of every other on its port."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.shmat.restype = ctypes.c_void_p
+    cluster = factory.create()
+    segment = int((cluster.data / "postmaster.pid").read_text().splitlines()[6].split()[1])
+    cluster.kill_all()
+    address = libc.shmat(segment, None, 0)
+    assert address != ctypes.c_void_p(-1).value
+    detach = threading.Timer(0.3, libc.shmdt, [ctypes.c_void_p(address)])
+    detach.start()
+    try:
+        cluster.start()
+    finally:
+        detach.join()
+    assert cluster.value("SELECT 1") == 1

@@ -252,6 +252,8 @@ class Cluster:
         pidfile = self.data / "postmaster.pid"
         if self._process is None:
             pidfile.unlink(missing_ok=True)  # of the cluster that this is a copy of
+        elif (segment := self._shared_memory()) is not None:
+            system.remove_shared_memory(segment)  # or somebody's look is one that still uses it
         with self.log.open("ab") as output:
             self._process = system.popen(
                 [self.program("postgres"), "-D", self.data, *args],
@@ -560,6 +562,22 @@ class Cluster:
             "ELSE pg_current_wal_insert_lsn() END)::text"
         )
         return lsn.parse(self.value(query))
+
+    def records(self, begin: int, end: int, *, timeline: int = 1) -> str:
+        """What pg_waldump tells of a stretch of WAL, a line a record; the server may be down.
+
+        It is given the segments' names: it would take their size from any file of the directory,
+        and one that is made in advance is all zeros.
+        """
+        size = self._constant("Bytes per WAL segment")
+        first, last = (
+            f"{timeline:08X}{at // size * size >> 32:08X}{at % (1 << 32) // size:08X}"
+            for at in (begin, end - 1)
+        )
+        return self.run(
+            "pg_waldump", "-p", self.data / "pg_wal", "-s", lsn.show(begin), "-e", lsn.show(end),
+            first, last,
+        ).stdout  # fmt: skip
 
     def flush_wal(self) -> int:
         """Have all WAL so far on disk; returns its end."""

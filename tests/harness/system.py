@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 _NAPS = 10
 _NAP_SECONDS = 0.01
 _STOPPED_SECONDS = 10.0
+_IPC_RMID, _IPC_STAT = 0, 2
+_SHMID_DS_BYTES = 512  # glibc's struct shmid_ds takes less anywhere
+_HELD_SECONDS = 10.0
 _DEAD = frozenset("ZX")
 _STOPPED = frozenset("tTZX")
 
@@ -276,8 +279,18 @@ def send(pid: int, sig: signal.Signals) -> None:
 
 
 def remove_shared_memory(shmid: int) -> None:
-    """Remove a SysV segment that a killed postmaster left behind."""
-    _LIBC.shmctl(ctypes.c_int(shmid), 0, None)
+    """Remove a SysV segment that a killed postmaster left behind, and wait until nobody has it.
+
+    Before 13 its key is made of the port, and every server that starts looks for a moment into
+    those of all others on that port. Whoever does holds it; a child that lives on does for longer.
+    """
+    _LIBC.shmctl(ctypes.c_int(shmid), _IPC_RMID, None)
+    described = ctypes.create_string_buffer(_SHMID_DS_BYTES)
+    deadline = time.monotonic() + _HELD_SECONDS
+    while _LIBC.shmctl(ctypes.c_int(shmid), _IPC_STAT, described) == 0:
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.001)
 
 
 class SmallDisk:
