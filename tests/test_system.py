@@ -9,6 +9,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.harness import system
 
 if TYPE_CHECKING:
@@ -71,12 +73,13 @@ def test_starts_when_another_has_looked_into_what_it_left(factory: Factory) -> N
     libc.shmat.restype = ctypes.c_void_p
     cluster = factory.create()
     segment = int((cluster.data / "postmaster.pid").read_text().splitlines()[6].split()[1])
-    cluster.kill_all()
     address = libc.shmat(segment, None, 0)
-    assert address != ctypes.c_void_p(-1).value
-    detach = threading.Timer(0.3, libc.shmdt, [ctypes.c_void_p(address)])
+    if address == ctypes.c_void_p(-1).value:
+        pytest.skip("may not look into the server's shared memory")
+    detach = threading.Timer(0.5, libc.shmdt, [ctypes.c_void_p(address)])
     detach.start()
     try:
+        cluster.kill_all()
         cluster.start()
     finally:
         detach.join()

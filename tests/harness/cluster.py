@@ -252,8 +252,8 @@ class Cluster:
         pidfile = self.data / "postmaster.pid"
         if self._process is None:
             pidfile.unlink(missing_ok=True)  # of the cluster that this is a copy of
-        elif (segment := self._shared_memory()) is not None:
-            system.remove_shared_memory(segment)  # or somebody's look is one that still uses it
+        else:
+            self._remove_shared_memory()
         with self.log.open("ab") as output:
             self._process = system.popen(
                 [self.program("postgres"), "-D", self.data, *args],
@@ -335,6 +335,7 @@ class Cluster:
             deadline = time.monotonic() + _STOP_SECONDS
             while any(system.alive(pid) for pid in pids) and time.monotonic() < deadline:
                 time.sleep(_POLL_SECONDS)
+        self._remove_shared_memory()
 
     def kill_postmaster(self, meanwhile: Callable[[], object] = lambda: None) -> None:
         """kill -9 the postmaster alone, and wait until its children have ended.
@@ -446,19 +447,15 @@ class Cluster:
 
     def destroy(self, *, keep: bool = False) -> None:
         """Kill what runs and remove the directory, whatever state it is in."""
-        segment = self._shared_memory()
         self.kill_all()
-        if segment is not None:
-            system.remove_shared_memory(segment)
         if not keep:
             shutil.rmtree(self.root, ignore_errors=True)
 
-    def _shared_memory(self) -> int | None:
-        try:
+    def _remove_shared_memory(self) -> None:
+        """Remove what a killed postmaster left, or somebody's look there is one that uses it."""
+        with contextlib.suppress(OSError, IndexError, ValueError):
             lines = (self.data / "postmaster.pid").read_text().splitlines()
-            return int(lines[6].split()[1])
-        except (OSError, IndexError, ValueError):
-            return None
+            system.remove_shared_memory(int(lines[6].split()[1]))
 
     # ---- log
 

@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 _NAPS = 10
 _NAP_SECONDS = 0.01
 _STOPPED_SECONDS = 10.0
-_IPC_RMID, _IPC_STAT = 0, 2
-_SHMID_DS_BYTES = 512  # glibc's struct shmid_ds takes less anywhere
+_IPC_RMID = 0
 _HELD_SECONDS = 10.0
 _DEAD = frozenset("ZX")
 _STOPPED = frozenset("tTZX")
@@ -283,14 +282,23 @@ def remove_shared_memory(shmid: int) -> None:
 
     Before 13 its key is made of the port, and every server that starts looks for a moment into
     those of all others on that port. Whoever does holds it; a child that lives on does for longer.
+    A root that may not remove it has it left there, with nobody.
     """
     _LIBC.shmctl(ctypes.c_int(shmid), _IPC_RMID, None)
-    described = ctypes.create_string_buffer(_SHMID_DS_BYTES)
     deadline = time.monotonic() + _HELD_SECONDS
-    while _LIBC.shmctl(ctypes.c_int(shmid), _IPC_STAT, described) == 0:
-        if time.monotonic() > deadline:
-            return
+    while _attached(shmid) and time.monotonic() < deadline:
         time.sleep(0.001)
+
+
+def _attached(shmid: int) -> int:
+    """How many processes have a SysV segment; none if it is gone, or cannot be seen."""
+    try:
+        lines = Path("/proc/sysvipc/shm").read_text().splitlines()
+    except OSError:
+        return 0
+    names = lines[0].split()
+    rows = (dict(zip(names, line.split(), strict=False)) for line in lines[1:])
+    return sum(int(row["nattch"]) for row in rows if row["shmid"] == str(shmid))
 
 
 class SmallDisk:
