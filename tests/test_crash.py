@@ -277,9 +277,10 @@ def test_redo_point_at_a_page_boundary(factory: Factory) -> None:
     pages(cluster, pages=30)
     cluster.checkpoint()
     cluster.checkpoint()
-    with cluster.connect() as connection:
-        walpage.fill(connection)
-    cluster.checkpoint()
+    with cluster.paused("background writer"):  # it tells of running transactions in WAL
+        with cluster.connect() as connection:
+            walpage.fill(connection)
+        cluster.checkpoint()
     snapshot = oracle.take(cluster, checkpoint=False)
     assert snapshot.lsn % walpage.PAGE in walpage.HEADERS, "the redo point is somewhere else"
     cluster.sql("UPDATE t SET i = -i WHERE i = 7")

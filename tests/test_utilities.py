@@ -159,7 +159,8 @@ def test_point_in_time(factory: Factory) -> None:
     """To an older point and promoted: the map of the base backup stays valid."""
     cluster = factory.create(checksums=True)
     archive = system.make_dir(cluster.root / "archive")
-    cluster.restart(archive_mode=True, archive_command=f"cp %p {archive}/%f")
+    command = f"cp %p {archive}/part && mv {archive}/part {archive}/%f"  # whole, once it is there
+    cluster.restart(archive_mode=True, archive_command=command)
     cluster.sql(TABLE)
     snapshot = oracle.take(cluster)
     cluster.sql(CHANGE)

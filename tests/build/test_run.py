@@ -109,7 +109,7 @@ def test_each_line_is_reported_as_it_comes() -> None:
 def test_timeout_kills_the_whole_group(tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     with pytest.raises(CommandFailed, match="killed after"):
-        call(["sh", "-c", f"sleep 60 & echo $! > {pid}; wait"], timeout=0.5, quiet=True)
+        call(["sh", "-c", f"sleep 60 & echo $! > {pid}; wait"], timeout=3, quiet=True)
     assert gone(int(pid.read_text()))
 
 
@@ -126,6 +126,7 @@ def test_interruption_kills_the_whole_group(tmp_path: Path, number: signal.Signa
         if pid.exists():
             break
         time.sleep(0.05)
+    assert pid.exists()
     process.send_signal(number)
     process.communicate(timeout=20)
     assert process.returncode != 0
@@ -149,6 +150,7 @@ def interrupted(place: Path, program: str, patience: float, *, again: bool = Fal
         if (place / "pid").exists():
             break
         time.sleep(0.05)
+    assert (place / "pid").exists()
     process.send_signal(signal.SIGTERM)
     if again:
         time.sleep(0.5)

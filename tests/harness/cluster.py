@@ -328,7 +328,7 @@ class Cluster:
         if self._process is None:
             return
         if self._process.poll() is None:
-            system.send(self.pid, signal.SIGSTOP)
+            system.stop(self.pid)  # before that it may have another child
             pids = system.children(self.pid)
             system.kill(*pids, self.pid)
             self._process.wait()
@@ -342,6 +342,7 @@ class Cluster:
 
         meanwhile: what lets those go on that could not notice.
         """
+        system.stop(self.pid)
         pids = system.children(self.pid)
         system.send(self.pid, signal.SIGKILL)
         self._wait_end()
