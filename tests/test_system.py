@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import os
 import signal
 import subprocess
 import sys
@@ -67,20 +69,31 @@ def test_a_signal_waits_for_who_has_stopped() -> None:
     assert not system.awaits(taker.pid, signal.SIGTERM)
 
 
-def test_starts_when_another_has_looked_into_what_it_left(factory: Factory) -> None:
+def test_starts_when_another_has_looked_into_what_it_left(
+    factory: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As a server of 12 does at its start with the segments of every other on its port."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.shmat.restype = ctypes.c_void_p
     cluster = factory.create()
     segment = int((cluster.data / "postmaster.pid").read_text().splitlines()[6].split()[1])
+    remove = system.remove_shared_memory
+    monkeypatch.setattr(system, "remove_shared_memory", lambda _shmid: None)
+    cluster.kill_all()
     address = libc.shmat(segment, None, 0)
     if address == ctypes.c_void_p(-1).value:
+        assert ctypes.get_errno() == errno.EACCES, os.strerror(ctypes.get_errno())
         pytest.skip("may not look into the server's shared memory")
     detach = threading.Timer(0.5, libc.shmdt, [ctypes.c_void_p(address)])
-    detach.start()
-    try:
-        cluster.kill_all()
-        cluster.start()
-    finally:
-        detach.join()
+    removed: list[int] = []
+
+    def begin(shmid: int) -> None:
+        detach.start()
+        remove(shmid)
+        removed.append(shmid)
+
+    monkeypatch.setattr(system, "remove_shared_memory", begin)
+    cluster.start()
+    monkeypatch.undo()
+    assert removed == [segment]
     assert cluster.value("SELECT 1") == 1

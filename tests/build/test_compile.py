@@ -341,18 +341,21 @@ def test_two_runs_at_once_build_once(tmp_path: Path, own_cache: Path) -> None:
     before = f"echo run >> {runs}; while [ ! -e {go} ]; do sleep 0.05; done"
     env = {"PTRACK_CACHE": str(own_cache), "FAKE_BEFORE": before}
     first = Script(BUILD.format(folder=str(tmp_path / "a")), env).start()
-    for _ in range(300):
-        if runs.exists():
-            break
-        time.sleep(0.05)
-    second = Script(BUILD.format(folder=str(tmp_path / "b")), env).start()
-    assert second.stdout is not None
-    said = ""
-    while "waiting for another run that builds PostgreSQL 17" not in said:
-        line = second.stdout.readline()
-        assert line, said
-        said += line
-    go.touch()
+    try:
+        for _ in range(1200):
+            if runs.exists():
+                break
+            time.sleep(0.05)
+        assert runs.exists()
+        second = Script(BUILD.format(folder=str(tmp_path / "b")), env).start()
+        assert second.stdout is not None
+        said = ""
+        while "waiting for another run that builds PostgreSQL 17" not in said:
+            line = second.stdout.readline()
+            assert line, said
+            said += line
+    finally:
+        go.touch()
     outputs = [process.communicate(timeout=60)[0] for process in (first, second)]
     assert outputs[0].splitlines()[-1] == outputs[1].splitlines()[-1]
     assert runs.read_text() == "run\n"
