@@ -122,16 +122,24 @@ def test_always_cut_short(server: Server, release: bytes) -> None:
     assert server.asked(".tar.gz")[-1] == "bytes=1000-"
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a server that stalls; elsewhere a machine under load is none."""
+    monkeypatch.setattr(tarball_provider, "STALL_SECONDS", 0.4)
+
+
+@pytest.mark.usefixtures("impatient")
 def test_stalls(server: Server, release: bytes) -> None:
     behaviour = server.release("17.2", release)
-    behaviour.cut, behaviour.stall = [1000] * 20, [5.0] * 20
+    behaviour.cut, behaviour.stall = [1000] * 20, [60.0] * 20
     began = time.monotonic()
     with pytest.raises(SourceError, match=r"stalled for 0\.4 s"):
         fetch()
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 30
     assert nothing_taken(release)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_drips(server: Server, release: bytes) -> None:
     """Never long enough without a byte to time out, and never done."""
     behaviour = server.release("17.2", release)
@@ -139,10 +147,11 @@ def test_drips(server: Server, release: bytes) -> None:
     began = time.monotonic()
     with pytest.raises(SourceError, match=r"stalled for 0\.4 s"):
         fetch()
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - began < 30
     assert nothing_taken(release)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_list_that_drips(server: Server, release: bytes) -> None:
     server.release("17.2", release)
     server.files["/"].cut, server.files["/"].drip = [0] * 20, 0.05
@@ -150,9 +159,10 @@ def test_a_list_that_drips(server: Server, release: bytes) -> None:
     began = time.monotonic()
     with pytest.raises(SourceError, match=r"stalled for 0\.4 s"):
         fetch()
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - began < 30
 
 
+@pytest.mark.usefixtures("impatient")
 def test_stalls_once(server: Server, release: bytes) -> None:
     behaviour = server.release("17.2", release)
     behaviour.cut, behaviour.stall = [1000], [5.0]
@@ -338,9 +348,10 @@ def test_interrupted_in_mid_download(server: Server, release: bytes) -> None:
         text=True,
     )
     deadline = time.monotonic() + 30
-    while not any(name.endswith(".part") for name in left()) and time.monotonic() < deadline:
+    parts = open_mirror().path.parent / "source/download"
+    while not any(part.stat().st_size for part in parts.glob("*.part")):
+        assert time.monotonic() < deadline
         time.sleep(0.05)
-    time.sleep(0.3)
     run.send_signal(signal.SIGINT)
     _, complaint = run.communicate(timeout=20)
     assert "KeyboardInterrupt" in complaint
