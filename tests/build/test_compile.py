@@ -57,9 +57,12 @@ def test_a_build_is_whole_linked_and_described(fake: Fake) -> None:
 
 def test_what_is_there_is_not_built_again(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     first = compiling.build(fake.tree, RELEASE, extension=fake.extension)
+    library = (first.path / "lib" / "ptrack.so").stat()
     monkeypatch.setenv("FAKE_CONFIGURE_FAILS", "1")
     second = compiling.build(fake.tree, RELEASE, extension=fake.extension)
     assert second.path == first.path
+    again = (second.path / "lib" / "ptrack.so").stat()
+    assert (again.st_ino, again.st_mtime_ns) == (library.st_ino, library.st_mtime_ns)
 
 
 def test_an_edit_of_the_extension_leaves_the_server_alone(
