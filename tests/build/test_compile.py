@@ -59,8 +59,10 @@ def test_what_is_there_is_not_built_again(fake: Fake, monkeypatch: pytest.Monkey
     first = compiling.build(fake.tree, RELEASE, extension=fake.extension)
     library = (first.path / "lib" / "ptrack.so").stat()
     monkeypatch.setenv("FAKE_CONFIGURE_FAILS", "1")
+    began = time.monotonic()
     second = compiling.build(fake.tree, RELEASE, extension=fake.extension)
     assert second.path == first.path
+    assert time.monotonic() - began < 1
     again = (second.path / "lib" / "ptrack.so").stat()
     assert (again.st_ino, again.st_mtime_ns) == (library.st_ino, library.st_mtime_ns)
 

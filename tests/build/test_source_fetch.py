@@ -120,7 +120,9 @@ def test_remembered(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     first = source.fetch(major())
     asked = len(server.requests)
     capsys.readouterr()
+    began = time.monotonic()
     assert source.fetch(major()) == first
+    assert time.monotonic() - began < 0.3
     assert len(server.requests) == asked
     assert "looked up 0 min ago (PTRACK_REFRESH=1 looks again)" in capsys.readouterr().out
 

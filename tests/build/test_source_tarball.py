@@ -135,7 +135,7 @@ def test_stalls(server: Server, release: bytes) -> None:
     began = time.monotonic()
     with pytest.raises(SourceError, match=r"stalled for 0\.4 s"):
         fetch()
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 4
     assert nothing_taken(release)
 
 
@@ -147,7 +147,7 @@ def test_drips(server: Server, release: bytes) -> None:
     began = time.monotonic()
     with pytest.raises(SourceError, match=r"stalled for 0\.4 s"):
         fetch()
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 6
     assert nothing_taken(release)
 
 
@@ -159,7 +159,7 @@ def test_a_list_that_drips(server: Server, release: bytes) -> None:
     began = time.monotonic()
     with pytest.raises(SourceError, match=r"stalled for 0\.4 s"):
         fetch()
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 6
 
 
 @pytest.mark.usefixtures("impatient")
