@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,6 +15,7 @@ import pytest
 from tests.harness import system
 
 if TYPE_CHECKING:
+    from tests.harness.cluster import Cluster
     from tests.harness.factory import Factory
 
 WRITER = """
@@ -69,6 +69,11 @@ def test_a_signal_waits_for_who_has_stopped() -> None:
     assert not system.awaits(taker.pid, signal.SIGTERM)
 
 
+def segment_of(cluster: Cluster) -> int:
+    """The id of a running server's SysV segment."""
+    return int((cluster.data / "postmaster.pid").read_text().splitlines()[6].split()[1])
+
+
 def test_starts_when_another_has_looked_into_what_it_left(
     factory: Factory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,24 +81,41 @@ def test_starts_when_another_has_looked_into_what_it_left(
     libc = ctypes.CDLL(None, use_errno=True)
     libc.shmat.restype = ctypes.c_void_p
     cluster = factory.create()
-    segment = int((cluster.data / "postmaster.pid").read_text().splitlines()[6].split()[1])
-    remove = system.remove_shared_memory
-    monkeypatch.setattr(system, "remove_shared_memory", lambda _shmid: None)
-    cluster.kill_all()
+    segment = segment_of(cluster)
+    with monkeypatch.context() as patch:
+        patch.setattr(system, "remove_shared_memory", lambda _shmid: None)
+        cluster.kill_all()
     address = libc.shmat(segment, None, 0)
     if address == ctypes.c_void_p(-1).value:
         assert ctypes.get_errno() == errno.EACCES, os.strerror(ctypes.get_errno())
         pytest.skip("may not look into the server's shared memory")
-    detach = threading.Timer(0.5, libc.shmdt, [ctypes.c_void_p(address)])
-    removed: list[int] = []
+    held = [ctypes.c_void_p(address)]
+    shown = system.shared_memory
 
-    def begin(shmid: int) -> None:
-        detach.start()
-        remove(shmid)
-        removed.append(shmid)
+    def look() -> dict[int, int]:
+        """The other one goes when it is seen that somebody has the segment."""
+        found = shown()
+        if held and found[segment]:
+            libc.shmdt(held.pop())
+        return found
 
-    monkeypatch.setattr(system, "remove_shared_memory", begin)
-    cluster.start()
-    monkeypatch.undo()
-    assert removed == [segment]
+    monkeypatch.setattr(system, "shared_memory", look)
+    try:
+        cluster.start()
+        assert not held
+    finally:
+        for attached in held:
+            libc.shmdt(attached)
     assert cluster.value("SELECT 1") == 1
+
+
+def test_a_killed_server_leaves_no_shared_memory(factory: Factory) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    cluster = factory.create()
+    segment = segment_of(cluster)
+    assert system.shared_memory()[segment] > 0
+    cluster.kill_all()
+    if segment in system.shared_memory():
+        assert libc.shmctl(segment, 0, None) == -1, "it could have been removed"
+        assert ctypes.get_errno() == errno.EPERM, os.strerror(ctypes.get_errno())
+        pytest.skip("may not remove the server's shared memory")

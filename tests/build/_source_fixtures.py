@@ -30,7 +30,7 @@ def cache_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setattr(git, "SERVERS", (f"{NOWHERE}/postgresql.git",))
     monkeypatch.setattr(net, "CONNECT_SECONDS", 2.0)
-    monkeypatch.setattr(tarball, "STALL_SECONDS", 10.0)
+    monkeypatch.setattr(tarball, "STALL_SECONDS", 0.4)
     monkeypatch.setattr(tarball, "PAUSE_SECONDS", 0.01)
     return cache.root()
 

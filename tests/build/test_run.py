@@ -106,11 +106,12 @@ def test_each_line_is_reported_as_it_comes() -> None:
     assert lines == ["a", "b"]
 
 
-def test_timeout_kills_the_whole_group(tmp_path: Path) -> None:
-    pid = tmp_path / "pid"
+def test_timeout_kills_the_whole_group() -> None:
+    pids: list[str] = []
     with pytest.raises(CommandFailed, match="killed after"):
-        call(["sh", "-c", f"sleep 60 & echo $! > {pid}; wait"], timeout=3, quiet=True)
-    assert gone(int(pid.read_text()))
+        call(["sh", "-c", "sleep 60 & echo $!; wait"], timeout=0.5, on_line=pids.append, quiet=True)
+    [pid] = pids
+    assert gone(int(pid))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

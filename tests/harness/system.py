@@ -286,19 +286,19 @@ def remove_shared_memory(shmid: int) -> None:
     """
     _LIBC.shmctl(ctypes.c_int(shmid), _IPC_RMID, None)
     deadline = time.monotonic() + _HELD_SECONDS
-    while _attached(shmid) and time.monotonic() < deadline:
+    while shared_memory().get(shmid) and time.monotonic() < deadline:
         time.sleep(0.001)
 
 
-def _attached(shmid: int) -> int:
-    """How many processes have a SysV segment; none if it is gone, or cannot be seen."""
+def shared_memory() -> dict[int, int]:
+    """How many processes have each SysV segment; none are listed where the kernel shows none."""
     try:
         lines = Path("/proc/sysvipc/shm").read_text().splitlines()
     except OSError:
-        return 0
+        return {}
     names = lines[0].split()
     rows = (dict(zip(names, line.split(), strict=False)) for line in lines[1:])
-    return sum(int(row["nattch"]) for row in rows if row["shmid"] == str(shmid))
+    return {int(row["shmid"]): int(row["nattch"]) for row in rows}
 
 
 class SmallDisk:
