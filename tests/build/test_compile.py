@@ -343,7 +343,7 @@ def test_an_interrupted_build_leaves_nothing_that_looks_finished(
 def test_two_runs_at_once_build_once(tmp_path: Path, own_cache: Path) -> None:
     """The first goes on when the second waits for it."""
     runs, go = tmp_path / "runs", tmp_path / "go"
-    wait = f"timeout 60 sh -c 'until [ -e {go} ]; do sleep 0.05; done'"
+    wait = f"timeout 30 sh -c 'until [ -e {go} ]; do sleep 0.05; done'"
     env = {"PTRACK_CACHE": str(own_cache), "FAKE_BEFORE": f"echo run >> {runs}; {wait}"}
     processes = [Script(BUILD.format(folder=str(tmp_path / "a")), env).start()]
     try:
@@ -351,7 +351,7 @@ def test_two_runs_at_once_build_once(tmp_path: Path, own_cache: Path) -> None:
             if runs.exists():
                 break
             time.sleep(0.05)
-        assert runs.exists()
+        assert runs.exists(), "it never began to compile"
         processes.append(Script(BUILD.format(folder=str(tmp_path / "b")), env).start())
         assert processes[1].stdout is not None
         said = ""
