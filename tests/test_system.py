@@ -15,7 +15,6 @@ import pytest
 from tests.harness import system
 
 if TYPE_CHECKING:
-    from tests.harness.cluster import Cluster
     from tests.harness.factory import Factory
 
 WRITER = """
@@ -69,11 +68,6 @@ def test_a_signal_waits_for_who_has_stopped() -> None:
     assert not system.awaits(taker.pid, signal.SIGTERM)
 
 
-def segment_of(cluster: Cluster) -> int:
-    """The id of a running server's SysV segment."""
-    return int((cluster.data / "postmaster.pid").read_text().splitlines()[6].split()[1])
-
-
 def test_starts_when_another_has_looked_into_what_it_left(
     factory: Factory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,7 +75,7 @@ def test_starts_when_another_has_looked_into_what_it_left(
     libc = ctypes.CDLL(None, use_errno=True)
     libc.shmat.restype = ctypes.c_void_p
     cluster = factory.create()
-    segment = segment_of(cluster)
+    segment = cluster.segment()
     with monkeypatch.context() as patch:
         patch.setattr(system, "remove_shared_memory", lambda _shmid: None)
         cluster.kill_all()
@@ -115,7 +109,7 @@ def test_starts_when_another_has_looked_into_what_it_left(
 def test_a_killed_server_leaves_no_shared_memory(factory: Factory) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     cluster = factory.create()
-    segment = segment_of(cluster)
+    segment = cluster.segment()
     assert system.shared_memory()[segment] > 0
     cluster.kill_all()
     if segment in system.shared_memory():

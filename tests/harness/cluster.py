@@ -455,8 +455,12 @@ class Cluster:
     def _remove_shared_memory(self) -> None:
         """Remove what a killed postmaster left, or somebody's look there is one that uses it."""
         with contextlib.suppress(OSError, IndexError, ValueError):
-            lines = (self.data / "postmaster.pid").read_text().splitlines()
-            system.remove_shared_memory(int(lines[6].split()[1]))
+            system.remove_shared_memory(self.segment())
+
+    def segment(self) -> int:
+        """The id of the SysV segment that postmaster.pid names."""
+        lines = (self.data / "postmaster.pid").read_text().splitlines()
+        return int(lines[6].split()[1])
 
     # ---- log
 
