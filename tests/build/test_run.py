@@ -153,12 +153,17 @@ def interrupted(place: Path, program: str, patience: float, *, again: bool = Fal
         time.sleep(0.05)
     assert (place / "pid").exists()
     process.send_signal(signal.SIGTERM)
+    said = ""
     if again:
-        time.sleep(0.5)
+        assert process.stdout is not None
+        while "waiting for sh to end" not in said:
+            line = process.stdout.readline()
+            assert line, said
+            said += line
         process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=20)
+    rest, _ = process.communicate(timeout=20)
     assert process.returncode != 0
-    return said
+    return said + rest
 
 
 def test_what_must_not_be_left_half_done_ends_by_itself(tmp_path: Path) -> None:

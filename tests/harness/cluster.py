@@ -327,15 +327,19 @@ class Cluster:
         """kill -9 every process of the server at once."""
         if self._process is None:
             return
-        if self._process.poll() is None:
-            system.stop(self.pid)  # before that it may have another child
-            pids = system.children(self.pid)
-            system.kill(*pids, self.pid)
-            self._process.wait()
-            deadline = time.monotonic() + _STOP_SECONDS
-            while any(system.alive(pid) for pid in pids) and time.monotonic() < deadline:
-                time.sleep(_POLL_SECONDS)
-        self._remove_shared_memory()
+        try:
+            if self._process.poll() is None:
+                system.stop(self.pid)  # before that it may have another child
+                pids = system.children(self.pid)
+                system.kill(*pids, self.pid)
+                self._process.wait()
+                self.wait_for(
+                    lambda: not any(system.alive(pid) for pid in pids),
+                    "the end of killed processes",
+                    _STOP_SECONDS,
+                )
+        finally:
+            self._remove_shared_memory()
 
     def kill_postmaster(self, meanwhile: Callable[[], object] = lambda: None) -> None:
         """kill -9 the postmaster alone, and wait until its children have ended.
@@ -448,16 +452,21 @@ class Cluster:
 
     def destroy(self, *, keep: bool = False) -> None:
         """Kill what runs and remove the directory, whatever state it is in."""
-        self.kill_all()
-        if not keep:
-            shutil.rmtree(self.root, ignore_errors=True)
+        try:
+            self.kill_all()
+        finally:
+            if not keep:
+                shutil.rmtree(self.root, ignore_errors=True)
 
     def _remove_shared_memory(self) -> None:
-        """Remove what a killed postmaster left, or somebody's look there is one that uses it."""
-        with contextlib.suppress(OSError, IndexError, ValueError):
-            system.remove_shared_memory(self.segment())
+        """Remove what a killed postmaster left; else who looks into it is taken for its user."""
+        try:
+            segment = self.shared_memory_id()
+        except (OSError, IndexError, ValueError):
+            return  # it ended before it had one, or removed its file
+        system.remove_shared_memory(segment)
 
-    def segment(self) -> int:
+    def shared_memory_id(self) -> int:
         """The id of the SysV segment that postmaster.pid names."""
         lines = (self.data / "postmaster.pid").read_text().splitlines()
         return int(lines[6].split()[1])

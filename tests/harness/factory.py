@@ -176,6 +176,7 @@ class Factory:
             cluster.wait_for(
                 lambda: process.poll() is not None or committed(cluster) > begun, "load"
             )
+            assert process.poll() is None, f"it ended before there was load: {path.read_text()}"
             yield
             if at_most and process.poll() is None:
                 return
@@ -187,8 +188,10 @@ class Factory:
 
     def destroy(self, *, since: int = 0, keep: bool = False) -> None:
         """Destroy the clusters made after the first ``since``."""
-        while len(self.made) > since:
-            self.made.pop().destroy(keep=keep)
+        with contextlib.ExitStack() as all_of_them:
+            for cluster in self.made[since:]:
+                all_of_them.callback(cluster.destroy, keep=keep)
+            del self.made[since:]
 
     def destroy_one(self, cluster: Cluster) -> None:
         """Destroy one cluster, wherever it stands."""

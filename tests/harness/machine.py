@@ -636,8 +636,11 @@ class Node:
             pid for pid in system.children(self.cluster.pid) if b"checkpointer" in system.title(pid)
         )
 
+        idle = system.switches(checkpointer)[-1]
+
         def waits() -> bool:
-            return self.orders.stopped == checkpointer or system.sleeps(checkpointer)
+            told = system.switches(checkpointer)[-1] != idle  # before that it sleeps for nobody
+            return self.orders.stopped == checkpointer or (told and system.sleeps(checkpointer))
 
         self._beside(self.cluster.checkpoint, waits)
 

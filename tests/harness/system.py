@@ -244,15 +244,15 @@ def title(pid: int) -> bytes:
 
 def sleeps(pid: int) -> bool:
     """Whether a process waits for another one, longer than for what is only slow."""
-    before = _switches(pid)
+    before = switches(pid)
     for _ in range(_NAPS):
         time.sleep(_NAP_SECONDS)
-        if _switches(pid) != before or before[0] != "S":
+        if switches(pid) != before or before[0] != "S":
             return False
     return True
 
 
-def _switches(pid: int) -> tuple[str, ...]:
+def switches(pid: int) -> tuple[str, ...]:
     """State of a process, and how often it has gone to sleep."""
     fields = _status(pid)
     if not fields:
