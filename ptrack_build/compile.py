@@ -6,12 +6,12 @@ edit in extension/ compiles the extension only: the new prefix is made of hard l
 server's files, and each published prefix stays as it is for ever.
 
 A prefix can be moved: PostgreSQL's programs find share/ and lib/ from where they lie themselves,
-and the libraries are found by $ORIGIN. It is configured for one constant place, so that neither
-the key nor what ccache sees depends on the cache's.
+and the libraries are found by $ORIGIN. It is configured for one constant place, so that the key
+does not depend on the cache's.
 
 The compiling happens at <cache>/build/<major>-<variant>, the same place each time, in which src/
 is made of hard links to the patched tree: with the same paths, ccache holds what an edit did not
-touch.
+touch. A cache that was moved fills its ccache anew.
 """
 
 from __future__ import annotations
@@ -385,7 +385,7 @@ class Workbench:
 def workbench(prefix: Prefix) -> Iterator[Workbench]:
     """The server of a prefix, compiled once more with its objects kept; removed at the end.
 
-    In a place of its own, so that ccache holds it from the second time on. Raises CompileError.
+    The place is its own, so ccache has its objects from the second time on. Raises CompileError.
     """
     plan = _plan(prefix.tree, prefix.variant)
     place = cache.directory("build", f"{plan.slot}-bench")
@@ -449,8 +449,9 @@ def _environment(plan: _Plan) -> dict[str, str]:
             "CCACHE_DIR": str(cache.directory("ccache")),
             "CCACHE_NOHASHDIR": "1",
             "CCACHE_DEPEND": "1",
-            # No CCACHE_BASEDIR: it would make relative, for each object, the path of each header,
-            # which is a third of what a miss costs. The paths are the same as they are.
+            # No CCACHE_BASEDIR: to make the path of each header relative, for each object, costs a
+            # third of what a miss does, and the paths are constant without it.
+            #
             # No file of PostgreSQL's says when it was compiled; to look for that in each header,
             # and to hash it anew for each object, is most of what a miss costs.
             "CCACHE_SLOPPINESS": "include_file_ctime,include_file_mtime,time_macros",

@@ -42,10 +42,9 @@ class Shared:
 
     def destroy(self) -> None:
         """Destroy it; the next test makes a new one."""
-        if self.cluster is not None:
-            self.factory.destroy_one(self.cluster)
-        self.cluster = None
-        self.broken = False
+        cluster, self.cluster, self.broken = self.cluster, None, False
+        if cluster is not None:
+            self.factory.destroy_one(cluster)
 
 
 @pytest.fixture(scope="module")

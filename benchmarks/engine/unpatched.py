@@ -1,7 +1,7 @@
 """PostgreSQL of the same source without the core patch: what the patch costs where it is not used.
 
-Compiled as everything else is, by the same compiler with the same flags, out of ccache where the
-patch changes nothing, and kept in the cache under a key of its own. There is no extension.
+Compiled as everything else is, by the same compiler with the same flags, and kept in the cache
+under a key of its own. There is no extension.
 """
 
 from __future__ import annotations

@@ -268,8 +268,12 @@ class Cluster:
             if self._process.poll() is not None:
                 raise StartFailed(self.name, self.log_text(before))
             if time.monotonic() > deadline:
-                self.kill_all()
-                raise StartFailed(self.name, self.log_text(before) + "\n(no answer in time)")
+                late = StartFailed(self.name, self.log_text(before) + "\n(no answer in time)")
+                try:
+                    self.kill_all()
+                except NotInTime as error:
+                    raise late from error
+                raise late
             time.sleep(_POLL_SECONDS)
 
     def ready(self) -> bool:
@@ -327,17 +331,18 @@ class Cluster:
         """kill -9 every process of the server at once."""
         if self._process is None:
             return
+        pids: list[int] = []
+        if self._process.poll() is None:
+            system.stop(self.pid)  # before that it may have another child
+            pids = system.children(self.pid)
+            system.kill(*pids, self.pid)
+            self._process.wait()
         try:
-            if self._process.poll() is None:
-                system.stop(self.pid)  # before that it may have another child
-                pids = system.children(self.pid)
-                system.kill(*pids, self.pid)
-                self._process.wait()
-                self.wait_for(
-                    lambda: not any(system.alive(pid) for pid in pids),
-                    "the end of killed processes",
-                    _STOP_SECONDS,
-                )
+            self.wait_for(
+                lambda: not any(system.alive(pid) for pid in pids),
+                "the end of killed processes",
+                _STOP_SECONDS,
+            )
         finally:
             self._remove_shared_memory()
 
@@ -459,7 +464,7 @@ class Cluster:
                 shutil.rmtree(self.root, ignore_errors=True)
 
     def _remove_shared_memory(self) -> None:
-        """Remove what a killed postmaster left; else who looks into it is taken for its user."""
+        """Remove what a killed postmaster left; else a server that looks into it counts as one."""
         try:
             segment = self.shared_memory_id()
         except (OSError, IndexError, ValueError):

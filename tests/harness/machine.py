@@ -635,11 +635,10 @@ class Node:
         (checkpointer,) = (
             pid for pid in system.children(self.cluster.pid) if b"checkpointer" in system.title(pid)
         )
-
         idle = system.switches(checkpointer)[-1]
 
         def waits() -> bool:
-            told = system.switches(checkpointer)[-1] != idle  # before that it sleeps for nobody
+            told = system.switches(checkpointer)[-1] != idle  # until then it sleeps for nobody
             return self.orders.stopped == checkpointer or (told and system.sleeps(checkpointer))
 
         self._beside(self.cluster.checkpoint, waits)
