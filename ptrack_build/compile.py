@@ -385,7 +385,7 @@ class Workbench:
 def workbench(prefix: Prefix) -> Iterator[Workbench]:
     """The server of a prefix, compiled once more with its objects kept; removed at the end.
 
-    The place is its own, so ccache has its objects from the second time on. Raises CompileError.
+    Its place is its own, so ccache has its objects from the second time on. Raises CompileError.
     """
     plan = _plan(prefix.tree, prefix.variant)
     place = cache.directory("build", f"{plan.slot}-bench")
@@ -450,7 +450,7 @@ def _environment(plan: _Plan) -> dict[str, str]:
             "CCACHE_NOHASHDIR": "1",
             "CCACHE_DEPEND": "1",
             # No CCACHE_BASEDIR: to make the path of each header relative, for each object, costs a
-            # third of what a miss does, and the paths are constant without it.
+            # third of what a miss does, and the sources' paths are constant without it.
             #
             # No file of PostgreSQL's says when it was compiled; to look for that in each header,
             # and to hash it anew for each object, is most of what a miss costs.

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import psycopg
 
@@ -245,7 +245,8 @@ class Cluster:
         """Start the server and wait until it takes connections.
 
         Raises:
-            StartFailed: it ended, or was not ready in time.
+            StartFailed: it ended.
+            NotInTime: it was not ready in time, and is killed.
         """
         assert not self.running, f"{self.name} is running"
         before = self.log_size()
@@ -268,12 +269,7 @@ class Cluster:
             if self._process.poll() is not None:
                 raise StartFailed(self.name, self.log_text(before))
             if time.monotonic() > deadline:
-                late = StartFailed(self.name, self.log_text(before) + "\n(no answer in time)")
-                try:
-                    self.kill_all()
-                except NotInTime as error:
-                    raise late from error
-                raise late
+                self._give_up(f"started and did not answer:\n{self.log_text(before)}")
             time.sleep(_POLL_SECONDS)
 
     def ready(self) -> bool:
@@ -309,9 +305,16 @@ class Cluster:
         try:
             self._process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:
+            self._give_up("did not stop")
+
+    def _give_up(self, what: str) -> NoReturn:
+        """Kill a server that took too long; raises NotInTime, which says what it did not do."""
+        late = NotInTime(f"{self.name} {what}")
+        try:
             self.kill_all()
-            what = f"{self.name} did not stop"
-            raise NotInTime(what) from None
+        except NotInTime as error:
+            raise late from error
+        raise late
 
     def restart(self, mode: str = "fast", **settings: Value) -> None:
         """Stop, change settings, start."""
