@@ -503,7 +503,8 @@ def test_map_that_began_anew_and_stays(faulty_standby: tuple[Cluster, Cluster, F
     standby.kill_all()
     orders.clear()
     standby.start()
-    snapshot = oracle.take(standby, primary=primary)
+    standby.restartpoint(primary)  # a second one would decide what the first has to
+    snapshot = oracle.take(standby, checkpoint=False)
     assert 0 < standby.init_lsn() <= snapshot.lsn, "the first backup is no parent"
     primary.sql(CHANGE)
     standby.catch_up(primary)
