@@ -385,7 +385,8 @@ class Workbench:
 def workbench(prefix: Prefix) -> Iterator[Workbench]:
     """The server of a prefix, compiled once more with its objects kept; removed at the end.
 
-    Its place is its own, so ccache has its objects from the second time on. Raises CompileError.
+    Its sources lie at a path of their own, the same each time, so ccache has its objects from the
+    second time on. Raises CompileError.
     """
     plan = _plan(prefix.tree, prefix.variant)
     place = cache.directory("build", f"{plan.slot}-bench")

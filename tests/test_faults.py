@@ -504,8 +504,9 @@ def test_map_that_began_anew_and_stays(faulty_standby: tuple[Cluster, Cluster, F
     orders.clear()
     standby.start()
     standby.restartpoint(primary)  # a second one would decide what the first has to
-    snapshot = oracle.take(standby, checkpoint=False)
-    assert 0 < standby.init_lsn() <= snapshot.lsn, "the first backup is no parent"
+    first = oracle.take(standby, checkpoint=False, usable=False)
+    assert 0 < standby.init_lsn() <= first.lsn, "the first backup is no parent"
+    snapshot = oracle.take(standby, primary=primary)
     primary.sql(CHANGE)
     standby.catch_up(primary)
     oracle.check(snapshot, standby)

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -42,6 +43,36 @@ def test_a_kill_leaves_no_half_written_page(session_factory: Factory) -> None:
             system.kill(writer.pid)
         assert len(set(path.read_bytes())) == 1
     path.unlink()
+
+
+SPAWNER = """
+import os, sys
+opens = (os.POSIX_SPAWN_OPEN, 0, sys.argv[1], os.O_RDONLY, 0)
+os.posix_spawn("/bin/true", ["true"], {}, file_actions=[opens])
+"""
+
+
+def test_what_does_not_stop_is_killed_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits in the system call that made its child, and the child for a writer of the pipe."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    monkeypatch.setattr(system, "_STOPPED_SECONDS", 0.2)
+    born: list[int] = []
+    with subprocess.Popen([sys.executable, "-c", SPAWNER, str(pipe)]) as spawner:
+        try:
+            deadline = time.monotonic() + 60
+            while not (born := system.children(spawner.pid)):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            with pytest.raises(system.NotStopped, match=str(spawner.pid)):
+                system.kill(spawner.pid)
+            assert spawner.wait(60) == -signal.SIGKILL
+        finally:
+            spawner.kill()
+            for pid in born:
+                system.send(pid, signal.SIGKILL)
 
 
 TAKER = """
@@ -82,14 +113,13 @@ def test_a_start_that_hangs_is_none_that_fails(
     def hangs(
         argv: Sequence[str | Path], *, output: IO[bytes], cwd: Path, env: Mapping[str, str]
     ) -> subprocess.Popen[bytes]:
-        process = popen(argv, output=output, cwd=cwd, env=env)
-        system.send(process.pid, signal.SIGSTOP)
-        return process
+        stopped = ["sh", "-c", 'kill -STOP $$; exec "$@"', "sh", *argv]
+        return popen(stopped, output=output, cwd=cwd, env=env)
 
     with monkeypatch.context() as patch:
         patch.setattr("tests.harness.cluster._START_SECONDS", 1.0)
         patch.setattr(system, "popen", hangs)
-        with pytest.raises(NotInTime, match="did not answer"):
+        with pytest.raises(NotInTime, match="not ready in time"):
             server.start_fails()
     assert not server.running
     server.start()
@@ -148,8 +178,10 @@ def test_a_killed_server_leaves_no_shared_memory(factory: Factory) -> None:
     assert _attached(segment) > 0
     cluster.kill_all()
     if segment in system.shared_memory():
-        if cluster.major >= 13:  # before, servers that start look into it
+        if cluster.major >= 13:
             assert not system.shared_memory().get(segment)
+        else:  # servers that start look into it
+            cluster.wait_for(lambda: not system.shared_memory().get(segment), "nobody in it", 10)
         assert libc.shmctl(segment, 0, None) == -1, "it could have been removed"
         assert ctypes.get_errno() == errno.EPERM, os.strerror(ctypes.get_errno())
         pytest.skip("may not remove the server's shared memory")

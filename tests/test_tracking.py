@@ -110,7 +110,7 @@ def test_database_made_by_zeros(factory: Factory) -> None:
     """A file is extended by its last block; the others come to be zeros, their pages in the pool.
 
     The parent has the same names of files, and no crash comes. The pages of the unlogged table are
-    not in WAL: nothing but marks of the extension tells of them.
+    not in WAL: nothing tells of them but what was marked when their file was extended.
     """
     cluster = factory.create(shared_buffers="16MB")
     cluster.sql("CREATE DATABASE source")
@@ -120,7 +120,7 @@ def test_database_made_by_zeros(factory: Factory) -> None:
     again = "CREATE DATABASE d OID = 20001 TEMPLATE source STRATEGY wal_log"
     cluster.sql(again)
     paths = [cluster.path_of(name, database="d") for name in ("t", "unlogged")]
-    cluster.restart()  # a checkpoint writes no page of an unlogged table
+    cluster.restart()  # the parent has its pages; a checkpoint does not write unlogged ones
     snapshot = oracle.take(cluster)
     cluster.sql("DROP DATABASE d")
     cluster.sql(again)

@@ -329,26 +329,25 @@ def test_interrupted_in_mid_download(server: Server, release: bytes) -> None:
         "from tests.build._sources import major; from ptrack_build import source;"
         "source.fetch(major('17'), spec='tarball')"
     )
-    run = subprocess.Popen(
+    deadline = time.monotonic() + 30
+    parts = open_mirror().path.parent / "source/download"
+    with subprocess.Popen(
         [sys.executable, "-c", script],
         cwd=REPO,
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(REPO), *sys.path])},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    deadline = time.monotonic() + 30
-    parts = open_mirror().path.parent / "source/download"
-    try:
-        while not any(part.stat().st_size for part in parts.glob("*.part")):
-            assert run.poll() is None, run.communicate()[1]
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        run.send_signal(signal.SIGINT)
-        _, complaint = run.communicate(timeout=20)
-    finally:
-        run.kill()
-        run.wait()
+    ) as run:
+        try:
+            while not any(part.stat().st_size for part in parts.glob("*.part")):
+                assert run.poll() is None, run.communicate()[1]
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            run.send_signal(signal.SIGINT)
+            _, complaint = run.communicate(timeout=20)
+        finally:
+            run.kill()
     assert "KeyboardInterrupt" in complaint
     assert run.returncode != 0
     assert nothing_taken(release)

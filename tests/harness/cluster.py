@@ -269,7 +269,7 @@ class Cluster:
             if self._process.poll() is not None:
                 raise StartFailed(self.name, self.log_text(before))
             if time.monotonic() > deadline:
-                self._give_up(f"started and did not answer:\n{self.log_text(before)}")
+                self._give_up(f"was not ready in time:\n{self.log_text(before)}")
             time.sleep(_POLL_SECONDS)
 
     def ready(self) -> bool:
@@ -283,7 +283,12 @@ class Cluster:
         return lines[7].strip() in ("ready", "standby")
 
     def start_fails(self, *args: str) -> str:
-        """Start a server that must not come up; returns what it logged."""
+        """Start a server that must not come up; returns what it logged.
+
+        Raises:
+            AssertionError: it came up.
+            NotInTime: it neither came up nor ended, and is killed.
+        """
         try:
             self.start(*args)
         except StartFailed as failed:
@@ -335,12 +340,14 @@ class Cluster:
         if self._process is None:
             return
         pids: list[int] = []
-        if self._process.poll() is None:
-            system.stop(self.pid)  # before that it may have another child
-            pids = system.children(self.pid)
-            system.kill(*pids, self.pid)
-            self._process.wait()
         try:
+            if self._process.poll() is None:
+                try:
+                    system.stop(self.pid)  # before that it may have another child
+                finally:
+                    pids = system.children(self.pid)
+                    system.kill(*pids, self.pid)
+            self._process.wait()
             self.wait_for(
                 lambda: not any(system.alive(pid) for pid in pids),
                 "the end of killed processes",

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _NAPS = 10
 _NAP_SECONDS = 0.01
-_STOPPED_SECONDS = 10.0
+_STOPPED_SECONDS = 30.0
 _IPC_RMID = 0
 _HELD_SECONDS = 10.0
 _DEAD = frozenset("ZX")
@@ -50,6 +50,10 @@ class ProgramFailed(AssertionError):
         super().__init__(f"{shlex.join(argv)} returned {returncode}\n{output}")
         self.returncode = returncode
         self.output = output
+
+
+class NotStopped(AssertionError):
+    """A process that was told to stop runs on, or waits in a system call."""
 
 
 @functools.cache
@@ -204,18 +208,30 @@ def kill(*pids: int) -> None:
 
     A write that is killed may have written half a page. PostgreSQL mends that from a page image
     in WAL, and does not start where full_page_writes has been off.
+
+    Raises:
+        NotStopped: one of them had not; all are killed.
     """
-    stop(*pids)
-    for pid in pids:
-        send(pid, signal.SIGKILL)
+    try:
+        stop(*pids)
+    finally:
+        for pid in pids:
+            send(pid, signal.SIGKILL)
 
 
 def stop(*pids: int) -> None:
-    """SIGSTOP processes, and wait until all have stopped or are gone, for ten seconds at most."""
+    """SIGSTOP processes, and wait until all have stopped or are gone.
+
+    Raises:
+        NotStopped: one of them does neither; the others have stopped.
+    """
     for pid in pids:
         send(pid, signal.SIGSTOP)
     deadline = time.monotonic() + _STOPPED_SECONDS
-    while any(_state(pid) not in _STOPPED for pid in pids) and time.monotonic() < deadline:
+    while left := {pid: state for pid in pids if (state := _state(pid)) not in _STOPPED}:
+        if time.monotonic() >= deadline:
+            what = f"after {_STOPPED_SECONDS:g} s these had not stopped, by state: {left}"
+            raise NotStopped(what)
         time.sleep(0.001)
 
 
