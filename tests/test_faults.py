@@ -487,7 +487,7 @@ def test_removal_that_is_not_durable(faulty: tuple[Cluster, Fault], action: Acti
 def test_map_that_began_anew_and_stays(faulty_standby: tuple[Cluster, Cluster, Fault]) -> None:
     """Damage is found, the file cannot be removed; a durable mark, and a crash: it began there."""
     primary, standby, orders = faulty_standby
-    oracle.take(standby, primary=primary)
+    before = oracle.take(standby, primary=primary)
     standby.stop()
     damaged = bytearray(standby.map.read_bytes())
     damaged[mapfile.first_mark(damaged)] ^= 1
@@ -505,10 +505,12 @@ def test_map_that_began_anew_and_stays(faulty_standby: tuple[Cluster, Cluster, F
     standby.start()
     standby.restartpoint(primary)  # a second one would decide what the first has to
     first = oracle.take(standby, checkpoint=False, usable=False)
-    assert 0 < standby.init_lsn() <= first.lsn, "the first backup is no parent"
+    assert before.lsn < standby.init_lsn(), "it did not begin anew"
+    assert standby.init_lsn() <= first.lsn, "the first backup is no parent"
     snapshot = oracle.take(standby, primary=primary)
     primary.sql(CHANGE)
     standby.catch_up(primary)
+    oracle.look(first, standby)
     oracle.check(snapshot, standby)
 
 

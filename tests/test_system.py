@@ -66,10 +66,11 @@ def test_what_does_not_stop_is_killed_and_told(
             while not (born := system.children(spawner.pid)):
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
-            with pytest.raises(system.NotStopped, match=str(spawner.pid)):
+            with pytest.raises(system.NotStopped, match=rf"{{{spawner.pid}: 'D'}}"):
                 system.kill(spawner.pid)
             assert spawner.wait(60) == -signal.SIGKILL
         finally:
+            born = born or system.children(spawner.pid)
             spawner.kill()
             for pid in born:
                 system.send(pid, signal.SIGKILL)

@@ -317,7 +317,7 @@ class Cluster:
         late = NotInTime(f"{self.name} {what}")
         try:
             self.kill_all()
-        except NotInTime as error:
+        except (NotInTime, system.NotStopped) as error:
             raise late from error
         raise late
 
@@ -336,25 +336,30 @@ class Cluster:
         self.wait_for(lambda: self.value(loaded) != before, "the reload")
 
     def kill_all(self) -> None:
-        """kill -9 every process of the server at once."""
+        """kill -9 every process of the server at once.
+
+        Raises:
+            NotInTime: one of them lives on.
+            NotStopped: one was killed in a system call, and may have written half a page.
+        """
         if self._process is None:
             return
         pids: list[int] = []
-        try:
-            if self._process.poll() is None:
-                try:
-                    system.stop(self.pid)  # before that it may have another child
-                finally:
-                    pids = system.children(self.pid)
-                    system.kill(*pids, self.pid)
-            self._process.wait()
-            self.wait_for(
+        with contextlib.ExitStack() as afterwards:  # last comes first
+            afterwards.callback(self._remove_shared_memory)
+            afterwards.callback(
+                self.wait_for,
                 lambda: not any(system.alive(pid) for pid in pids),
                 "the end of killed processes",
                 _STOP_SECONDS,
             )
-        finally:
-            self._remove_shared_memory()
+            if self._process.poll() is None:
+                afterwards.callback(self._process.wait)
+                try:
+                    system.stop(self.pid)  # before that it may have another child
+                finally:
+                    pids.extend(system.children(self.pid))
+                    system.kill(*pids, self.pid)
 
     def kill_postmaster(self, meanwhile: Callable[[], object] = lambda: None) -> None:
         """kill -9 the postmaster alone, and wait until its children have ended.
