@@ -56,6 +56,14 @@ ENVIRONMENT = (
     "SOURCE_DATE_EPOCH",
 )  # fmt: skip
 
+#: The objects that take longest: their directory, name, and what they are made of. make comes to
+#: them late, when all the others are done, and then a machine's processors wait for one of them.
+LONGEST = (
+    ("src/interfaces/ecpg/preproc", "preproc.o", "ecpg.trailer"),
+    ("src/bin/psql", "tab-complete.o", "tab-complete*.c"),
+    ("src/backend/parser", "gram.o", "gram.y"),
+)
+
 #: What makes files that are compiled, in a tree from git: its variable, and its usual name.
 GENERATORS = (("BISON", "bison"), ("FLEX", "flex"), ("PERL", "perl"))
 
@@ -566,7 +574,7 @@ def _make(
         module = "src/test/modules/injection_points"
         if "--enable-injection-points" in plan.flags and (src / module).is_dir():
             modules = [["-C", module, "all"]]
-        for target in (*targets, *modules):
+        for target in (*_longest(src, work), *targets, *modules):
             call([*make, jobs, *target], env=env, log=log, quiet=True, on_line=count)
         shown.update(0.95, "install")
         for target in (*targets, *modules) if install else ():
@@ -575,6 +583,25 @@ def _make(
             call(words, env=env, log=log, quiet=True)
     shown.update(1.0, f"{objects} files")
     return objects
+
+
+def _longest(src: Path, work: Path) -> list[list[str]]:
+    """Words for make that compile the objects of LONGEST, those that this major has.
+
+    Each by its own directory's rules, after the headers that are generated; make finds them up to
+    date when it comes there.
+    """
+    found = [(folder, name) for folder, name, of in LONGEST if any((src / folder).glob(of))]
+    if not found:
+        return []
+    folders = " ".join(folder for folder, _ in found)
+    lines = [f"all: {folders}", f".PHONY: all headers {folders}"]
+    lines += ["headers:", "\t+$(MAKE) -C src/backend generated-headers"]
+    for folder, name in found:
+        lines += [f"{folder}: headers", f"\t+$(MAKE) -C $@ {name}"]
+    makefile = work / "longest.mk"
+    makefile.write_text("\n".join([*lines, ""]))
+    return [["-f", str(makefile)]]
 
 
 def link_tree(source: Path, target: Path) -> None:

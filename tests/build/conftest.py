@@ -121,6 +121,7 @@ if [ -n "$FAKE_CONFIGURE_LINKS" ]; then
 fi
 for arg; do case $arg in --cache-file=*) echo 'ac_cv_fake=yes' > "${arg#*=}" ;; esac; done
 echo "configured with $CC: $*"
+[ ! -d "$src/src" ] || cp -R "$src/src" .
 mkdir -p src/include
 echo '#define RELSEG_SIZE 131072' > src/include/pg_config.h
 sed "s|@src@|$src|; s|@args@|$*|" "$src/GNUmakefile.in" > GNUmakefile
