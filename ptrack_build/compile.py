@@ -56,12 +56,15 @@ ENVIRONMENT = (
     "SOURCE_DATE_EPOCH",
 )  # fmt: skip
 
-#: The objects that take longest: their directory, name, and what they are made of. make comes to
-#: them late, when all the others are done, and then a machine's processors wait for one of them.
-LONGEST = (
-    ("src/interfaces/ecpg/preproc", "preproc.o", "ecpg.trailer"),
-    ("src/bin/psql", "tab-complete.o", "tab-complete*.c"),
-    ("src/backend/parser", "gram.o", "gram.y"),
+#: What is compiled first: in which directory, make's goal, what that is made of, and whether of
+#: generated headers, too. make goes through src one directory after another, and waits in each,
+#: with most processors idle, for such objects as the first three. The last is what there is to do
+#: beside them.
+EARLY = (
+    ("src/interfaces/ecpg/preproc", "preproc.o", "ecpg.trailer", False),
+    ("src/backend/parser", "gram.o", "gram.y", True),
+    ("src/bin/psql", "tab-complete.o", "tab-complete*.c", True),
+    ("src/backend/utils/adt", "objfiles.txt", "numeric.c", True),
 )
 
 #: What makes files that are compiled, in a tree from git: its variable, and its usual name.
@@ -559,7 +562,7 @@ def _make(
         nonlocal objects
         if " -c -o " in line:
             objects += 1
-            if objects % 8 == 0:
+            if objects % 8 == 1:
                 done = 0.12 + 0.82 * min(1.0, objects / expected)
                 shown.update(done, f"{objects} of about {max(expected, objects)} files")
 
@@ -574,7 +577,11 @@ def _make(
         module = "src/test/modules/injection_points"
         if "--enable-injection-points" in plan.flags and (src / module).is_dir():
             modules = [["-C", module, "all"]]
-        for target in (*_longest(src, work), *targets, *modules):
+        if early := _early(src, work):
+            # What fails here the next make meets again, or has no need of: then it is no error.
+            words = [*make, jobs, "-f", str(early)]
+            call(words, env=env, log=log, quiet=True, on_line=count, check=False)
+        for target in (*targets, *modules):
             call([*make, jobs, *target], env=env, log=log, quiet=True, on_line=count)
         shown.update(0.95, "install")
         for target in (*targets, *modules) if install else ():
@@ -585,23 +592,22 @@ def _make(
     return objects
 
 
-def _longest(src: Path, work: Path) -> list[list[str]]:
-    """Words for make that compile the objects of LONGEST, those that this major has.
+def _early(src: Path, work: Path) -> Path | None:
+    """Write a makefile that compiles what of EARLY this major has.
 
-    Each by its own directory's rules, after the headers that are generated; make finds them up to
-    date when it comes there.
+    By the rules of its directories: make finds it up to date when it comes there.
     """
-    found = [(folder, name) for folder, name, of in LONGEST if any((src / folder).glob(of))]
+    found = [one for one in EARLY if any((src / one[0]).glob(one[2]))]
     if not found:
-        return []
-    folders = " ".join(folder for folder, _ in found)
+        return None
+    folders = " ".join(folder for folder, *_ in found)
     lines = [f"all: {folders}", f".PHONY: all headers {folders}"]
     lines += ["headers:", "\t+$(MAKE) -C src/backend generated-headers"]
-    for folder, name in found:
-        lines += [f"{folder}: headers", f"\t+$(MAKE) -C $@ {name}"]
-    makefile = work / "longest.mk"
+    for folder, goal, _, headers in found:
+        lines += [f"{folder}: {'headers' if headers else ''}", f"\t+$(MAKE) -C $@ {goal}"]
+    makefile = work / "early.mk"
     makefile.write_text("\n".join([*lines, ""]))
-    return [["-f", str(makefile)]]
+    return makefile
 
 
 def link_tree(source: Path, target: Path) -> None:

@@ -55,21 +55,31 @@ def test_a_build_is_whole_linked_and_described(fake: Fake) -> None:
     assert built.log.is_file()
 
 
-def test_what_takes_longest_is_compiled_first(fake: Fake) -> None:
-    """Of that what the tree has; by the rules of its directory, after the generated headers."""
-    psql, backend = (fake.tree.path / "src" / name for name in ("bin/psql", "backend"))
+def _with_what_takes_long(tree: Path, rules: str) -> None:
+    psql, backend = (tree / "src" / name for name in ("bin/psql", "backend"))
     for folder in (psql, backend):
         folder.mkdir(parents=True)
     (backend / "Makefile").write_text("generated-headers:\n\techo '#define NAME x' > names.h\n")
-    (psql / "Makefile").write_text(
-        "tab-complete.o: ../../backend/names.h\n\t$(CC) -I../../backend -c -o $@ tab-complete.c\n"
-    )
+    (psql / "Makefile").write_text(rules)
     (psql / "tab-complete.c").write_text('#include "names.h"\nint NAME = 1;\n')
+
+
+def test_what_takes_longest_is_compiled_first(fake: Fake) -> None:
+    """Of that what the tree has; by the rules of its directory, after the generated headers."""
+    compiles = "$(CC) -I../../backend -c -o $@ tab-complete.c"
+    _with_what_takes_long(fake.tree.path, f"tab-complete.o: ../../backend/names.h\n\t{compiles}\n")
     built = compiling.build(fake.tree, RELEASE, extension=fake.extension)
     said = (cache.root() / "log/build-17.log").read_text()
     order = [said.index(text) for text in ("> names.h", "-o tab-complete.o", "-o postgres.o")]
     assert order == sorted(order)
     assert "gram.o" not in said
+    assert (built.bin / "postgres").is_file()
+
+
+def test_a_tree_whose_long_objects_are_others_is_built_all_the_same(fake: Fake) -> None:
+    _with_what_takes_long(fake.tree.path, "completion.o:\n\t$(CC) -c -o $@ tab-complete.c\n")
+    built = compiling.build(fake.tree, RELEASE, extension=fake.extension)
+    assert "tab-complete.o] Error" in (cache.root() / "log/build-17.log").read_text()
     assert (built.bin / "postgres").is_file()
 
 
