@@ -56,10 +56,10 @@ ENVIRONMENT = (
     "SOURCE_DATE_EPOCH",
 )  # fmt: skip
 
-#: What is compiled first: in which directory, make's goal, what that is made of, and whether of
-#: generated headers, too. make goes through src one directory after another, and waits in each,
-#: with most processors idle, for such objects as the first three. The last is what there is to do
-#: beside them.
+#: What is compiled first: in which directory, make's goal, a source of it (a major that has none
+#: does without), and whether it needs generated headers. make goes through src one directory after
+#: another, and at the end of each waits, with most processors idle, for its slowest object. The
+#: first three are such objects; the last is something to do beside them.
 EARLY = (
     ("src/interfaces/ecpg/preproc", "preproc.o", "ecpg.trailer", False),
     ("src/backend/parser", "gram.o", "gram.y", True),
@@ -562,7 +562,7 @@ def _make(
         nonlocal objects
         if " -c -o " in line:
             objects += 1
-            if objects % 8 == 1:
+            if objects % 8 == 1:  # the first one, too, which takes long
                 done = 0.12 + 0.82 * min(1.0, objects / expected)
                 shown.update(done, f"{objects} of about {max(expected, objects)} files")
 
@@ -578,9 +578,7 @@ def _make(
         if "--enable-injection-points" in plan.flags and (src / module).is_dir():
             modules = [["-C", module, "all"]]
         if early := _early(src, work):
-            # What fails here the next make meets again, or has no need of: then it is no error.
-            words = [*make, jobs, "-f", str(early)]
-            call(words, env=env, log=log, quiet=True, on_line=count, check=False)
+            call([*make, jobs, "-f", str(early)], env=env, log=log, quiet=True, on_line=count)
         for target in (*targets, *modules):
             call([*make, jobs, *target], env=env, log=log, quiet=True, on_line=count)
         shown.update(0.95, "install")

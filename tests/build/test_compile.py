@@ -55,32 +55,52 @@ def test_a_build_is_whole_linked_and_described(fake: Fake) -> None:
     assert built.log.is_file()
 
 
-def _with_what_takes_long(tree: Path, rules: str) -> None:
-    psql, backend = (tree / "src" / name for name in ("bin/psql", "backend"))
-    for folder in (psql, backend):
+def _with_what_takes_long(tree: Path, *, without: str = "") -> None:
+    """Directories whose rules say what is compiled, and want the generated header or none."""
+    header = "src/backend/names.h"
+    sources = {
+        "src/interfaces/ecpg/preproc": ("ecpg.trailer", "preproc.o", f"test ! -e $(T)/{header}"),
+        "src/backend/parser": ("gram.y", "gram.o", f"test -e $(T)/{header}"),
+        "src/bin/psql": ("tab-complete.in.c", "tab-complete.o", f"test -e $(T)/{header}"),
+        "src/backend/utils/adt": ("numeric.c", "objfiles.txt", f"test -e $(T)/{header}"),
+    }
+    for name, (source, goal, test) in sources.items():
+        folder = tree / name
         folder.mkdir(parents=True)
-    (backend / "Makefile").write_text("generated-headers:\n\techo '#define NAME x' > names.h\n")
-    (psql / "Makefile").write_text(rules)
-    (psql / "tab-complete.c").write_text('#include "names.h"\nint NAME = 1;\n')
+        up = "/".join(".." for _ in name.split("/"))
+        (folder / "Makefile").write_text(f"T = {up}\n{goal}:\n\t{test}\n\techo compiles $@\n")
+        if name != without:
+            (folder / source).write_text("")
+    (tree / "src/backend/Makefile").write_text("generated-headers:\n\techo > names.h\n")
 
 
-def test_what_takes_longest_is_compiled_first(fake: Fake) -> None:
-    """Of that what the tree has; by the rules of its directory, after the generated headers."""
-    compiles = "$(CC) -I../../backend -c -o $@ tab-complete.c"
-    _with_what_takes_long(fake.tree.path, f"tab-complete.o: ../../backend/names.h\n\t{compiles}\n")
+def test_what_takes_longest_is_compiled_first(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the rules of its directory, and after the generated headers where it needs them."""
+    monkeypatch.setattr(host, "jobs", lambda: 1)
+    _with_what_takes_long(fake.tree.path)
     built = compiling.build(fake.tree, RELEASE, extension=fake.extension)
     said = (cache.root() / "log/build-17.log").read_text()
-    order = [said.index(text) for text in ("> names.h", "-o tab-complete.o", "-o postgres.o")]
+    goals = ("preproc.o", "gram.o", "tab-complete.o", "objfiles.txt")
+    order = [said.index(f"\ncompiles {goal}\n") for goal in goals]
+    order += [said.index("-c -o postgres.o")]
     assert order == sorted(order)
-    assert "gram.o" not in said
     assert (built.bin / "postgres").is_file()
 
 
-def test_a_tree_whose_long_objects_are_others_is_built_all_the_same(fake: Fake) -> None:
-    _with_what_takes_long(fake.tree.path, "completion.o:\n\t$(CC) -c -o $@ tab-complete.c\n")
-    built = compiling.build(fake.tree, RELEASE, extension=fake.extension)
-    assert "tab-complete.o] Error" in (cache.root() / "log/build-17.log").read_text()
-    assert (built.bin / "postgres").is_file()
+def test_what_a_major_does_not_have_is_not_compiled_first(fake: Fake) -> None:
+    _with_what_takes_long(fake.tree.path, without="src/bin/psql")
+    compiling.build(fake.tree, RELEASE, extension=fake.extension)
+    said = (cache.root() / "log/build-17.log").read_text()
+    assert "\ncompiles gram.o\n" in said
+    assert "tab-complete" not in said
+
+
+def test_what_fails_first_fails_the_build(fake: Fake) -> None:
+    _with_what_takes_long(fake.tree.path)
+    (fake.tree.path / "src/bin/psql/Makefile").write_text("tab-complete.o:\n\texit 3\n")
+    with pytest.raises(CompileError, match=r"tab-complete\.o\] Error 3"):
+        compiling.build(fake.tree, RELEASE, extension=fake.extension)
+    assert not published()
 
 
 def test_what_is_there_is_not_built_again(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
