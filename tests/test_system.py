@@ -104,6 +104,26 @@ def test_a_signal_waits_for_who_has_stopped() -> None:
     assert not system.awaits(taker.pid, signal.SIGTERM)
 
 
+def test_a_server_that_does_not_stop_is_killed_whole(
+    factory: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = factory.create()
+    pids = [server.pid, *system.children(server.pid)]
+
+    def runs_on(*_pids: int) -> None:
+        raise system.NotStopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(system, "stop", runs_on)
+        with pytest.raises(system.NotStopped):
+            server.kill_all()
+    assert len(pids) > 1
+    assert not server.running
+    assert not [pid for pid in pids if system.alive(pid)]
+    server.start()
+    assert server.value("SELECT 1") == 1
+
+
 def test_a_start_that_hangs_is_none_that_fails(
     factory: Factory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
