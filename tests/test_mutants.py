@@ -296,7 +296,7 @@ def test_machine_without_the_core_patch(
     monkeypatch.setattr(machine, "TALLY", machine.Tally())
     for seed in range(4):
         machine.run(factory, seed=seed, examples=20, shrink_seconds=60, plain=unpatched)
-    assert machine.TALLY.counts["lives under another server"] >= 10
+    assert machine.TALLY.counts["lives under another server"] >= 12
 
 
 def _checksum_alone(one: oracle.Lost) -> bool:

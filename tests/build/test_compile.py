@@ -55,8 +55,14 @@ def test_a_build_is_whole_linked_and_described(fake: Fake) -> None:
     assert built.log.is_file()
 
 
-def _with_what_takes_long(tree: Path, *, without: str = "") -> None:
-    """Directories whose rules say what is compiled, and want the generated header or none."""
+def _with_what_takes_long(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, *, without: str = ""
+) -> None:
+    """Directories whose rules say what is compiled, and want the generated header or none.
+
+    One job at a time: which of two is first would be the machine's choice.
+    """
+    monkeypatch.setattr(host, "jobs", lambda: 1)
     header = "src/backend/names.h"
     sources = {
         "src/interfaces/ecpg/preproc": ("ecpg.trailer", "preproc.o", f"test ! -e $(T)/{header}"),
@@ -76,8 +82,7 @@ def _with_what_takes_long(tree: Path, *, without: str = "") -> None:
 
 def test_what_takes_longest_is_compiled_first(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the rules of its directory, and after the generated headers where it needs them."""
-    monkeypatch.setattr(host, "jobs", lambda: 1)
-    _with_what_takes_long(fake.tree.path)
+    _with_what_takes_long(fake.tree.path, monkeypatch)
     built = compiling.build(fake.tree, RELEASE, extension=fake.extension)
     said = (cache.root() / "log/build-17.log").read_text()
     goals = ("preproc.o", "gram.o", "tab-complete.o", "objfiles.txt")
@@ -87,19 +92,22 @@ def test_what_takes_longest_is_compiled_first(fake: Fake, monkeypatch: pytest.Mo
     assert (built.bin / "postgres").is_file()
 
 
-def test_what_a_major_does_not_have_is_not_compiled_first(fake: Fake) -> None:
-    _with_what_takes_long(fake.tree.path, without="src/bin/psql")
+def test_what_a_major_does_not_have_is_not_compiled_first(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _with_what_takes_long(fake.tree.path, monkeypatch, without="src/bin/psql")
     compiling.build(fake.tree, RELEASE, extension=fake.extension)
     said = (cache.root() / "log/build-17.log").read_text()
     assert "\ncompiles gram.o\n" in said
     assert "tab-complete" not in said
 
 
-def test_what_fails_first_fails_the_build(fake: Fake) -> None:
-    _with_what_takes_long(fake.tree.path)
+def test_what_fails_first_fails_the_build(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    _with_what_takes_long(fake.tree.path, monkeypatch)
     (fake.tree.path / "src/bin/psql/Makefile").write_text("tab-complete.o:\n\texit 3\n")
     with pytest.raises(CompileError, match=r"tab-complete\.o\] Error 3"):
         compiling.build(fake.tree, RELEASE, extension=fake.extension)
+    assert "postgres.o" not in (cache.root() / "log/build-17.log").read_text()
     assert not published()
 
 
