@@ -27,9 +27,10 @@ NOT_PUSHED = {"drift", "matrix", "workflows"}
 #: What makes a session look without writing, as a CI wants it.
 WORDS = {"patches": "-- --check", "workflows": "-- --check"}
 
-#: What takes too long for every push, by the name of its job: other sizes of blocks and segments
-#: (beyond 4 GiB with large blocks). night() adds to it.
+#: What takes too long for every push, by the name of its job: the diffs on every release that has a
+#: tag, other sizes of blocks and segments (beyond 4 GiB with large blocks). night() adds to it.
 NIGHT = {
+    "minors": "patches -- --check --minors",
     "blocks-1k-17": "test-17 -- --variant blocks-1k",
     "blocks-32k-17": "test-17 -- --variant blocks-32k",
 }

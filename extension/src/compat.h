@@ -90,13 +90,37 @@ typedef RelFileNode RelFileLocator;
 #define GetWALInsertionTimeLine()	ThisTimeLineID
 #endif
 
-/*
- * Shared memory is requested by a hook (4f2400cb3f); before, by _PG_init
- * itself, where MaxBackends is not known yet.
- */
-#if PG_VERSION_NUM >= 150000
-#define PTRACK_SHMEM_REQUEST_HOOK	1
+/* a module can say what it is called (9324c8c580) */
+#if PG_VERSION_NUM >= 180000
+#define PTRACK_MODULE_MAGIC(title, number) \
+	PG_MODULE_MAGIC_EXT(.name = title, .version = number)
+#else
+#define PTRACK_MODULE_MAGIC(title, number)	PG_MODULE_MAGIC
 #endif
+
+/* shared memory is requested by a hook (4f2400cb3f) */
+#if PG_VERSION_NUM < 150000
+typedef void (*shmem_request_hook_type) (void);
+#endif
+
+/*
+ * Have a function called that requests shared memory.  Returns the one that
+ * was to be called until now, which it has to call.  Before there was a hook,
+ * it is called at once, where MaxBackends is not known yet.
+ */
+static inline shmem_request_hook_type
+ptrack_on_shmem_request(shmem_request_hook_type request)
+{
+	shmem_request_hook_type prev = NULL;
+
+#if PG_VERSION_NUM >= 150000
+	prev = shmem_request_hook;
+	shmem_request_hook = request;
+#else
+	request();
+#endif
+	return prev;
+}
 
 /*
  * How many processes can hold a ProcNumber at once: every backend and every

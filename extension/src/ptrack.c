@@ -40,14 +40,7 @@
 #define PTRACK_MAX_MAP_SIZE		256
 #endif
 
-#ifdef PG_MODULE_MAGIC_EXT
-PG_MODULE_MAGIC_EXT(
-					.name = "ptrack",
-					.version = PTRACK_VERSION
-);
-#else
-PG_MODULE_MAGIC;
-#endif
+PTRACK_MODULE_MAGIC("ptrack", PTRACK_VERSION);
 
 PG_FUNCTION_INFO_V1(ptrack_version);
 
@@ -55,9 +48,7 @@ extern void _PG_init(void);
 extern PGDLLEXPORT void ptrack_loader_main(Datum main_arg);
 
 static shmem_startup_hook_type prev_shmem_startup_hook = NULL;
-#ifdef PTRACK_SHMEM_REQUEST_HOOK
 static shmem_request_hook_type prev_shmem_request_hook = NULL;
-#endif
 
 bool
 ptrack_enabled(void)
@@ -68,10 +59,8 @@ ptrack_enabled(void)
 static void
 request_shmem(void)
 {
-#ifdef PTRACK_SHMEM_REQUEST_HOOK
 	if (prev_shmem_request_hook)
 		prev_shmem_request_hook();
-#endif
 	if (ptrack_map_size > 0)
 	{
 		RequestAddinShmemSpace(ptrack_map_shmem_size());
@@ -166,12 +155,7 @@ _PG_init(void)
 
 	prev_shmem_startup_hook = shmem_startup_hook;
 	shmem_startup_hook = startup_shmem;
-#ifdef PTRACK_SHMEM_REQUEST_HOOK
-	prev_shmem_request_hook = shmem_request_hook;
-	shmem_request_hook = request_shmem;
-#else
-	request_shmem();
-#endif
+	prev_shmem_request_hook = ptrack_on_shmem_request(request_shmem);
 
 	if (ptrack_map_size > 0)
 	{

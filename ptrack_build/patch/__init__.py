@@ -538,7 +538,34 @@ def _disagreements(name: str, files: Sequence[FileDiff], plans: Sequence[Plan]) 
         ]
         if file.added != plan.inserted:
             problems.append(_first_difference(name, file, plan))
+        elif not plan.new:
+            problems += _misplaced(name, file, plan)
     problems += [f"{name}: {path} is edited, but by no template" for path in touched]
+    return problems
+
+
+def _misplaced(name: str, file: FileDiff, plan: Plan) -> list[str]:
+    """What is added beside other lines than its edit names, as far as the hunks show them."""
+    added = [
+        (number, hunk, at)
+        for number, hunk in enumerate(file.hunks, 1)
+        for at, line in enumerate(hunk.lines)
+        if line.startswith("+")
+    ]
+    problems = []
+    for edit in plan.edits:
+        (number, hunk, first), *_ = places = added[: len(edit.text)]
+        added = added[len(edit.text) :]
+        above, below = (
+            [line[1:] for line in lines if not line.startswith("+")]
+            for lines in (hunk.lines[:first], hunk.lines[first:])
+        )
+        whole = [(number, hunk, first + index) for index in range(len(edit.text))]
+        if places != whole or not edits.fits(edit, above, below, hunk.heading):
+            problems.append(
+                f"{name}: {file.path}, hunk {number} ({hunk.heading}) adds elsewhere than "
+                f"{plan.template}:{edit.line} says `{edit.text[0].strip()}`"
+            )
     return problems
 
 

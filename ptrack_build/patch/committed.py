@@ -41,7 +41,10 @@ Rendered from templates/core by `./nox -s patches`: edit those, not this.
 
 @dataclass(frozen=True, kw_only=True)
 class Hunk:
-    """A hunk. old, new: its first line before and after; before: the old lines it needs to see."""
+    """A hunk. old, new: its first line before and after; before: the old lines it needs to see.
+
+    lines: all of it, each with its mark: " ", "-" or "+".
+    """
 
     heading: str
     old: int
@@ -49,6 +52,7 @@ class Hunk:
     before: tuple[str, ...]
     added: tuple[str, ...]
     removed: tuple[str, ...]
+    lines: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,4 +207,5 @@ def _hunk(hunk: ParsedHunk) -> Hunk:
         before=lines((" ", "-")),
         added=lines(("+",)),
         removed=lines(("-",)),
+        lines=tuple(f"{line.line_type}{line.value}".rstrip("\n") for line in hunk),
     )

@@ -315,6 +315,23 @@ def _place(plan: Plan, edit: Edit, lines: Sequence[str], plain: Sequence[str], w
     raise PatchError("\n".join(what), hint=hint)
 
 
+def fits(edit: Edit, above: Sequence[str], below: Sequence[str], heading: str) -> bool:
+    """Whether what a hunk shows around an insertion is what the edit names.
+
+    above, below: the file's own lines around it, of which a hunk has a few; heading: the hunk's.
+    """
+    name = edit.scope.removesuffix("[]")
+    head = re.compile(rf"\b{re.escape(name)}{re.escape('(' if name == edit.scope else '[')}")
+    if name and not any(map(head.search, (heading, *above))):
+        return False
+    sides = ((edit.after[::-1], above[::-1]), (edit.before, below))
+    return all(
+        _pattern(named).fullmatch(line)
+        for wanted, shown in sides
+        for named, line in zip(wanted, filter(None, map(_plain, shown)), strict=False)
+    )
+
+
 def _shown(path: str, index: int, lines: Sequence[str]) -> str:
     return f"    {path}:{index + 1}: {lines[index].strip()}"
 

@@ -22,7 +22,8 @@ HEAD = """\
 # The source of each major that was last proven; `--locked` builds exactly these. Written by the
 # build, not by hand.
 #
-# commit   in PostgreSQL's repository (git), else of the tree that the tarball unpacks to
+# commit   in the repository that it is from (git), which PostgreSQL's need not be; else of the
+#          tree that the tarball unpacks to
 # tree     the git tree: equal for equal contents, whoever provided them
 # sha256   of the tarball
 """
@@ -108,4 +109,4 @@ def _public(tree: SourceTree) -> str:
     """Where a tree is from, without the paths of one machine."""
     if tree.provider == "path":
         return f"a {'tarball' if tree.sha256 else 'directory'} that was named"
-    return re.sub(r" of (/|file:)\S+", "", tree.origin)
+    return re.sub(r" of (/|file:)\S+", " of a local repository", tree.origin)

@@ -101,6 +101,15 @@ def test_versions_differ_in_one_header() -> None:
     sources = list((REPO / "extension").rglob("*.[ch]"))
     asking = {path.name for path in sources if "PG_VERSION_NUM" in path.read_text()}
     assert asking == {"compat.h"}
+    conditions = re.compile(r"^[ \t]*#[ \t]*(?:el)?if\w*[ \t]+(.*)", re.MULTILINE)
+    others = {
+        condition
+        for path in sources
+        if path.name != "compat.h"
+        for condition in conditions.findall(path.read_text())
+        if not condition.endswith("_H")  # against being included twice
+    }
+    assert others == {"SIZEOF_SIZE_T == 8", "USE_POSIX_FADVISE", "__GNUC__"}
 
 
 def test_the_readme_counts_the_lines_of_each_core_patch() -> None:

@@ -570,11 +570,44 @@ def test_check_sees_an_edited_template(world: World, *, reachable: bool) -> None
 
 @pytest.mark.parametrize("reachable", [True, False])
 def test_check_sees_an_edit_that_moved(world: World, *, reachable: bool) -> None:
-    """The same lines, to another place: only the digest tells where there is no source."""
+    """The same lines, to another place: the lines around them tell, where there is no source."""
     source = world.source()
     world.render(source)
     world.template(BODY, BODY_TEMPLATE.replace("step50", "step60"))
+    problem = world.problem(source if reachable else None)
+    assert "body.c, hunk 2 (@@ -58,6 +59,8 @@ work(int x)) adds elsewhere than " in problem
+    assert "core/src/backend/body.c.j2:6 says `if (hook)`" in problem
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+def test_check_sees_an_edit_that_names_a_line_more(world: World, *, reachable: bool) -> None:
+    """One that the hunk does not show: the digest tells."""
+    source = world.source()
+    world.render(source)
+    more = "after   step46(x);\nafter   step47(x);\nafter   step48(x);\nafter   step49(x);\n"
+    world.template(BODY, BODY_TEMPLATE.replace("after   step50", f"{more}after   step50"))
     assert "it comes from other templates" in world.problem(source if reachable else None)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (" \tstep50(x);\n", " \tstep70(x);\n"),
+        (" work(int x)\n", " other(int x)\n"),
+        ("+\tif (hook)\n+\t\thook(x);\n \tstep51(x);\n",
+         "+\tif (hook)\n \tstep51(x);\n+\t\thook(x);\n"),
+    ],
+)  # fmt: skip
+def test_check_sees_without_a_source_what_was_moved_and_sealed_again(
+    world: World, old: str, new: str
+) -> None:
+    """To another line, into another function, and in two pieces."""
+    diff = world.render(world.source())
+    assert diff.body.count(old) == 1
+    committed.write(replace(diff, body=diff.body.replace(old, new)), world.patches)
+    problem = world.problem(None)
+    assert "body.c, hunk 2 (" in problem
+    assert "adds elsewhere than " in problem
 
 
 @pytest.mark.parametrize("reachable", [True, False])

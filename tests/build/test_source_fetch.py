@@ -351,6 +351,8 @@ def test_locked_to_a_commit(repo: Path, tmp_path: Path, monkeypatch: pytest.Monk
     proven = source.fetch(major())
     source.write_lock([proven])
     assert str(repo) not in (tmp_path / "matrix.lock").read_text()
+    said = f"REL_17_STABLE of a local repository at {proven.commit[:12]}"
+    assert source.read_lock()["17"].origin == said
     commit(repo, tree("17.3"))
     monkeypatch.setenv("PTRACK_CACHE", str(tmp_path / "fresh"))
     assert source.fetch(major(), locked=True).commit == proven.commit
