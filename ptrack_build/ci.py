@@ -27,10 +27,9 @@ NOT_PUSHED = {"drift", "matrix", "workflows"}
 #: What makes a session look without writing, as a CI wants it.
 WORDS = {"patches": "-- --check", "workflows": "-- --check"}
 
-#: What takes too long for every push, by the name of its job: the diffs on every release that has a
-#: tag, other sizes of blocks and segments (beyond 4 GiB with large blocks). night() adds to it.
+#: What takes too long for every push, by the name of its job: other sizes of blocks and segments
+#: (beyond 4 GiB with large blocks). night() adds to it.
 NIGHT = {
-    "minors": "patches -- --check --minors",
     "blocks-1k-17": "test-17 -- --variant blocks-1k",
     "blocks-32k-17": "test-17 -- --variant blocks-32k",
 }
@@ -105,12 +104,14 @@ def night(majors: Matrix) -> dict[str, str]:
     """What a night runs, by the names of its jobs: NIGHT, and for every major what takes long.
 
     The state machine has an hour. Each protection is taken out in turn, and the servers run without
-    the core patch: hooks are elsewhere in some majors. The latter not on devel, whose tip the patch
-    may not fit: `drift` tells that.
+    the core patch: hooks are elsewhere in some majors. The diffs are tried on every release that
+    has a tag. The latter two not on devel, whose tip the patch may not fit: `drift` tells that.
     """
     deep = {f"deep-{major.name}": f"test-{major.name} -- --deep=60" for major in majors.majors}
-    names = [f"mutants-{major.name}" for major in majors.majors if major.state != "devel"]
-    return deep | NIGHT | {name: name for name in names}
+    released = [major.name for major in majors.majors if major.state != "devel"]
+    minors = f"patches -- --check --minors {' '.join(released)}"
+    names = [f"mutants-{name}" for name in released]
+    return deep | {"minors": minors} | NIGHT | {name: name for name in names}
 
 
 def render(majors: Matrix, sessions: Mapping[str, Sequence[str]]) -> dict[Path, str]:

@@ -320,9 +320,9 @@ def fits(edit: Edit, above: Sequence[str], below: Sequence[str], heading: str) -
 
     above, below: the file's own lines around it, of which a hunk has a few; heading: the hunk's.
     """
-    name = edit.scope.removesuffix("[]")
-    head = re.compile(rf"\b{re.escape(name)}{re.escape('(' if name == edit.scope else '[')}")
-    if name and not any(map(head.search, (heading, *above))):
+    named = (heading.split("@@ ")[-1], *above)
+    begun = [line for line in named if re.match(r"[A-Za-z_$](?!\w*:$)", line)]
+    if edit.scope and begun and not _head(edit.scope).match(begun[-1]):
         return False
     sides = ((edit.after[::-1], above[::-1]), (edit.before, below))
     return all(
@@ -364,6 +364,12 @@ def nearest(block: Sequence[str], lines: Sequence[str]) -> list[tuple[int, float
     return found[:_NEAREST]
 
 
+def _head(scope: str) -> re.Pattern[str]:
+    """How the first line of an edit's function or array begins."""
+    name = re.escape(scope.removesuffix("[]"))
+    return re.compile(rf"(?!\s)(?:.*\W)?{name}\[[^\]]*\]\s*=" if "[]" in scope else rf"{name}\(")
+
+
 def _scope(plan: Plan, edit: Edit, lines: Sequence[str], where: str) -> tuple[int, int]:
     """The lines of the edit's function or array: first, and one behind the last."""
     if not edit.scope:
@@ -371,10 +377,7 @@ def _scope(plan: Plan, edit: Edit, lines: Sequence[str], where: str) -> tuple[in
     name = edit.scope.removesuffix("[]")
     array = name != edit.scope
     kind = "array" if array else "function"
-    if array:
-        head = re.compile(rf"(?!\s)(?:.*\W)?{re.escape(name)}\[[^\]]*\]\s*=")
-    else:
-        head = re.compile(rf"{re.escape(name)}\(")
+    head = _head(edit.scope)
     found = [
         (index, end)
         for index, line in enumerate(lines)

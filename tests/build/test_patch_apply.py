@@ -589,25 +589,51 @@ def test_check_sees_an_edit_that_names_a_line_more(world: World, *, reachable: b
     assert "it comes from other templates" in world.problem(source if reachable else None)
 
 
+def _sealed_again(world: World, changes: dict[str, str]) -> None:
+    diff = world.render(world.source())
+    body = diff.body
+    for old, new in changes.items():
+        assert body.count(old) == 1
+        body = body.replace(old, new)
+    committed.write(replace(diff, body=body), world.patches)
+
+
 @pytest.mark.parametrize(
-    ("old", "new"),
+    "changes",
     [
-        (" \tstep50(x);\n", " \tstep70(x);\n"),
-        (" work(int x)\n", " other(int x)\n"),
-        ("+\tif (hook)\n+\t\thook(x);\n \tstep51(x);\n",
-         "+\tif (hook)\n \tstep51(x);\n+\t\thook(x);\n"),
+        pytest.param({" \tstep50(x);\n": " \tstep70(x);\n"}, id="another line"),
+        pytest.param({" work(int x)\n": " other(int x)\n"}, id="another function"),
+        pytest.param(
+            {" \tstep48(x);\n \tstep49(x);\n": " other(int x)\n {\n"},
+            id="another function, which the hunk begins",
+        ),
+        pytest.param(
+            {" work(int x)\n": " other(int x)\n", " \tstep49(x);\n": " \twork(x);\n"},
+            id="another function, which calls the one",
+        ),
+        pytest.param(
+            {
+                "+\tif (hook)\n+\t\thook(x);\n \tstep51(x);\n":
+                "+\tif (hook)\n \tstep51(x);\n+\t\thook(x);\n"
+            },
+            id="two pieces",
+        ),
     ],
 )  # fmt: skip
 def test_check_sees_without_a_source_what_was_moved_and_sealed_again(
-    world: World, old: str, new: str
+    world: World, changes: dict[str, str]
 ) -> None:
-    """To another line, into another function, and in two pieces."""
-    diff = world.render(world.source())
-    assert diff.body.count(old) == 1
-    committed.write(replace(diff, body=diff.body.replace(old, new)), world.patches)
+    _sealed_again(world, changes)
     problem = world.problem(None)
     assert "body.c, hunk 2 (" in problem
     assert "adds elsewhere than " in problem
+
+
+@pytest.mark.parametrize("heading", [" retry:", "", " work(int x)"])
+def test_check_takes_no_label_for_a_function(world: World, heading: str) -> None:
+    """git does, and says nothing where no line before the hunk begins like a function."""
+    _sealed_again(world, {" @@ work(int x)\n": f" @@{heading}\n"})
+    assert world.check(None).problems == ()
 
 
 @pytest.mark.parametrize("reachable", [True, False])
