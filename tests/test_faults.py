@@ -580,16 +580,27 @@ def test_map_that_cannot_be_read(faulty: tuple[Cluster, Fault]) -> None:
         cluster.stop()
 
 
-@pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE])
-def test_start_with_too_many_open_files(faulty: tuple[Cluster, Fault], error: int) -> None:
-    """It fails, and the map is kept for the next one."""
+@pytest.mark.parametrize(
+    ("name", "error", "said"),
+    [
+        (MAP, errno.EMFILE, "map file"),
+        (MAP, errno.ENFILE, "map file"),
+        ("backup_label$", errno.ENFILE, 'file "backup_label"'),
+        ("backup_label$", errno.EIO, 'file "backup_label"'),
+        ("backup_label.old$", errno.ENFILE, 'file "backup_label.old"'),
+    ],
+)
+def test_start_that_cannot_open_a_file(
+    faulty: tuple[Cluster, Fault], name: str, error: int, said: str
+) -> None:
+    """It fails, does not take the file for none, and the map is kept for the next one."""
     cluster, orders = faulty
     snapshot = before(cluster)
     cluster.sql(CHANGE)
     cluster.stop()
-    orders.order(MAP, Kind.OPEN, Action.FAIL, error=error, onwards=True)
+    orders.order(name, Kind.OPEN, Action.FAIL, error=error, onwards=True)
     log = cluster.start_fails()
-    assert "FATAL:  ptrack init: could not open map file" in log
+    assert f"FATAL:  ptrack init: could not open {said}" in log
     orders.clear()
     cluster.start()
     oracle.check(snapshot, cluster, changed=20)

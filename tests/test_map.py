@@ -424,6 +424,27 @@ def test_flipped_byte_is_an_incorrect_checksum(cluster: Cluster, mode: str) -> N
     )
 
 
+def test_damage_is_told_to_the_log_alone(factory: Factory) -> None:
+    """Not to the client whose query comes to it: it need not read, and the map's lock is held."""
+    cluster = factory.create(max_worker_processes=0)  # no loader, which would come to it first
+    snapshot = before(cluster)
+    cluster.sql(CHANGE)
+    cluster.stop()
+    mapfile.edit(cluster.map, _last_mark)
+    mark = cluster.log_size()
+    cluster.start()
+    notices: list[str | None] = []
+    with cluster.connect() as connection:
+        connection.add_notice_handler(lambda notice: notices.append(notice.message_primary))
+        connection.execute("SELECT ptrack_init_lsn()")
+        assert not notices
+        connection.execute("DO $$ BEGIN RAISE WARNING 'to the client'; END $$")
+        assert notices == ["to the client"]
+    assert "WARNING:  ptrack read map: incorrect checksum of file" in cluster.log_text(mark)
+    assert "WARNING:  ptrack init: broken map file" in cluster.log_text(mark)
+    refused(snapshot, cluster)
+
+
 def _in_header(_: bytes) -> list[int]:
     """A byte of each field, and of the zeros behind them."""
     fields = [offset + size // 2 for offset, size in mapfile.FIELDS.values()]

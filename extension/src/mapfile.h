@@ -9,11 +9,27 @@
 #define PTRACK_MAPFILE_H
 
 #include "access/xlogdefs.h"
+#include "tcop/dest.h"
+#include "tcop/tcopprot.h"
 
 #define PTRACK_DIRECTORY	"global"
 #define PTRACK_FILE			"global/ptrack.map"
 #define PTRACK_FILE_TMP		"global/ptrack.map.tmp"
 #define PTRACK_FILE_MMAP	"global/ptrack.map.mmap"	/* of 2.2 and older */
+
+/*
+ * ereport, at a level below ERROR, to the server's log alone: whoever holds
+ * the map's lock, or that of a buffer that is being written, must not wait for
+ * a client that does not read.
+ */
+#define report_to_log(elevel, rest) \
+	do { \
+		CommandDest dest_ = whereToSendOutput; \
+		if (dest_ == DestRemote) \
+			whereToSendOutput = DestNone; \
+		ereport(elevel, rest); \
+		whereToSendOutput = dest_; \
+	} while (0)
 
 extern bool ptrack_file_remove(void);
 extern void ptrack_file_delete(void);

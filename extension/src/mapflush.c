@@ -49,7 +49,8 @@
  * Locking: ptrack_shared->lock covers the file and all that is said to be
  * under lock in map.h.  Code here runs in the checkpointer and may run in a
  * critical section: it allocates no memory, but for what durable_rename needs
- * to open a file, and what goes wrong with the file is a WARNING.
+ * to open a file, and what goes wrong with the file is a WARNING in the server's
+ * log.
  *
  *-------------------------------------------------------------------------
  */
@@ -337,7 +338,7 @@ ptrack_file_write_count(void)
 	bool		ok = fd >= 0 && write_count(fd);
 
 	if (!ok)
-		ereport(WARNING,
+		report_to_log(WARNING,
 				(errcode_for_file_access(),
 				 errmsg("ptrack: could not write map file \"%s\": %m", ptrack_map_path()),
 				 errdetail("The next checkpoint writes it.")));
@@ -586,7 +587,7 @@ ptrack_file_flush(XLogRecPtr redo, bool end_of_recovery)
 	if (written < 0)
 	{
 		shared->flush_failures++;
-		ereport(WARNING,
+		report_to_log(WARNING,
 				(errcode_for_file_access(),
 				 errmsg("ptrack checkpoint: could not write map file \"%s\": %m", ptrack_map_path()),
 				 errdetail("Changes stay known in memory, and the next checkpoint writes them."),
@@ -620,7 +621,7 @@ write_through(void)
 
 	if (shared->exists && write_file(InvalidXLogRecPtr, 0, 0) < 0)
 	{
-		ereport(WARNING,
+		report_to_log(WARNING,
 				(errcode_for_file_access(),
 				 errmsg("ptrack: could not write map file \"%s\", deleting: %m", ptrack_map_path()),
 				 errdetail("Changes stay known in memory, and the next checkpoint writes them."),

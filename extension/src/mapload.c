@@ -25,7 +25,8 @@
  * Locking: ptrack_shared->lock covers the file and all that is said to be
  * under lock in map.h; the postmaster's part runs before there is anyone
  * else.  Merging may run in a critical section, on behalf of a flush: it
- * allocates no memory, and what goes wrong with the file is a WARNING.
+ * allocates no memory, and what goes wrong with the file is a WARNING in the
+ * server's log.
  *
  *-------------------------------------------------------------------------
  */
@@ -74,7 +75,7 @@ ptrack_file_remove(void)
 		close(fd);
 	errno = save_errno;
 	if (!ok)
-		ereport(WARNING,
+		report_to_log(WARNING,
 				(errcode_for_file_access(),
 				 errmsg("ptrack: could not remove file \"%s\" durably: %m", ptrack_map_path())));
 	errno = save_errno;
@@ -101,6 +102,22 @@ archive_recovery(void)
 }
 
 /*
+ * NULL if there is no such file.  One that cannot be opened now is not taken
+ * for none: the startup process may be luckier.
+ */
+static FILE *
+open_label(const char *path)
+{
+	FILE	   *file = AllocateFile(path, PG_BINARY_R);
+
+	if (file == NULL && errno != ENOENT)
+		ereport(FATAL,
+				(errcode_for_file_access(),
+				 errmsg("ptrack init: could not open file \"%s\": %m", path)));
+	return file;
+}
+
+/*
  * Where this start begins to replay: backup_label says, if there is one (and
  * *labelled is set), else pg_control.
  */
@@ -112,7 +129,7 @@ start_of_replay(const ControlFileData *control, TimeLineID *tli, bool *labelled)
 
 	*tli = control->checkPointCopy.ThisTimeLineID;
 
-	label = AllocateFile("backup_label", "r");
+	label = open_label("backup_label");
 	*labelled = label != NULL;
 	if (label != NULL)
 	{
@@ -139,7 +156,7 @@ start_of_replay(const ControlFileData *control, TimeLineID *tli, bool *labelled)
 static pg_crc32c
 label_checksum(const char *path)
 {
-	FILE	   *file = AllocateFile(path, PG_BINARY_R);
+	FILE	   *file = open_label(path);
 	char		buf[1024];
 	size_t		n;
 	pg_crc32c	crc;
@@ -177,7 +194,7 @@ same_history(const MapHeader *header, XLogRecPtr start_redo, TimeLineID start_tl
 static void
 warn_broken(void)
 {
-	ereport(WARNING,
+	report_to_log(WARNING,
 			(errcode(ERRCODE_DATA_CORRUPTED),
 			 errmsg("ptrack init: broken map file \"%s\", deleting", ptrack_map_path())));
 }
@@ -574,7 +591,7 @@ ptrack_read_pages(int fd, uint32 number, uint32 n)
 	Assert(n <= READ_PAGES);
 	if (fd < 0 || !ptrack_read(fd, read_buffer, (size_t) n * PTRACK_PAGE_SIZE, mappage_offset(number)))
 	{
-		ereport(WARNING,
+		report_to_log(WARNING,
 				(errcode_for_file_access(),
 				 errmsg("ptrack read map: could not read map file \"%s\": %m", ptrack_map_path())));
 		begin_anew();
@@ -586,7 +603,7 @@ ptrack_read_pages(int fd, uint32 number, uint32 n)
 			continue;
 		if (!merge_page(&read_buffer[i], number + i))
 		{
-			ereport(WARNING,
+			report_to_log(WARNING,
 					(errcode(ERRCODE_DATA_CORRUPTED),
 					 errmsg("ptrack read map: incorrect checksum of file \"%s\"", ptrack_map_path())));
 			begin_anew();
@@ -595,7 +612,7 @@ ptrack_read_pages(int fd, uint32 number, uint32 n)
 		left = pg_atomic_read_u32(&shared->unread) - 1;
 		if (left == 0 && shared->found_used < shared->file_used)
 		{
-			ereport(WARNING,
+			report_to_log(WARNING,
 					(errcode(ERRCODE_DATA_CORRUPTED),
 					 errmsg("ptrack read map: incorrect checksum of file \"%s\"", ptrack_map_path()),
 					 errdetail("%u of %u pages are missing.",
@@ -639,7 +656,7 @@ ptrack_read_next(int rounds)
 		/* no pages left, and some not merged, would be a bug here */
 		if (n == 0)
 		{
-			ereport(WARNING,
+			report_to_log(WARNING,
 					(errcode(ERRCODE_DATA_CORRUPTED),
 					 errmsg("ptrack read map: map file \"%s\" ends too early", ptrack_map_path())));
 			begin_anew();

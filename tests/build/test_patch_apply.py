@@ -629,7 +629,7 @@ def test_check_sees_without_a_source_what_was_moved_and_sealed_again(
     assert "adds elsewhere than " in problem
 
 
-@pytest.mark.parametrize("heading", [" retry:", "", " work(int x)"])
+@pytest.mark.parametrize("heading", [" retry:", " retry: ;", "", " work(int x)"])
 def test_check_takes_no_label_for_a_function(world: World, heading: str) -> None:
     """git does, and says nothing where no line before the hunk begins like a function."""
     _sealed_again(world, {" @@ work(int x)\n": f" @@{heading}\n"})

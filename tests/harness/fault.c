@@ -218,8 +218,17 @@ judge_fd(enum Kind kind, int fd)
 		AROUND(judge(OPEN, path), int, real(path, flags, mode), 0, -1); \
 	}
 
+#define STREAM(name) \
+	FILE *name(const char *path, const char *mode) \
+	{ \
+		REAL(FILE *, name, const char *, const char *); \
+		AROUND(judge(OPEN, path), FILE *, real(path, mode), NULL, NULL); \
+	}
+
 OPENING(open)
 OPENING(open64)
+STREAM(fopen)
+STREAM(fopen64)
 PWRITE(pwrite, off_t)
 PWRITE(pwrite64, off64_t)
 PWRITEV(pwritev, off_t)
