@@ -31,6 +31,7 @@ DPKG = Path("/var/lib/dpkg")
 #: What the clusters of the suite take at most, in megabytes.
 SUITE_MB = 3_000
 LOCK_SECONDS = 600  # for so long another program that installs packages is waited for
+LISTS_POLL_SECONDS = 2.0
 #: In this time a package manager that is interrupted comes to an end, but for huge packages.
 END_SECONDS = 60.0
 _APT = ("apt-get", "-o", f"DPkg::Lock::Timeout={LOCK_SECONDS}")
@@ -290,7 +291,7 @@ def install(names: list[str]) -> None:
             _finish(left, names)
         fresh = not _lists_stale()
         if not fresh:
-            _manage([*_APT, "update"], check=False)
+            _update()
         command = [*_APT, "install", "-y", "--no-install-recommends", *names]
         try:
             _manage(command)
@@ -298,16 +299,33 @@ def install(names: list[str]) -> None:
             if shlex.join(_CONFIGURE) in error.tail:
                 _finish("apt says so", names)
             elif fresh:
-                _manage([*_APT, "update"], check=False)
+                _update()
             else:
                 raise
             _manage(command)
 
 
-def _manage(argv: Iterable[str], *, check: bool = True) -> None:
+def _update() -> None:
+    """Have apt fetch its lists; where it cannot fetch them all, the others will do.
+
+    Who else fetches them, as a machine does at its first start, is waited for: apt waits for the
+    lock of dpkg by itself, but not for that one.
+    """
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            _manage([*_APT, "update"])
+        except CommandFailed as error:
+            if "Could not get lock" in error.tail and time.monotonic() < deadline:
+                time.sleep(LISTS_POLL_SECONDS)
+                continue
+        return
+
+
+def _manage(argv: Iterable[str]) -> None:
     """Run a package manager, which is not to be stopped half-way."""
     call(
-        [*argv], log=cache.directory("log") / "packages.log", check=check, patience=END_SECONDS,
+        [*argv], log=cache.directory("log") / "packages.log", patience=END_SECONDS,
         quiet=True, env={"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"},
     )  # fmt: skip
 

@@ -20,14 +20,18 @@
 /*
  * ereport, at a level below ERROR, to the server's log alone: whoever holds
  * the map's lock, or that of a buffer that is being written, must not wait for
- * a client that does not read.
+ * a client that does not read.  Without its context, which might need memory,
+ * and must not fail in between.
  */
 #define report_to_log(elevel, rest) \
 	do { \
 		CommandDest dest_ = whereToSendOutput; \
+		ErrorContextCallback *context_ = error_context_stack; \
 		if (dest_ == DestRemote) \
 			whereToSendOutput = DestNone; \
+		error_context_stack = NULL; \
 		ereport(elevel, rest); \
+		error_context_stack = context_; \
 		whereToSendOutput = dest_; \
 	} while (0)
 

@@ -266,7 +266,7 @@ write_new_file(XLogRecPtr redo, TimeLineID tli, uint32 flags)
 	{
 		/* it is there if only the fsync of the directory fails */
 		shared->exists = true;
-		if (durable_rename(PTRACK_FILE_TMP, PTRACK_FILE, WARNING) != 0)
+		if (durable_rename(PTRACK_FILE_TMP, PTRACK_FILE, LOG_SERVER_ONLY) != 0)
 			written = -1;
 	}
 	if (written < 0)
@@ -627,9 +627,16 @@ write_through(void)
 				 errdetail("Changes stay known in memory, and the next checkpoint writes them."),
 				 errhint("If the server crashes before that, the next backup must be a full one.")));
 		if (!ptrack_file_remove())
+		{
+			int			save_errno = errno;
+
+			/* the client is told before the transaction ends */
+			LWLockRelease(shared->lock);
+			errno = save_errno;
 			ereport(ERROR,
 					(errcode_for_file_access(),
 					 errmsg("ptrack: could not remove file \"%s\": %m", ptrack_map_path())));
+		}
 		shared->exists = false;
 		shared->in_place = false;
 		shared->flush_failures++;

@@ -164,10 +164,10 @@ ptrack_write(int fd, const void *buf, size_t size, off_t offset)
 	return true;
 }
 
-/* Remove a file that need not be there, durably. */
+/* Remove a file that need not be there, durably.  Said to no client: see report_to_log. */
 void
 ptrack_unlink(const char *path)
 {
 	if (access(path, F_OK) == 0)
-		(void) durable_unlink(path, WARNING);
+		(void) durable_unlink(path, LOG_SERVER_ONLY);
 }

@@ -102,8 +102,8 @@ archive_recovery(void)
 }
 
 /*
- * NULL if there is no such file.  One that cannot be opened now is not taken
- * for none: the startup process may be luckier.
+ * NULL if there is no such file.  One that cannot be opened or read now is not
+ * taken for none or for another: the startup process may be luckier.
  */
 static FILE *
 open_label(const char *path)
@@ -115,6 +115,16 @@ open_label(const char *path)
 				(errcode_for_file_access(),
 				 errmsg("ptrack init: could not open file \"%s\": %m", path)));
 	return file;
+}
+
+static void
+close_label(FILE *file, const char *path)
+{
+	if (ferror(file))
+		ereport(FATAL,
+				(errcode_for_file_access(),
+				 errmsg("ptrack init: could not read file \"%s\": %m", path)));
+	FreeFile(file);
 }
 
 /*
@@ -145,7 +155,7 @@ start_of_replay(const ControlFileData *control, TimeLineID *tli, bool *labelled)
 			else if (sscanf(line, "START TIMELINE: %u", &n) == 1)
 				*tli = n;
 		}
-		FreeFile(label);
+		close_label(label, "backup_label");
 	}
 	return redo;
 }
@@ -166,8 +176,8 @@ label_checksum(const char *path)
 	INIT_CRC32C(crc);
 	while ((n = fread(buf, 1, sizeof(buf), file)) > 0)
 		COMP_CRC32C(crc, buf, n);
+	close_label(file, path);
 	FIN_CRC32C(crc);
-	FreeFile(file);
 	return crc;
 }
 

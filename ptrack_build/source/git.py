@@ -104,8 +104,8 @@ class GitProvider:
                 if not mirror.whole(commit):
                     asked = commit if _is_id(found) else found
                     mirror.take(repository, f"+{asked}:{_ref(want, commit)}", log=log)
-            # the branch may have moved between question and answer
-            commit = mirror.whole(_ref(want, commit))
+                    # the branch may have moved between question and answer
+                    commit = mirror.whole(_ref(want, commit))
             if not commit:
                 what = f"{found} of {repository} did not come whole"
                 raise SourceError(what, hint="try again, or name another with PTRACK_PG_GIT")

@@ -84,9 +84,13 @@ def environment(*, config: Path | None = None) -> dict[str, str]:
     return env | settings(config=config)
 
 
+#: Without anybody to ask, and with an end where the other side falls silent.
+_SSH = "ssh -oBatchMode=yes -oConnectTimeout=5 -oServerAliveInterval=10 -oServerAliveCountMax=3"
+
+
 def settings(*, config: Path | None = None) -> dict[str, str]:
     """The variables that every git command here gets."""
-    ssh = os.environ.get("GIT_SSH_COMMAND", "ssh -oBatchMode=yes -oConnectTimeout=5")
+    ssh = os.environ.get("GIT_SSH_COMMAND", _SSH)
     return {
         "GIT_CONFIG_GLOBAL": str(config or global_config()),
         "GIT_TERMINAL_PROMPT": "0",

@@ -8,6 +8,7 @@ cache for a few minutes, so that nine majors built at once or in turn wait once.
 from __future__ import annotations
 
 import os
+import queue
 import re
 import socket
 import threading
@@ -104,14 +105,8 @@ def _try_all(places: set[tuple[str, int]]) -> dict[tuple[str, int], str]:
     pending = set(places)
 
     def attempt(place: tuple[str, int]) -> None:
-        try:
-            socket.create_connection(place, timeout=CONNECT_SECONDS).close()
-        except TimeoutError:
-            failures[place] = f"{place[0]} does not answer within {CONNECT_SECONDS:g} s"
-        except socket.gaierror as error:
-            failures[place] = f"{place[0]}: {(error.strerror or str(error)).lower()}"
-        except OSError as error:
-            failures[place] = f"{place[0]}: {(error.strerror or str(error)).lower()}"
+        if reason := _try(*place):
+            failures[place] = reason
         pending.discard(place)
 
     threads = [threading.Thread(target=attempt, args=(p,), daemon=True) for p in places]
@@ -122,6 +117,40 @@ def _try_all(places: set[tuple[str, int]]) -> dict[tuple[str, int], str]:
         thread.join(max(0.0, deadline - time.monotonic()))
     late = {p: f"{p[0]} does not answer within {CONNECT_SECONDS:g} s" for p in set(pending)}
     return dict(failures) | late
+
+
+def _try(host: str, port: int) -> str:
+    """Why a connection to none of a host's addresses can be made, or "".
+
+    All are tried at once: where what is sent to one of them is swallowed, another may answer.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError:
+        return f"{host} can be no host's name"
+    except OSError as error:
+        return f"{host}: {(error.strerror or str(error)).lower()}"
+    told: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def connect(address: tuple[str, int]) -> None:
+        reason = ""
+        try:
+            socket.create_connection(address, timeout=CONNECT_SECONDS).close()
+        except TimeoutError:
+            reason = f"{host} does not answer within {CONNECT_SECONDS:g} s"
+        except OSError as error:
+            reason = f"{host}: {(error.strerror or str(error)).lower()}"
+        told.put(reason)
+
+    addresses = {(str(each[4][0]), int(each[4][1])) for each in found}
+    for address in addresses:
+        threading.Thread(target=connect, args=(address,), daemon=True).start()
+    reasons = []
+    for _ in addresses:
+        reasons.append(told.get())
+        if not reasons[-1]:
+            return ""
+    return reasons[0]
 
 
 def _file() -> Path:

@@ -69,7 +69,8 @@ class PathProvider:
                 commit = _from_worktree(want, path)
             elif (path / "HEAD").is_file() and (path / "objects").is_dir():
                 what = f"{path} is a bare git repository, not a source tree"
-                raise BadSource(what, hint=f"PTRACK_SOURCE=git PTRACK_PG_GIT={path}")
+                hint = f"PTRACK_SOURCE=git PTRACK_PG_GIT={shlex.quote(str(path))}"
+                raise BadSource(what, hint=hint)
             else:
                 commit = _from_directory(want, path)
         elif path.is_file():
@@ -161,7 +162,8 @@ def _from_worktree(want: Want, path: Path) -> str:
         commit = mirror.whole(ref)
         if not commit:
             what = f"HEAD of {path} did not come whole"
-            raise BadSource(what, hint=f"git -C {path} fsck says what is missing there")
+            hint = f"git -C {shlex.quote(str(path))} fsck says what is missing there"
+            raise BadSource(what, hint=hint)
     mirror.set_ref(ref, commit)
     return commit
 
@@ -174,7 +176,8 @@ def _from_directory(want: Want, path: Path) -> str:
     refuse_patched(str(path), header=(path / header).exists(), md=_text(path / md) or b"")
     if (path / "config.status").exists() or (path / "GNUmakefile").exists():
         what = f"{path} has been configured"
-        raise BadSource(what, hint=f"make -C {path} distclean, or give the tarball it came from")
+        hint = f"make -C {shlex.quote(str(path))} distclean, or give the tarball it came from"
+        raise BadSource(what, hint=hint)
     for found in path.rglob("*"):
         if found.suffix in {".o", ".rej", ".orig"} and found.is_file():
             kind = "build products" if found.suffix == ".o" else "leftovers of a patch"
@@ -183,6 +186,15 @@ def _from_directory(want: Want, path: Path) -> str:
         if found.suffix in {".c", ".h", ".y", ".l"} and b"\n<<<<<<< " in (_text(found) or b""):
             what = f"{path} has conflicts in {found.relative_to(path)}"
             raise BadSource(what, hint="resolve them, or unpack the tarball anew")
+    try:
+        return _stored(want, path)
+    except PermissionError as error:
+        what = f"{error.filename} cannot be read"
+        raise BadSource(what, hint=f"chmod -R u+rX {shlex.quote(str(path))}") from error
+
+
+def _stored(want: Want, path: Path) -> str:
+    """The commit of a directory's files, which is made where they have changed since."""
     stamp = directory_stamp(path)
     note = cache.directory("source") / f"directory-{cache.digest(str(path))[:16]}.json"
     known = _known(note)
@@ -190,11 +202,7 @@ def _from_directory(want: Want, path: Path) -> str:
         return commit
     ref = f"refs/ptrack/path/{want.major.name}/{stamp[:12]}"
     with step(f"reading {path}", estimate=3.0):
-        try:
-            commit = want.mirror.store(ref, directory_entries(path), MESSAGE)
-        except PermissionError as error:
-            what = f"{error.filename} cannot be read"
-            raise BadSource(what, hint=f"chmod -R u+rX {path}") from error
+        commit = want.mirror.store(ref, directory_entries(path), MESSAGE)
     if directory_stamp(path) != stamp:
         want.mirror.git("update-ref", "-d", ref)
         what = f"{path} changed while it was read"

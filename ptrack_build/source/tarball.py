@@ -121,11 +121,19 @@ class TarballProvider:
 
 
 def client() -> httpx.Client:
-    """An HTTP client that gives up soon on a server that does not connect or stalls."""
+    """An HTTP client that gives up soon on a server that does not connect or stalls.
+
+    Raises SourceError where the environment's proxies or certificates are none that it can use.
+    """
     import httpx
 
     timeout = httpx.Timeout(STALL_SECONDS, connect=CONNECT_SECONDS)
-    return httpx.Client(timeout=timeout, follow_redirects=True)
+    try:
+        return httpx.Client(timeout=timeout, follow_redirects=True)
+    except (ImportError, ValueError, OSError, httpx.InvalidURL) as error:
+        what = f"proxy or certificates as set here cannot be used: {error}"
+        hint = "see ALL_PROXY, HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE, or take PTRACK_SOURCE=git"
+        raise SourceError(what, hint=hint) from error
 
 
 def _text(http: httpx.Client, url: str) -> str:

@@ -31,7 +31,15 @@ case "$*" in
         exit 100
     }}
     [ -z "$FAKE_APT_FAILS" ] || {{ echo "E: Unable to locate package"; exit 100; }}
+    [ ! -e {log}.no-lists ] || {{ echo "E: Unable to locate package"; exit 100; }}
     for word; do case $word in flex) cp /bin/true {bin}/flex ;; esac; done ;;
+*update*)
+    [ ! -e {log}.locked ] || {{
+        rm {log}.locked
+        echo "E: Could not get lock /var/lib/apt/lists/lock. It is held by process 1 (apt-get)"
+        exit 100
+    }}
+    rm -f {log}.no-lists ;;
 esac
 """
 
@@ -218,6 +226,16 @@ def test_where_apt_asks_for_it_dpkg_configures_and_it_is_tried_again(apt: Path) 
     host.ensure(["flex"])
     told = [line.split()[0] + " " + line.split()[-1] for line in apt.read_text().splitlines()]
     assert told == ["apt-get update", "apt-get flex", "dpkg -a", "apt-get flex"]
+
+
+def test_who_else_fetches_lists_is_waited_for(apt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As at a machine's first start, which has none yet."""
+    monkeypatch.setattr(host, "LISTS_POLL_SECONDS", 0.01)
+    for what in ("locked", "no-lists"):
+        (apt.parent / f"apt.log.{what}").touch()
+    host.ensure(["flex"])
+    told = [line.split()[-1] for line in apt.read_text().splitlines()]
+    assert told == ["update", "update", "flex"]
 
 
 @pytest.mark.parametrize("who", ["a user", "root who forbids it"])

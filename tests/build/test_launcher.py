@@ -182,6 +182,23 @@ def test_root_gets_it_installed(checkout: Path, bare: Path, tmp_path: Path) -> N
     assert done.stderr.endswith("next: apt-get update && apt-get install -y python3.11-venv\n")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root installs")
+def test_who_else_fetches_lists_is_waited_for(checkout: Path, bare: Path, tmp_path: Path) -> None:
+    """As at a machine's first start. apt waits for dpkg's lock by itself, not for that of lists."""
+    log, held = tmp_path / "apt.log", tmp_path / "held"
+    held.touch()
+    program(bare / "python3", 'case "$*" in *venv*|*pip*) exit 1 ;; *print*) echo 3.11 ;; esac')
+    lock = "E: Could not get lock /var/lib/apt/lists/lock. It is held by process 1 (apt-get)"
+    says = f'case "$*" in *update) [ ! -e {held} ] || echo "{lock}" ;; esac'
+    program(bare / "apt-get", f'echo "$*" >> {log}; {says}; exit 100')
+    program(bare / "dpkg", "")
+    program(bare / "sleep", f'echo "sleeps" >> {log}; rm {held}')
+    done = start(checkout, bare, PTRACK_NO_INSTALL="0")
+    told = [line.split()[-1] for line in log.read_text().splitlines()]
+    assert told == ["update", "sleeps", "update", "python3.11-venv"]
+    assert "could not be installed" in done.stderr
+
+
 def python_that_fails(bare: Path, at: str, said: str) -> None:
     """A Python that makes environments up to `venv`, `ensurepip` or `pip`, which says this."""
     fails = f"echo '{said}' >&2; exit 1"
@@ -250,7 +267,7 @@ def test_a_place_with_something_else_in_it_is_left_alone(
 def test_half_of_our_own_place_is_made_anew(checkout: Path, bare: Path) -> None:
     """As an interrupted `rm -rf .venv` leaves it: files, and no pyvenv.cfg."""
     (bare / "python3").symlink_to(sys.executable)
-    for place in (".venv/lib/python3.11", ".venv.old.4711/lib"):
+    for place in (".venv/lib/python3.11", ".venv.ptrack-old.4711/lib"):
         (checkout / place).mkdir(parents=True)
         (checkout / place / "left.py").write_text("")
     (checkout / "requirements" / "lock.txt").write_text("== nothing\n")
@@ -270,12 +287,14 @@ def test_an_environment_is_put_aside_before_it_is_removed(
     tools = tmp_path / "tools"
     (tools / "lib").mkdir(parents=True)
     (tools / "pyvenv.cfg").write_text("home = /usr/bin\n")
+    (tmp_path / "tools.old.2025").mkdir()  # somebody's own
     remove = shutil.which("rm")
     (bare / "rm").unlink()
-    ends = f'"-rf {tools}" | "-rf {tools}".old.[0-9]*) kill -INT $PPID'
+    ends = f'"-rf {tools}" | "-rf {tools}".ptrack-old.[0-9]*) kill -INT $PPID'
     program(bare / "rm", f'case "$*" in {ends} ;; *) exec {remove} "$@" ;; esac')
     start(checkout, bare, PTRACK_TOOLS_ONLY="1", PTRACK_VENV=str(tools))
     assert not tools.exists()
+    assert (tmp_path / "tools.old.2025").is_dir()
 
 
 def test_an_empty_place_is_taken(checkout: Path, bare: Path, tmp_path: Path) -> None:

@@ -213,6 +213,33 @@ def test_a_silent_server_costs_seconds_not_minutes(
         source.fetch(major(), spec="git")
 
 
+def test_an_address_that_is_silent_hides_none_that_answers(
+    silence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a host has one for IPv6, and what is sent there is swallowed."""
+    resolve = socket.getaddrinfo
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        ports = (int(silence.rpartition(":")[2]), listener.getsockname()[1])
+
+        def resolved(host: str, port: int, family: int = 0, type: int = 0) -> list[object]:  # noqa: A002
+            if host != "two.example":
+                return [*resolve(host, port, family, type)]
+            return [each for port in ports for each in resolve("127.0.0.1", port, family, type)]
+
+        monkeypatch.setattr(socket, "getaddrinfo", resolved)
+        assert net.unreachable(["http://two.example/pg.git"]) == {}
+        listener.close()
+        assert [*net.unreachable(["http://two.example/pg.git"])] == ["http://two.example/pg.git"]
+
+
+def test_what_can_be_no_hosts_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PTRACK_PG_GIT", "https://git..example/pg.git")
+    with pytest.raises(SourceError, match=r"git\.\.example can be no host's name"):
+        source.fetch(major(), spec="git")
+
+
 def test_what_a_hook_sets_is_ignored(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_DIR", str(repo / ".git"))
     monkeypatch.setenv("GIT_INDEX_FILE", "/nonexistent/index")

@@ -222,6 +222,20 @@ def test_a_file_that_cannot_be_read(directory: Path) -> None:
         fetch(directory)
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_directory_in_it_that_cannot_be_read(directory: Path) -> None:
+    within = directory / "contrib"
+    within.mkdir()
+    (within / "README").write_text("")
+    within.chmod(0)
+    try:
+        with pytest.raises(SourceError, match="contrib cannot be read") as caught:
+            fetch(directory)
+    finally:
+        within.chmod(0o755)
+    assert (caught.value.hint or "").startswith("chmod -R u+rX ")
+
+
 def test_a_tarball(tmp_path: Path, directory: Path) -> None:
     path = tmp_path / "postgresql-17.2.tar.gz"
     path.write_bytes(tarball(tree("17.2")))

@@ -50,6 +50,26 @@ def nothing_taken(data: bytes) -> bool:
     return not imported(open_mirror(), hashlib.sha256(data).hexdigest())
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ALL_PROXY", "socks5h://127.0.0.1:9"),
+        ("ALL_PROXY", "socks4://127.0.0.1:9"),
+        ("NO_PROXY", "localhost,fd00::/8"),
+        ("SSL_CERT_FILE", "/nonexistent/certificates"),
+    ],
+)
+def test_a_proxy_that_cannot_be_used(
+    server: Server, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """It is a reason why this provider has nothing, and none to end everything."""
+    del server
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SourceError, match="proxy or certificates as set here cannot be used"):
+        fetch()
+
+
 def test_takes_the_newest_release(server: Server, release: bytes) -> None:
     server.release("17.1", b"not asked for")
     server.release("17.2", release)
