@@ -636,7 +636,7 @@ def test_start_that_cannot_read_a_label(cluster: Cluster, name: str) -> None:
     snapshot = before(cluster)
     cluster.sql(CHANGE)
     cluster.stop()
-    (cluster.data / name).mkdir()
+    system.make_dir(cluster.data / name)
     log = cluster.start_fails()
     assert f'FATAL:  ptrack init: could not read file "{name}"' in log
     (cluster.data / name).rmdir()

@@ -142,7 +142,10 @@ def _try(host: str, port: int) -> str:
             reason = f"{host}: {(error.strerror or str(error)).lower()}"
         told.put(reason)
 
-    addresses = {(str(each[4][0]), int(each[4][1])) for each in found}
+    addresses = set()
+    for *_, place in found:
+        scope = f"%{place[3]}" if len(place) == 4 and place[3] else ""  # of a link-local one
+        addresses.add((f"{place[0]!s}{scope}", int(place[1])))
     for address in addresses:
         threading.Thread(target=connect, args=(address,), daemon=True).start()
     reasons = []
@@ -150,7 +153,7 @@ def _try(host: str, port: int) -> str:
         reasons.append(told.get())
         if not reasons[-1]:
             return ""
-    return reasons[0]
+    return reasons[-1]  # an answer or none, rather than that this machine has no way there
 
 
 def _file() -> Path:

@@ -169,6 +169,17 @@ def _from_worktree(want: Want, path: Path) -> str:
 
 
 def _from_directory(want: Want, path: Path) -> str:
+    try:
+        return _taken(want, path)
+    except PermissionError as error:
+        if not Path(str(error.filename)).is_relative_to(path):
+            raise
+        what = f"{error.filename} cannot be read"
+        raise BadSource(what, hint=f"chmod -R u+rX {shlex.quote(str(path))}") from error
+
+
+def _taken(want: Want, path: Path) -> str:
+    """The commit of a directory's files, which is made where they have changed since."""
     texts = [_text(path / name) for name in VERSION_FILES]
     version = find_version(texts, str(path))
     check_version(want.major, version, str(path), error=OtherMajor)
@@ -186,15 +197,6 @@ def _from_directory(want: Want, path: Path) -> str:
         if found.suffix in {".c", ".h", ".y", ".l"} and b"\n<<<<<<< " in (_text(found) or b""):
             what = f"{path} has conflicts in {found.relative_to(path)}"
             raise BadSource(what, hint="resolve them, or unpack the tarball anew")
-    try:
-        return _stored(want, path)
-    except PermissionError as error:
-        what = f"{error.filename} cannot be read"
-        raise BadSource(what, hint=f"chmod -R u+rX {shlex.quote(str(path))}") from error
-
-
-def _stored(want: Want, path: Path) -> str:
-    """The commit of a directory's files, which is made where they have changed since."""
     stamp = directory_stamp(path)
     note = cache.directory("source") / f"directory-{cache.digest(str(path))[:16]}.json"
     known = _known(note)

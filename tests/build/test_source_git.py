@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -164,6 +165,22 @@ def test_no_postgresql(repo: Path) -> None:
 def test_the_next_repository_when_one_is_dead(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PTRACK_PG_GIT", f"{NOWHERE}/pg.git {repo}")
     assert source.fetch(major("17")).version == "17.2"
+
+
+def test_a_commit_that_another_run_has_fetched_meanwhile(
+    repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For another major, under a name of that, while this one waited for the mirror."""
+    writing = Mirror.writing
+
+    @contextlib.contextmanager
+    def late(mirror: Mirror) -> Iterator[None]:
+        with writing(mirror):
+            mirror.take(str(repo), "+REL_17_STABLE:refs/ptrack/git/18/another")
+            yield
+
+    monkeypatch.setattr(Mirror, "writing", late)
+    assert source.fetch(major("17")).commit == git("rev-parse", "REL_17_STABLE", cwd=repo)
 
 
 def test_a_dead_server_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:

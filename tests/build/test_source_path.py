@@ -223,13 +223,15 @@ def test_a_file_that_cannot_be_read(directory: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_directory_in_it_that_cannot_be_read(directory: Path) -> None:
-    within = directory / "contrib"
-    within.mkdir()
-    (within / "README").write_text("")
-    within.chmod(0)
+@pytest.mark.parametrize("mode", [0, 0o444])
+@pytest.mark.parametrize("name", ["contrib", "src/include"])
+def test_a_directory_in_it_that_cannot_be_read(directory: Path, name: str, mode: int) -> None:
+    within = directory / name
+    within.mkdir(exist_ok=True)
+    (within / "some.o").write_text("")
+    within.chmod(mode)
     try:
-        with pytest.raises(SourceError, match="contrib cannot be read") as caught:
+        with pytest.raises(SourceError, match=rf"{name}\b.* cannot be read") as caught:
             fetch(directory)
     finally:
         within.chmod(0o755)
