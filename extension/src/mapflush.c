@@ -339,9 +339,9 @@ ptrack_file_write_count(void)
 
 	if (!ok)
 		report_to_log(WARNING,
-				(errcode_for_file_access(),
-				 errmsg("ptrack: could not write map file \"%s\": %m", ptrack_map_path()),
-				 errdetail("The next checkpoint writes it.")));
+					  (errcode_for_file_access(),
+					   errmsg("ptrack: could not write map file \"%s\": %m", ptrack_map_path()),
+					   errdetail("The next checkpoint writes it.")));
 	if (fd >= 0)
 		close(fd);
 }
@@ -588,10 +588,10 @@ ptrack_file_flush(XLogRecPtr redo, bool end_of_recovery)
 	{
 		shared->flush_failures++;
 		report_to_log(WARNING,
-				(errcode_for_file_access(),
-				 errmsg("ptrack checkpoint: could not write map file \"%s\": %m", ptrack_map_path()),
-				 errdetail("Changes stay known in memory, and the next checkpoint writes them."),
-				 errhint("If the server crashes before that, the next backup must be a full one.")));
+					  (errcode_for_file_access(),
+					   errmsg("ptrack checkpoint: could not write map file \"%s\": %m", ptrack_map_path()),
+					   errdetail("Changes stay known in memory, and the next checkpoint writes them."),
+					   errhint("If the server crashes before that, the next backup must be a full one.")));
 	}
 	else
 	{
@@ -622,10 +622,10 @@ write_through(void)
 	if (shared->exists && write_file(InvalidXLogRecPtr, 0, 0) < 0)
 	{
 		report_to_log(WARNING,
-				(errcode_for_file_access(),
-				 errmsg("ptrack: could not write map file \"%s\", deleting: %m", ptrack_map_path()),
-				 errdetail("Changes stay known in memory, and the next checkpoint writes them."),
-				 errhint("If the server crashes before that, the next backup must be a full one.")));
+					  (errcode_for_file_access(),
+					   errmsg("ptrack: could not write map file \"%s\", deleting: %m", ptrack_map_path()),
+					   errdetail("Changes stay known in memory, and the next checkpoint writes them."),
+					   errhint("If the server crashes before that, the next backup must be a full one.")));
 		if (!ptrack_file_remove())
 		{
 			int			save_errno = errno;

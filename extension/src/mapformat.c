@@ -164,7 +164,10 @@ ptrack_write(int fd, const void *buf, size_t size, off_t offset)
 	return true;
 }
 
-/* Remove a file that need not be there, durably.  Said to no client: see report_to_log. */
+/*
+ * Remove a file that need not be there, durably.  That it fails is told to no
+ * client, as by report_to_log.
+ */
 void
 ptrack_unlink(const char *path)
 {

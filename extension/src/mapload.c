@@ -76,8 +76,8 @@ ptrack_file_remove(void)
 	errno = save_errno;
 	if (!ok)
 		report_to_log(WARNING,
-				(errcode_for_file_access(),
-				 errmsg("ptrack: could not remove file \"%s\" durably: %m", ptrack_map_path())));
+					  (errcode_for_file_access(),
+					   errmsg("ptrack: could not remove file \"%s\" durably: %m", ptrack_map_path())));
 	errno = save_errno;
 	return ok;
 }
@@ -205,8 +205,8 @@ static void
 warn_broken(void)
 {
 	report_to_log(WARNING,
-			(errcode(ERRCODE_DATA_CORRUPTED),
-			 errmsg("ptrack init: broken map file \"%s\", deleting", ptrack_map_path())));
+				  (errcode(ERRCODE_DATA_CORRUPTED),
+				   errmsg("ptrack init: broken map file \"%s\", deleting", ptrack_map_path())));
 }
 
 /*
@@ -602,8 +602,8 @@ ptrack_read_pages(int fd, uint32 number, uint32 n)
 	if (fd < 0 || !ptrack_read(fd, read_buffer, (size_t) n * PTRACK_PAGE_SIZE, mappage_offset(number)))
 	{
 		report_to_log(WARNING,
-				(errcode_for_file_access(),
-				 errmsg("ptrack read map: could not read map file \"%s\": %m", ptrack_map_path())));
+					  (errcode_for_file_access(),
+					   errmsg("ptrack read map: could not read map file \"%s\": %m", ptrack_map_path())));
 		begin_anew();
 		return;
 	}
@@ -614,8 +614,8 @@ ptrack_read_pages(int fd, uint32 number, uint32 n)
 		if (!merge_page(&read_buffer[i], number + i))
 		{
 			report_to_log(WARNING,
-					(errcode(ERRCODE_DATA_CORRUPTED),
-					 errmsg("ptrack read map: incorrect checksum of file \"%s\"", ptrack_map_path())));
+						  (errcode(ERRCODE_DATA_CORRUPTED),
+						   errmsg("ptrack read map: incorrect checksum of file \"%s\"", ptrack_map_path())));
 			begin_anew();
 			return;
 		}
@@ -623,10 +623,10 @@ ptrack_read_pages(int fd, uint32 number, uint32 n)
 		if (left == 0 && shared->found_used < shared->file_used)
 		{
 			report_to_log(WARNING,
-					(errcode(ERRCODE_DATA_CORRUPTED),
-					 errmsg("ptrack read map: incorrect checksum of file \"%s\"", ptrack_map_path()),
-					 errdetail("%u of %u pages are missing.",
-							   shared->file_used - shared->found_used, shared->file_used)));
+						  (errcode(ERRCODE_DATA_CORRUPTED),
+						   errmsg("ptrack read map: incorrect checksum of file \"%s\"", ptrack_map_path()),
+						   errdetail("%u of %u pages are missing.",
+									 shared->file_used - shared->found_used, shared->file_used)));
 			begin_anew();
 			return;
 		}
@@ -667,8 +667,8 @@ ptrack_read_next(int rounds)
 		if (n == 0)
 		{
 			report_to_log(WARNING,
-					(errcode(ERRCODE_DATA_CORRUPTED),
-					 errmsg("ptrack read map: map file \"%s\" ends too early", ptrack_map_path())));
+						  (errcode(ERRCODE_DATA_CORRUPTED),
+						   errmsg("ptrack read map: map file \"%s\" ends too early", ptrack_map_path())));
 			begin_anew();
 		}
 		else

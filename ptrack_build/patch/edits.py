@@ -320,8 +320,8 @@ def fits(edit: Edit, above: Sequence[str], below: Sequence[str], heading: str) -
 
     above, below: the file's own lines around it, of which a hunk has a few; heading: the hunk's.
     """
-    named = (heading.split("@@ ")[-1], *above)
-    begun = [line for line in named if re.match(r"[A-Za-z_$](?!\w*\s*:(?!:))", line)]
+    lines = (heading.split("@@ ")[-1], *above)
+    begun = [line for line in lines if re.match(r"[A-Za-z_$](?!\w*\s*:(?!:))", line)]
     if edit.scope and begun and not _head(edit.scope).match(begun[-1]):
         return False
     sides = ((edit.after[::-1], above[::-1]), (edit.before, below))
