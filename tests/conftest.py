@@ -79,6 +79,7 @@ def _sweep(parent: Path) -> None:
     for root in parent.glob("pt-*"):
         pids = [int(entry.suffix[1:]) for entry in root.glob("pid.*")]
         if pids and not any(map(system.alive, pids)):
+            system.forget_shared_memory(root)
             shutil.rmtree(root, ignore_errors=True)
 
 

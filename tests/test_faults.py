@@ -1693,7 +1693,7 @@ def test_tablespace_that_is_being_dropped(faulty: tuple[Cluster, Fault]) -> None
             with beside(look):
                 # it has a second for all its tries
                 cluster.wait_for(lambda: bool(looks) or orders.count >= 2, "a second try")
-                assert orders.count >= 2, "it ended before"
+                assert orders.count >= 2, f"it ended before: {looks}"
                 system.send(dropper, signal.SIGCONT)
         finally:
             system.send(dropper, signal.SIGCONT)

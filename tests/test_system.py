@@ -192,6 +192,38 @@ def test_starts_when_another_has_looked_into_what_it_left(
     assert cluster.value("SELECT 1") == 1
 
 
+def test_what_a_killed_run_left_of_shared_memory_goes(
+    factory: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a server has stays, and so does what has another key than postmaster.pid says."""
+    cluster = factory.create()
+    segment = cluster.shared_memory_id()
+    assert _attached(segment) > 0
+    system.forget_shared_memory(cluster.root)
+    assert _attached(segment) > 0
+    with monkeypatch.context() as patch:
+        patch.setattr(system, "remove_shared_memory", lambda _shmid: None)
+        cluster.kill_all()
+    path = cluster.data / "postmaster.pid"
+    told = path.read_text()
+    lines = told.splitlines()
+    key, shmid = lines[6].split()
+    assert int(shmid) == segment
+    lines[6] = f"{int(key) + 1} {shmid}"
+    path.write_text("\n".join(lines))
+    system.forget_shared_memory(cluster.root)
+    assert segment in system.shared_memory()
+    path.write_text(told)
+    # a server of 12 that starts elsewhere may be looking into it
+    cluster.wait_for(lambda: not system.shared_memory()[segment], "nobody in it", 10)
+    system.forget_shared_memory(cluster.root)
+    if segment in system.shared_memory():
+        libc = ctypes.CDLL(None, use_errno=True)
+        assert libc.shmctl(segment, 0, None) == -1, "it could have been removed"
+        assert ctypes.get_errno() == errno.EPERM, os.strerror(ctypes.get_errno())
+        pytest.skip("may not remove the server's shared memory")
+
+
 def test_a_killed_server_leaves_no_shared_memory(factory: Factory) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     cluster = factory.create()

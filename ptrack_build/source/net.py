@@ -7,6 +7,7 @@ cache for a few minutes, so that nine majors built at once or in turn wait once.
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
 import re
@@ -30,6 +31,9 @@ CONNECT_SECONDS = 5.0
 REMEMBER_SECONDS = 300.0
 #: Since when this run is under way: what it has found itself needs no date.
 STARTED = time.time()
+
+#: What comes of a kind of address that this machine, or a network on the way, does not have.
+NO_WAY = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 
 PORTS = {"http": 80, "https": 443, "git": 9418, "ssh": 22, "ftp": 21}
 
@@ -130,17 +134,19 @@ def _try(host: str, port: int) -> str:
         return f"{host} can be no host's name"
     except OSError as error:
         return f"{host}: {(error.strerror or str(error)).lower()}"
-    told: queue.SimpleQueue[str] = queue.SimpleQueue()
+    told: queue.SimpleQueue[tuple[bool, str]] = queue.SimpleQueue()
 
     def connect(address: tuple[str, int]) -> None:
         reason = ""
+        no_way = False
         try:
             socket.create_connection(address, timeout=CONNECT_SECONDS).close()
         except TimeoutError:
             reason = f"{host} does not answer within {CONNECT_SECONDS:g} s"
         except OSError as error:
             reason = f"{host}: {(error.strerror or str(error)).lower()}"
-        told.put(reason)
+            no_way = error.errno in NO_WAY
+        told.put((no_way, reason))
 
     addresses = set()
     for *_, place in found:
@@ -151,9 +157,9 @@ def _try(host: str, port: int) -> str:
     reasons = []
     for _ in addresses:
         reasons.append(told.get())
-        if not reasons[-1]:
+        if not reasons[-1][1]:
             return ""
-    return reasons[-1]  # an answer or none, rather than that this machine has no way there
+    return min(reasons)[1]  # an answer or none, rather than that this machine has no way there
 
 
 def _file() -> Path:

@@ -59,28 +59,13 @@ class PathProvider:
         Raises BadSource saying what is wrong with it, and OtherMajor.
         """
         path = self.path
-        sha256 = ""
-        worktree = False
-        if path.is_dir():
-            here = git("-C", str(path), "rev-parse", "--show-toplevel", check=False)
-            top = here.stdout.decode().rstrip("\n")
-            if here.returncode == 0 and Path(top).resolve() == path.resolve():
-                worktree = True
-                commit = _from_worktree(want, path)
-            elif (path / "HEAD").is_file() and (path / "objects").is_dir():
-                what = f"{path} is a bare git repository, not a source tree"
-                hint = f"PTRACK_SOURCE=git PTRACK_PG_GIT={shlex.quote(str(path))}"
-                raise BadSource(what, hint=hint)
-            else:
-                commit = _from_directory(want, path)
-        elif path.is_file():
-            sha256 = sha256_of(path)
-            with step(f"reading {path.name}"):
-                commit, _ = import_tarball(want, path, sha256, str(path))
-        else:
-            what = f"{path} is neither a directory nor a file"
-            hint = "PTRACK_SOURCE is auto, git, distro, tarball, or a directory or tarball"
-            raise BadSource(what, hint=hint)
+        try:
+            commit, sha256, worktree = _read(want, path)
+        except PermissionError as error:
+            if not Path(str(error.filename)).is_relative_to(path):
+                raise
+            what = f"{error.filename} cannot be read"
+            raise BadSource(what, hint=f"chmod -R u+rX {shlex.quote(str(path))}") from error
         version = want.mirror.version(commit, str(path))
         check_version(want.major, version, str(path), error=OtherMajor)
         return SourceTree(
@@ -94,6 +79,28 @@ class PathProvider:
             sha256=sha256,
             untagged=worktree and not _tagged(path, commit, version),
         )
+
+
+def _read(want: Want, path: Path) -> tuple[str, str, bool]:
+    """The commit of what is there, a tarball's digest, and whether it is a work tree of git's."""
+    if path.is_dir():
+        here = git("-C", str(path), "rev-parse", "--show-toplevel", check=False)
+        top = here.stdout.decode().rstrip("\n")
+        if here.returncode == 0 and Path(top).resolve() == path.resolve():
+            return _from_worktree(want, path), "", True
+        if (path / "HEAD").is_file() and (path / "objects").is_dir():
+            what = f"{path} is a bare git repository, not a source tree"
+            hint = f"PTRACK_SOURCE=git PTRACK_PG_GIT={shlex.quote(str(path))}"
+            raise BadSource(what, hint=hint)
+        return _from_directory(want, path), "", False
+    if path.is_file():
+        sha256 = sha256_of(path)
+        with step(f"reading {path.name}"):
+            commit, _ = import_tarball(want, path, sha256, str(path))
+        return commit, sha256, False
+    what = f"{path} is neither a directory nor a file"
+    hint = "PTRACK_SOURCE is auto, git, distro, tarball, or a directory or tarball"
+    raise BadSource(what, hint=hint)
 
 
 def _tagged(path: Path, commit: str, version: str) -> bool:
@@ -169,16 +176,6 @@ def _from_worktree(want: Want, path: Path) -> str:
 
 
 def _from_directory(want: Want, path: Path) -> str:
-    try:
-        return _taken(want, path)
-    except PermissionError as error:
-        if not Path(str(error.filename)).is_relative_to(path):
-            raise
-        what = f"{error.filename} cannot be read"
-        raise BadSource(what, hint=f"chmod -R u+rX {shlex.quote(str(path))}") from error
-
-
-def _taken(want: Want, path: Path) -> str:
     """The commit of a directory's files, which is made where they have changed since."""
     texts = [_text(path / name) for name in VERSION_FILES]
     version = find_version(texts, str(path))
@@ -216,6 +213,8 @@ def _taken(want: Want, path: Path) -> str:
 def _text(path: Path) -> bytes | None:
     try:
         return path.read_bytes()
+    except PermissionError:
+        raise
     except OSError:
         return None
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -249,6 +251,34 @@ def test_an_address_that_is_silent_hides_none_that_answers(
         assert net.unreachable(["http://two.example/pg.git"]) == {}
         listener.close()
         assert [*net.unreachable(["http://two.example/pg.git"])] == ["http://two.example/pg.git"]
+
+
+@pytest.mark.parametrize("first", ["fe80::1%7", "192.0.2.1"])
+def test_what_an_address_says_is_told_rather_than_that_no_way_leads_there(
+    first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of them is told last; a link-local address is asked on the link it belongs to."""
+    told = threading.Event()
+
+    def resolved(*_args: object, **_more: object) -> list[object]:
+        return [
+            (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("fe80::1", 80, 0, 7)),
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", 80)),
+        ]
+
+    def connect(address: tuple[str, int], timeout: float) -> socket.socket:
+        reasons = {"fe80::1%7": errno.EHOSTUNREACH, "192.0.2.1": errno.ECONNREFUSED}
+        code = reasons[address[0]]
+        if address[0] != first:
+            told.wait(timeout)
+            time.sleep(0.05)
+        told.set()
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolved)
+    monkeypatch.setattr(socket, "create_connection", connect)
+    found = net.unreachable(["http://two.example/pg.git"])
+    assert [*found.values()] == ["two.example: connection refused"]
 
 
 def test_what_can_be_no_hosts_name(monkeypatch: pytest.MonkeyPatch) -> None:

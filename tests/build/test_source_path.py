@@ -217,16 +217,25 @@ def test_a_link_out_of_the_directory(directory: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_file_that_cannot_be_read(directory: Path) -> None:
-    (directory / MD).chmod(0)
-    with pytest.raises(SourceError, match="cannot be read"):
-        fetch(directory)
+    for name in (MD, "configure"):
+        (directory / name).chmod(0)
+        with pytest.raises(SourceError, match=rf"{name} cannot be read") as caught:
+            fetch(directory)
+        (directory / name).chmod(0o644)
+        assert (caught.value.hint or "").startswith("chmod -R u+rX ")
+    path = directory.parent / "postgresql-17.2.tar.gz"
+    path.write_bytes(tarball(tree("17.2")))
+    path.chmod(0)
+    with pytest.raises(SourceError, match=r"postgresql-17.2.tar.gz cannot be read"):
+        fetch(path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 @pytest.mark.parametrize("mode", [0, 0o444])
-@pytest.mark.parametrize("name", ["contrib", "src/include"])
+@pytest.mark.parametrize("name", ["", "contrib", "src/include"])
 def test_a_directory_in_it_that_cannot_be_read(directory: Path, name: str, mode: int) -> None:
     within = directory / name
+    name = name or directory.name
     within.mkdir(exist_ok=True)
     (within / "some.o").write_text("")
     within.chmod(mode)

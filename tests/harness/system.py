@@ -308,13 +308,37 @@ def remove_shared_memory(shmid: int) -> None:
 
 def shared_memory() -> dict[int, int]:
     """How many processes have each SysV segment; none are listed where the kernel shows none."""
+    return {shmid: int(row["nattch"]) for shmid, row in _segments().items()}
+
+
+def _segments() -> dict[int, dict[str, str]]:
+    """What the kernel shows of each SysV segment, by the names that it gives its columns."""
     try:
         lines = Path("/proc/sysvipc/shm").read_text().splitlines()
     except OSError:
         return {}
     names = lines[0].split()
     rows = (dict(zip(names, line.split(), strict=False)) for line in lines[1:])
-    return {int(row["shmid"]): int(row["nattch"]) for row in rows}
+    return {int(row["shmid"]): row for row in rows}
+
+
+def forget_shared_memory(root: Path) -> None:
+    """Remove the SysV segments that killed servers below a directory have left behind.
+
+    An identifier is used again some day: a segment is theirs where its key, too, is the one that
+    postmaster.pid names, and nobody has it.
+    """
+    for place, _, names in os.walk(root):
+        if "postmaster.pid" not in names:
+            continue
+        try:
+            lines = (Path(place) / "postmaster.pid").read_text().splitlines()
+            key, shmid = (int(word) for word in lines[6].split())
+        except (OSError, IndexError, ValueError):
+            continue  # another one cleans up here, too; or the server ended before it had one
+        row = _segments().get(shmid)
+        if row and int(row["nattch"]) == 0 and int(row["key"]) % 2**32 == key % 2**32:
+            remove_shared_memory(shmid)
 
 
 class SmallDisk:
