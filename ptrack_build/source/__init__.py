@@ -222,7 +222,12 @@ def _choose(spec: str) -> tuple[tuple[Provider, ...], str]:
     if name in known:
         return (known[name],), pin
     path = cache.expanded(spec, "PTRACK_SOURCE")
-    if not path.exists():
+    try:
+        found = path.exists()
+    except PermissionError as error:
+        what = f"{path} cannot be read"
+        raise UsageError(what, hint="let this user search the directories above it") from error
+    if not found:
         what = f"PTRACK_SOURCE={spec} is neither a provider nor a path"
         hint = f"take auto, {', '.join(known)}, or a directory or tarball of PostgreSQL"
         raise UsageError(what, hint=hint)

@@ -191,7 +191,8 @@ def _from_directory(want: Want, path: Path) -> str:
             kind = "build products" if found.suffix == ".o" else "leftovers of a patch"
             what = f"{path} has {kind} in it, such as {found.relative_to(path)}"
             raise BadSource(what, hint="unpack the tarball anew and give that directory")
-        if found.suffix in {".c", ".h", ".y", ".l"} and b"\n<<<<<<< " in (_text(found) or b""):
+        text = found.suffix in {".c", ".h", ".y", ".l"} and not found.is_symlink()
+        if text and b"\n<<<<<<< " in (_text(found) or b""):
             what = f"{path} has conflicts in {found.relative_to(path)}"
             raise BadSource(what, hint="resolve them, or unpack the tarball anew")
     stamp = directory_stamp(path)

@@ -231,6 +231,26 @@ def test_a_file_that_cannot_be_read(directory: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_directory_above_it_that_cannot_be_searched(directory: Path) -> None:
+    directory.parent.chmod(0o600)
+    try:
+        with pytest.raises(UsageError, match=rf"{directory.name} cannot be read") as caught:
+            fetch(directory)
+    finally:
+        directory.parent.chmod(0o755)
+    assert "above it" in (caught.value.hint or "")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_link_to_what_cannot_be_read_leads_out(tmp_path: Path, directory: Path) -> None:
+    (tmp_path / "secret.c").write_text("")
+    (tmp_path / "secret.c").chmod(0)
+    (directory / "link.c").symlink_to(tmp_path / "secret.c")
+    with pytest.raises(SourceError, match="leads out of it"):
+        fetch(directory)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 @pytest.mark.parametrize("mode", [0, 0o444])
 @pytest.mark.parametrize("name", ["", "contrib", "src/include"])
 def test_a_directory_in_it_that_cannot_be_read(directory: Path, name: str, mode: int) -> None:

@@ -29,6 +29,7 @@ _NAP_SECONDS = 0.01
 _STOPPED_SECONDS = 10.0
 _IPC_RMID = 0
 _HELD_SECONDS = 10.0
+_LOOKED_INTO_SECONDS = 0.5
 _DEAD = frozenset("ZX")
 _STOPPED = frozenset("tTZX")
 
@@ -336,9 +337,14 @@ def forget_shared_memory(root: Path) -> None:
             key, shmid = (int(word) for word in lines[6].split())
         except (OSError, IndexError, ValueError):
             continue  # another one cleans up here, too; or the server ended before it had one
-        row = _segments().get(shmid)
-        if row and int(row["nattch"]) == 0 and int(row["key"]) % 2**32 == key % 2**32:
-            remove_shared_memory(shmid)
+        deadline = time.monotonic() + _LOOKED_INTO_SECONDS
+        while (row := _segments().get(shmid)) and int(row["key"]) % 2**32 == key % 2**32:
+            if int(row["nattch"]) == 0:
+                remove_shared_memory(shmid)
+                break
+            if time.monotonic() >= deadline:  # a server has it, rather than looks into it
+                break
+            time.sleep(0.001)
 
 
 class SmallDisk:
