@@ -677,6 +677,9 @@ def _record_commands(prefix: Path, lines: list[str]) -> None:
         sources = [word for word in words if word.endswith(".c")]
         if len(sources) == 1 and "-c" in words:
             words = [word for word in words if not word.startswith("-ffile-prefix-map=")]
+            with contextlib.suppress(ValueError):  # what it depends on is written while it is made
+                del words[(at := words.index("-MF")) : at + 2]
+            words = [word for word in words if word not in {"-MMD", "-MP"}]
             entries.append({"directory": "@extension@", "file": sources[0], "arguments": words})
     text = json.dumps(entries, indent=1) + "\n"
     (prefix / ".ptrack" / "compile_commands.json").write_text(text)

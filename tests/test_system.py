@@ -107,19 +107,40 @@ def test_a_signal_waits_for_who_has_stopped() -> None:
 def test_a_server_that_does_not_stop_is_killed_whole(
     factory: Factory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Its postmaster sees that a child was killed, and starts others before it is killed."""
     server = factory.create()
-    pids = [server.pid, *system.children(server.pid)]
+    first = system.children(server.pid)
+    late: list[int] = []
+    send = system.send
 
     def runs_on(*_pids: int) -> None:
         raise system.NotStopped
 
-    with monkeypatch.context() as patch:
-        patch.setattr(system, "stop", runs_on)
-        with pytest.raises(system.NotStopped):
-            server.kill_all()
-    assert len(pids) > 1
-    assert not server.running
-    assert not [pid for pid in pids if system.alive(pid)]
+    def starts_others() -> bool:
+        late[:] = [pid for pid in system.children(server.pid) if pid not in first]
+        return bool(late)
+
+    def sends(pid: int, sig: signal.Signals) -> None:
+        if pid == server.pid and not late:
+            server.wait_for(starts_others, "other children")
+            for other in late:  # it does not see that its postmaster is gone
+                send(other, signal.SIGSTOP)
+        send(pid, sig)
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(system, "stop", runs_on)
+            patch.setattr(system, "send", sends)
+            with pytest.raises(system.NotStopped):
+                server.kill_all()
+        assert first
+        assert late
+        assert not server.running
+        assert not [pid for pid in (*first, *late) if system.alive(pid)]
+        assert not system.working_in(server.data)
+    finally:
+        for pid in late:
+            send(pid, signal.SIGKILL)
     server.start()
     assert server.value("SELECT 1") == 1
 

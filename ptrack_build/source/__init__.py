@@ -283,6 +283,10 @@ def _locked_tree(major: Major, mirror: Mirror, row: Row) -> SourceTree:
     if mirror.tree(row.commit) != row.tree:
         what = f"matrix.lock contradicts itself: {row.commit[:12]} has no tree {row.tree[:12]}"
         raise BadSource(what, hint="git checkout -- matrix.lock")
+    version = mirror.version(row.commit, row.origin)
+    if version != row.version:
+        what = f"matrix.lock contradicts itself: {row.commit[:12]} is {version}, not {row.version}"
+        raise BadSource(what, hint="git checkout -- matrix.lock")
     return SourceTree(
         major=major,
         version=row.version,

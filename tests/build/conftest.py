@@ -157,7 +157,8 @@ PGXS = r"""
 CC = gcc
 all: ptrack.so
 ptrack.o: ptrack.c
-	$(CC) $(COPT) -fPIC -c -o ptrack.o ptrack.c
+	@mkdir -p .deps
+	$(CC) $(COPT) -fPIC -c -o ptrack.o ptrack.c -MMD -MP -MF .deps/ptrack.Po
 ptrack.so: ptrack.o
 	$(CC) -shared -o ptrack.so ptrack.o
 install: all

@@ -476,7 +476,11 @@ def test_compile_commands_name_the_sources_where_they_are_edited(fake: Fake) -> 
     entries = json.loads((built.path / ".ptrack" / "compile_commands.json").read_text())
     assert [entry["file"] for entry in entries] == ["ptrack.c"]
     assert entries[0]["directory"] == "@extension@"
-    assert not any("prefix-map" in word for word in entries[0]["arguments"])
+    arguments = entries[0]["arguments"]
+    assert not any("prefix-map" in word for word in arguments)
+    # what cannot be written beside the sources
+    assert not [word for word in arguments if word.startswith("-M") or ".deps" in word]
+    assert arguments[-1] == "ptrack.c"
 
 
 def test_editors_are_told_of_the_usual_cache_alone(

@@ -398,6 +398,25 @@ def test_locked_and_republished(
         source.fetch(major(), locked=True)
 
 
+@pytest.mark.parametrize(
+    ("name", "other"), [("version", "17.2"), ("tree", "0123456789abcdef0123456789abcdef01234567")]
+)
+def test_a_lock_that_was_edited_by_hand(
+    name: str, other: str, server: Server, tmp_path: Path
+) -> None:
+    server.release("17.3", tarball(tree("17.3")))
+    source.write_lock([source.fetch(major())])
+    path = tmp_path / "matrix.lock"
+    text, times = re.subn(
+        rf'^{name} = ".*"', f'{name} = "{other}"', path.read_text(), flags=re.MULTILINE
+    )
+    assert times == 1
+    path.write_text(text)
+    with pytest.raises(SourceError, match=r"matrix\.lock contradicts itself") as caught:
+        source.fetch(major(), locked=True)
+    assert other[:12] in caught.value.what
+
+
 def test_locked_to_nothing() -> None:
     with pytest.raises(SourceError, match=r"matrix\.lock has no PostgreSQL 17"):
         source.fetch(major(), locked=True)

@@ -354,12 +354,23 @@ class Cluster:
                 _STOP_SECONDS,
             )
             if self._process.poll() is None:
+                afterwards.callback(self._kill_late_children, pids)
                 afterwards.callback(self._process.wait)
                 try:
                     system.stop(self.pid)  # before that it may have another child
                 finally:
                     pids.extend(system.children(self.pid))
                     system.kill(*pids, self.pid)
+
+    def _kill_late_children(self, pids: list[int]) -> None:
+        """Kill what a postmaster has started that did not stop, but is dead now; adds it to pids.
+
+        One that sees a child killed starts anew, with others, while the rest of them is killed.
+        """
+        while late := [pid for pid in system.working_in(self.data) if pid not in pids]:
+            pids.extend(late)
+            for pid in late:
+                system.send(pid, signal.SIGKILL)
 
     def kill_postmaster(self, meanwhile: Callable[[], object] = lambda: None) -> None:
         """kill -9 the postmaster alone, and wait until its children have ended.

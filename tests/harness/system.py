@@ -199,6 +199,17 @@ def children(pid: int) -> list[int]:
     return found
 
 
+def working_in(place: Path) -> list[int]:
+    """Process ids of those whose working directory a directory is."""
+    found: list[int] = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):  # it is gone, or another user's
+                if (entry / "cwd").samefile(place):
+                    found.append(int(entry.name))
+    return found
+
+
 def alive(pid: int) -> bool:
     """Whether a process exists and is not a zombie."""
     return _state(pid) not in _DEAD
