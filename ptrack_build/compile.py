@@ -74,7 +74,7 @@ GENERATORS = (("BISON", "bison"), ("FLEX", "flex"), ("PERL", "perl"))
 SITE_FILES = tuple(f"{NOMINAL_PREFIX}/{folder}/config.site" for folder in ("share", "etc"))
 
 SERVER_FORMAT = "server 1"
-PREFIX_FORMAT = "prefix 1"
+PREFIX_FORMAT = "prefix 2"
 INFO = ".ptrack/info.json"  # what a server or prefix was made of; one without it is not whole
 FREE_MB = 700
 FIRST_MB = 1000  # with the source and the patched tree
@@ -677,7 +677,8 @@ def _record_commands(prefix: Path, lines: list[str]) -> None:
         sources = [word for word in words if word.endswith(".c")]
         if len(sources) == 1 and "-c" in words:
             words = [word for word in words if not word.startswith("-ffile-prefix-map=")]
-            with contextlib.suppress(ValueError):  # what it depends on is written while it is made
+            # An editor runs these words where the sources lie, which have no .deps to write into.
+            with contextlib.suppress(ValueError):
                 del words[(at := words.index("-MF")) : at + 2]
             words = [word for word in words if word not in {"-MMD", "-MP"}]
             entries.append({"directory": "@extension@", "file": sources[0], "arguments": words})

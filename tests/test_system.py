@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING
 
 import pytest
 
+from ptrack_build import REPO
 from tests.harness import system
 from tests.harness.cluster import NotInTime
 
@@ -102,6 +103,25 @@ def test_a_signal_waits_for_who_has_stopped() -> None:
         finally:
             taker.kill()
     assert not system.awaits(taker.pid, signal.SIGTERM)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="servers run as another user under root alone")
+def test_a_root_without_ptrace_sees_where_servers_work(factory: Factory) -> None:
+    """As most containers have it."""
+    server = factory.create()
+    script = (
+        "import sys; from pathlib import Path; from tests.harness import system;"
+        "print(*system.working_in(Path(sys.argv[1])))"
+    )
+    argv = [
+        "setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace", "--",
+        sys.executable, "-c", script, str(server.data),
+    ]  # fmt: skip
+    before = system.children(server.pid)
+    ran = subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True, cwd=REPO)
+    stayed = set(before) & set(system.children(server.pid))
+    assert stayed
+    assert {server.pid, *stayed} <= {int(word) for word in ran.stdout.split()}
 
 
 def test_a_server_that_does_not_stop_is_killed_whole(

@@ -363,9 +363,9 @@ class Cluster:
                     system.kill(*pids, self.pid)
 
     def _kill_late_children(self, pids: list[int]) -> None:
-        """Kill what a postmaster has started that did not stop, but is dead now; adds it to pids.
+        """Kill what is left of a server whose postmaster is dead, and has all those killed in pids.
 
-        One that sees a child killed starts anew, with others, while the rest of them is killed.
+        One that could not be stopped sees a child killed, and may start others before its own turn.
         """
         while late := [pid for pid in system.working_in(self.data) if pid not in pids]:
             pids.extend(late)

@@ -202,12 +202,31 @@ def children(pid: int) -> list[int]:
 def working_in(place: Path) -> list[int]:
     """Process ids of those whose working directory a directory is."""
     found: list[int] = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):  # it is gone, or another user's
-                if (entry / "cwd").samefile(place):
-                    found.append(int(entry.name))
+    with _seeing_as_servers_do():
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):  # it is gone, or another user's
+                    if (entry / "cwd").samefile(place):
+                        found.append(int(entry.name))
     return found
+
+
+@contextlib.contextmanager
+def _seeing_as_servers_do() -> Iterator[None]:
+    """Let this thread look at files and processes as the user that servers run as.
+
+    Under a root without CAP_SYS_PTRACE, as in most containers, nobody else may see where they work.
+    """
+    user = server_user()
+    if user is None:
+        yield
+        return
+    gid, uid = _LIBC.setfsgid(user.gid), _LIBC.setfsuid(user.uid)
+    try:
+        yield
+    finally:
+        _LIBC.setfsuid(uid)
+        _LIBC.setfsgid(gid)
 
 
 def alive(pid: int) -> bool:
