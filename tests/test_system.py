@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -106,16 +107,19 @@ def test_a_signal_waits_for_who_has_stopped() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="servers run as another user under root alone")
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="no setpriv, which takes capabilities away")
 def test_a_root_without_ptrace_sees_where_servers_work(factory: Factory) -> None:
     """As most containers have it."""
     server = factory.create()
     script = (
-        "import sys; from pathlib import Path; from tests.harness import system;"
-        "print(*system.working_in(Path(sys.argv[1])))"
+        "import os, sys; from pathlib import Path; from tests.harness import system;"
+        "place = Path(sys.argv[1]); pid = sys.argv[2];"
+        "assert not os.access(f'/proc/{pid}/cwd', os.F_OK), 'the capability is there still';"
+        "print(*system.working_in(place))"
     )
     argv = [
         "setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace", "--",
-        sys.executable, "-c", script, str(server.data),
+        sys.executable, "-c", script, str(server.data), str(server.pid),
     ]  # fmt: skip
     before = system.children(server.pid)
     ran = subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True, cwd=REPO)

@@ -221,12 +221,13 @@ def _seeing_as_servers_do() -> Iterator[None]:
     if user is None:
         yield
         return
-    gid, uid = _LIBC.setfsgid(user.gid), _LIBC.setfsuid(user.uid)
     try:
+        _LIBC.setfsgid(user.gid)
+        _LIBC.setfsuid(user.uid)
         yield
     finally:
-        _LIBC.setfsuid(uid)
-        _LIBC.setfsgid(gid)
+        _LIBC.setfsuid(os.geteuid())
+        _LIBC.setfsgid(os.getegid())
 
 
 def alive(pid: int) -> bool:
