@@ -7,6 +7,7 @@ free of build products.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from dataclasses import dataclass
@@ -62,9 +63,10 @@ class PathProvider:
         try:
             commit, sha256, worktree = _read(want, path)
         except PermissionError as error:
-            if not Path(str(error.filename)).is_relative_to(path):
+            found = Path(str(error.filename))
+            if not found.is_relative_to(path):
                 raise
-            what = f"{error.filename} cannot be read"
+            what = f"{_shut(found, path)} cannot be read"
             raise BadSource(what, hint=f"chmod -R u+rX {shlex.quote(str(path))}") from error
         version = want.mirror.version(commit, str(path))
         check_version(want.major, version, str(path), error=OtherMajor)
@@ -101,6 +103,12 @@ def _read(want: Want, path: Path) -> tuple[str, str, bool]:
     what = f"{path} is neither a directory nor a file"
     hint = "PTRACK_SOURCE is auto, git, distro, tarball, or a directory or tarball"
     raise BadSource(what, hint=hint)
+
+
+def _shut(found: Path, top: Path) -> Path:
+    """What keeps a file from this user: the highest directory not to be searched, or itself."""
+    ways = [up for up in found.parents if up.is_relative_to(top) and not os.access(up, os.X_OK)]
+    return ways[-1] if ways else found
 
 
 def _tagged(path: Path, commit: str, version: str) -> bool:
