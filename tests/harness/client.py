@@ -128,11 +128,13 @@ def _take(
         start = _start(connection, cluster.major)
         maps: dict[str, list[int]] | None = None
         if parent is not None:
-            init = cluster.init_lsn()
-            if init == 0 or init > parent.start:
-                what = f"init LSN {lsn.show(init)} is past the parent's {lsn.show(parent.start)}"
-                raise Refused(what)
-            maps = {row.path: row.blocks() for row in cluster.pagemapset(parent.start)}
+            with cluster.connected():
+                init = cluster.init_lsn()
+                if init == 0 or init > parent.start:
+                    at = lsn.show(parent.start)
+                    what = f"init LSN {lsn.show(init)} is past the parent's {at}"
+                    raise Refused(what)
+                maps = {row.path: row.blocks() for row in cluster.pagemapset(parent.start)}
         early()
         directories: list[str] = []
         tablespaces: list[str] = []

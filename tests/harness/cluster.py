@@ -6,7 +6,8 @@ suite starts and kills servers hundreds of times: a start is over when ``postmas
 so, a stop when the process is gone.
 
 Connections are made for each statement and closed after it, so that none stands in the way of
-a crash or of a ``DROP DATABASE``; :meth:`Cluster.connect` gives one to keep.
+a crash or of a ``DROP DATABASE``; :meth:`Cluster.connect` gives one to keep, and within
+:meth:`Cluster.connected` statements share one.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import contextlib
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -91,6 +93,12 @@ def setting(value: Value) -> str:
     return "'" + value.replace("'", "''") + "'"
 
 
+class _Kept(threading.local):
+    """The connection that a thread keeps to a cluster for a while."""
+
+    connection: psycopg.Connection[Row] | None = None
+
+
 class Cluster:
     """A cluster: see the module's text.
 
@@ -116,6 +124,7 @@ class Cluster:
         self._reader = files.Reader()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: dict[str, str] = {}
+        self._kept = _Kept()
 
     # ---- files and settings
 
@@ -529,7 +538,32 @@ class Cluster:
             dbname=database,
             autocommit=autocommit,
             connect_timeout=30,
+            prepare_threshold=None,  # what runs again and again is planned anew, as the first time
         )
+
+    @contextlib.contextmanager
+    def connected(self) -> Iterator[None]:
+        """Keep one connection meanwhile, for what this thread runs in ``postgres``.
+
+        For a server that stays up: a connection is most of what a small statement costs.
+        """
+        if self._kept.connection is not None:
+            yield
+            return
+        with self.connect() as self._kept.connection:
+            try:
+                yield
+            finally:
+                self._kept.connection = None
+
+    @contextlib.contextmanager
+    def _connection(self, database: str, user: str) -> Iterator[psycopg.Connection[Row]]:
+        kept = self._kept.connection
+        if kept is not None and (database, user) == ("postgres", "postgres"):
+            yield kept
+            return
+        with self.connect(database, user=user) as connection:
+            yield connection
 
     def conninfo(self, database: str = "postgres") -> str:
         """A connection string for a program."""
@@ -543,14 +577,16 @@ class Cluster:
         user: str = "postgres",
     ) -> list[Row]:
         """Run one statement, or several without parameters; the rows of the last result."""
-        with self.connect(database, user=user) as connection:
+        with self._connection(database, user) as connection:
             return _execute(connection, statement, params)
 
     def script(self, statements: Sequence[str], *, database: str = "postgres") -> None:
-        """Run statements one by one in one connection, each in its own transaction."""
-        with self.connect(database) as connection:
+        """Run statements one by one in one session, each in its own transaction."""
+        with self._connection(database, "postgres") as connection:
             for statement in statements:
                 _execute(connection, statement, ())
+            if connection is self._kept.connection:
+                _execute(connection, "DISCARD ALL", ())
 
     def value(self, statement: str, *params: object, database: str = "postgres") -> Any:  # noqa: ANN401
         """The only column of the only row."""
@@ -623,8 +659,9 @@ class Cluster:
 
     def flush_wal(self) -> int:
         """Have all WAL so far on disk; returns its end."""
-        self.sql("SELECT pg_logical_emit_message(true, 'suite', '')")  # its commit flushes
-        return lsn.parse(self.value("SELECT pg_current_wal_flush_lsn()::text"))
+        with self.connected():
+            self.sql("SELECT pg_logical_emit_message(true, 'suite', '')")  # its commit flushes
+            return lsn.parse(self.value("SELECT pg_current_wal_flush_lsn()::text"))
 
     def promote(self) -> None:
         """Promote a standby and wait until it writes."""
@@ -654,7 +691,7 @@ class Cluster:
     def pagemapset(self, since: int) -> list[PageMap]:
         """ptrack_get_pagemapset() as rows."""
         query = f"SELECT path, pagecount, pagemap FROM {self.schema}.ptrack_get_pagemapset(%s)"
-        with self.connect() as connection:
+        with self._connection("postgres", "postgres") as connection:
             cursor = connection.cursor(binary=True)
             cursor.execute(query, (lsn.show(since),))
             return [

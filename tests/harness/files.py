@@ -18,6 +18,7 @@ _FILE = re.compile(r"(?P<rel>[0-9]+)(?:_(?P<fork>fsm|vm|init))?(?:\.(?P<segment>
 
 # device, inode, size, and in ns mtime and ctime
 State = tuple[int, int, int, int, int]
+_Known = tuple[State, bytes]
 
 _PIECE = 1 << 20
 # A file changes twice within the grain of its times and looks as if it had changed once: what is
@@ -76,7 +77,7 @@ class Reader:
     """
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[State, bytes]] = {}
+        self._known: dict[str, _Known] = {}
 
     def read_all(self, data: Path, *, but: Collection[str] = ()) -> dict[str, bytes]:
         """The content of every relation file, by its path relative to ``data``; but: not of these.
@@ -86,42 +87,58 @@ class Reader:
         as before.
         """
         content: dict[str, bytes] = {}
-        known = self._known
-        self._known = {}
+        before, self._known = self._known, {}
         for directory in _database_dirs(data):
             below = str(directory.relative_to(data))
-            with contextlib.suppress(FileNotFoundError):
-                for name in os.listdir(directory):  # noqa: PTH208 - thousands of files, many times
-                    if _FILE.fullmatch(name) is not None:
-                        path = f"{below}/{name}"
-                        if path in but:
-                            continue
-                        with contextlib.suppress(FileNotFoundError):
-                            content[path] = self._read(f"{directory}/{name}", path, known)
+            with contextlib.suppress(FileNotFoundError), _opened(directory) as place:
+                for name in os.listdir(place):  # noqa: PTH208 - of a descriptor
+                    if _FILE.fullmatch(name) is None or (path := f"{below}/{name}") in but:
+                        continue
+                    try:
+                        content[path] = self._read(place, name, path, before)
+                    except FileNotFoundError:
+                        continue
         return content
 
-    def _read(self, name: str, path: str, known: Mapping[str, tuple[State, bytes]]) -> bytes:
+    def _read(self, place: int, name: str, path: str, before: Mapping[str, _Known]) -> bytes:
         now = time.time_ns()  # before the times and the content are read
-        state = state_of(name)
-        *_, mtime, ctime = state
-        old = known.get(path)
-        content = old[1] if old is not None and old[0] == state else _content(name)
+        state = state_of(name, place)
+        known = before.get(path)
+        if known is not None and known[0] == state:
+            content = known[1]
+        else:
+            content = _content(place, name, state[2])
+            known = state, content
+        mtime, ctime = state[3], state[4]
         whole = mtime % _SECOND_NS == 0 and ctime % _SECOND_NS == 0
         if max(mtime, ctime) < now - (_COARSE_GRAIN_NS if whole else _GRAIN_NS):
-            self._known[path] = (state, content)
+            self._known[path] = known
         return content
 
 
-def state_of(name: str) -> State:
-    """What tells a file's content from its next one, but for the grain of the times."""
-    found = os.stat(name)  # noqa: PTH116
+@contextlib.contextmanager
+def _opened(directory: Path) -> Iterator[int]:
+    """A descriptor of a directory: thousands of files are looked at by their names alone."""
+    place = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield place
+    finally:
+        os.close(place)
+
+
+def state_of(name: str, place: int) -> State:
+    """What tells a file's content from its next one, but for the grain of the times.
+
+    place: a descriptor of its directory.
+    """
+    found = os.stat(name, dir_fd=place)
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _content(name: str) -> bytes:
-    file = os.open(name, os.O_RDONLY)
+def _content(place: int, name: str, size: int) -> bytes:
+    """All of a file, which was so long a moment ago."""
+    file = os.open(name, os.O_RDONLY, dir_fd=place)
     try:
-        size = os.fstat(file).st_size
         content = os.read(file, size + 1)
         while len(content) != size and (more := os.read(file, _PIECE)):
             content += more  # it has grown

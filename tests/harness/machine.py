@@ -495,15 +495,16 @@ class Node:
         parents = [parent for parent in self.parents if parent.served]
         if not parents:
             return
-        init = self.cluster.init_lsn()
-        for parent in parents:
-            assert 0 < init <= parent.snapshot.lsn, (
-                f"{self.cluster.name}, {when}: the map was reset: init LSN {lsn.show(init)}, "
-                f"parent {lsn.show(parent.snapshot.lsn)}"
-            )
-        current = self.cluster.files()
-        for parent in parents:
-            self._look(parent, current, when)
+        with self.cluster.connected():
+            init = self.cluster.init_lsn()
+            for parent in parents:
+                assert 0 < init <= parent.snapshot.lsn, (
+                    f"{self.cluster.name}, {when}: the map was reset: init LSN {lsn.show(init)}, "
+                    f"parent {lsn.show(parent.snapshot.lsn)}"
+                )
+            current = self.cluster.files()
+            for parent in parents:
+                self._look(parent, current, when)
 
     def _look(self, parent: Parent, current: Mapping[str, bytes], when: str) -> None:
         found = oracle.look(

@@ -283,18 +283,19 @@ def take(
         since: the LSN, where the caller has one (of a backup it started).
         usable: insist that the map can serve a backup of this LSN.
     """
-    if checkpoint:
-        # What a checkpoint writes is marked past its own redo point. The first one writes, so
-        # that at the second there is nothing left to write, and no mark that hides a loss.
-        for _ in range(2):
-            if primary is None:
-                cluster.checkpoint()
-            else:
-                cluster.restartpoint(primary)
-    at = cluster.redo() if since is None else since
-    if usable:
-        init = cluster.init_lsn()
-        assert 0 < init <= at, f"init LSN {lsn.show(init)}, redo {lsn.show(at)}: unusable"
+    with cluster.connected(), (primary or cluster).connected():
+        if checkpoint:
+            # What a checkpoint writes is marked past its own redo point. The first one writes, so
+            # that at the second there is nothing left to write, and no mark that hides a loss.
+            for _ in range(2):
+                if primary is None:
+                    cluster.checkpoint()
+                else:
+                    cluster.restartpoint(primary)
+        at = cluster.redo() if since is None else since
+        if usable:
+            init = cluster.init_lsn()
+            assert 0 < init <= at, f"init LSN {lsn.show(init)}, redo {lsn.show(at)}: unusable"
     return Snapshot(lsn=at, content=cluster.files(), block_size=cluster.block_size)
 
 
@@ -354,19 +355,22 @@ def check(
         LostBlocks: a block differs and was not reported.
         AssertionError: fewer than ``changed`` blocks differ, or the map cannot serve the LSN.
     """
-    if provider is None:
-        init = cluster.init_lsn()
-        assert 0 < init <= snapshot.lsn, (
-            f"the map was reset: init LSN {lsn.show(init)}, parent {lsn.show(snapshot.lsn)}"
+    with cluster.connected():
+        if provider is None:
+            init = cluster.init_lsn()
+            assert 0 < init <= snapshot.lsn, (
+                f"the map was reset: init LSN {lsn.show(init)}, parent {lsn.show(snapshot.lsn)}"
+            )
+        look(
+            snapshot, cluster, mask_hints=mask_hints, provider=provider, when="before a checkpoint"
         )
-    look(snapshot, cluster, mask_hints=mask_hints, provider=provider, when="before a checkpoint")
-    cluster.checkpoint()
-    comparison = look(
-        snapshot, cluster, mask_hints=mask_hints, provider=provider, when="after a checkpoint"
-    )
-    if provider is None:
-        init = cluster.init_lsn()
-        assert 0 < init <= snapshot.lsn, "the map was reset meanwhile"
+        cluster.checkpoint()
+        comparison = look(
+            snapshot, cluster, mask_hints=mask_hints, provider=provider, when="after a checkpoint"
+        )
+        if provider is None:
+            init = cluster.init_lsn()
+            assert 0 < init <= snapshot.lsn, "the map was reset meanwhile"
     assert comparison.changed >= changed, f"nothing to see: {comparison}"
     return comparison
 

@@ -19,9 +19,10 @@ def before(cluster: Cluster) -> Snapshot:
 
     Its hint bits are set, so that nothing but a change gives a page a new LSN.
     """
-    cluster.sql(TABLE)
-    cluster.sql("VACUUM (FREEZE) t")
-    return oracle.take(cluster)
+    with cluster.connected():
+        cluster.sql(TABLE)
+        cluster.sql("VACUUM (FREEZE) t")
+        return oracle.take(cluster)
 
 
 def copied(cluster: Cluster, name: str) -> None:

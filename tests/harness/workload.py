@@ -527,15 +527,16 @@ def prepare(cluster: Cluster) -> None:
 
 def set_up(cluster: Cluster, scenarios: Iterable[Scenario]) -> None:
     """Run what comes before the snapshot."""
-    for scenario in scenarios:
-        cluster.sql(f"CREATE SCHEMA {scenario.name}")
-        _run(cluster, scenario, scenario.setup)
+    with cluster.connected():
+        for scenario in scenarios:
+            _run(cluster, scenario, (f"CREATE SCHEMA {scenario.name}", *scenario.setup))
 
 
 def change(cluster: Cluster, scenarios: Iterable[Scenario]) -> None:
     """Run what comes after it."""
-    for scenario in scenarios:
-        _run(cluster, scenario, scenario.change)
+    with cluster.connected():
+        for scenario in scenarios:
+            _run(cluster, scenario, scenario.change)
 
 
 def unwritten(
@@ -550,16 +551,17 @@ def unwritten(
         "FROM pg_class WHERE oid = %s::regclass"
     )
     found = []
-    for scenario in scenarios:
-        for name in scenario.written:
-            database, _, relation = name.rpartition(": ")
-            table = relation.removeprefix("toast of ")
-            toast = table != relation
-            if not database and "." not in table:
-                table = f"{scenario.name}.{table}"
-            path = cluster.value(query, toast, table, database=database or "postgres")
-            if path not in relations:
-                found.append(f"{scenario.name}: {name}")
+    with cluster.connected():
+        for scenario in scenarios:
+            for name in scenario.written:
+                database, _, relation = name.rpartition(": ")
+                table = relation.removeprefix("toast of ")
+                toast = table != relation
+                if not database and "." not in table:
+                    table = f"{scenario.name}.{table}"
+                path = cluster.value(query, toast, table, database=database or "postgres")
+                if path not in relations:
+                    found.append(f"{scenario.name}: {name}")
     return found
 
 
