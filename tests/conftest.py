@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import shutil
@@ -155,6 +156,12 @@ def _only_these_majors(request: pytest.FixtureRequest) -> None:
     until = marker.kwargs.get("until", 1000)
     if not since <= install.major <= until:
         pytest.skip(f"not on major {install.major}: {marker.kwargs}")
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays: no collection of garbage needs to look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(trylast=True)

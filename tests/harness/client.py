@@ -16,13 +16,13 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.harness import files, lsn, system, verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from psycopg import Connection
 
@@ -124,6 +124,7 @@ def _take(
     early: Callable[[], object] = lambda: None,
     late: Callable[[], object] = lambda: None,
 ) -> Backup:
+    block_size = cluster.block_size
     with cluster.connect() as connection:
         start = _start(connection, cluster.major)
         maps: dict[str, list[int]] | None = None
@@ -140,16 +141,13 @@ def _take(
         tablespaces: list[str] = []
         relations: dict[str, Part] = {}
         other: dict[str, bytes] = {}
-        for path in _walk(cluster.data, Path(), directories, tablespaces):
-            name = str(path)
+        for name in _walk(cluster.data, "", directories, tablespaces):
             try:
-                if _is_relation(path):
+                if _is_relation(name):
                     wanted = None if maps is None else maps.get(name, ())
-                    relations[name] = _read_relation(
-                        cluster.data / path, cluster.block_size, wanted
-                    )
+                    relations[name] = _read_relation(f"{cluster.data}/{name}", block_size, wanted)
                 else:
-                    other[name] = (cluster.data / path).read_bytes()
+                    other[name] = (cluster.data / name).read_bytes()
             except FileNotFoundError:
                 continue
         late()
@@ -162,7 +160,7 @@ def _take(
             other[f"pg_wal/{path.name}"] = path.read_bytes()
     return Backup(
         start=start,
-        block_size=cluster.block_size,
+        block_size=block_size,
         label=label,
         directories=directories,
         tablespaces=tablespaces,
@@ -195,42 +193,44 @@ def _stop(connection: Connection[Row], major: int) -> str:
     return label
 
 
-def _walk(
-    data: Path, below: Path, directories: list[str], tablespaces: list[str]
-) -> Iterator[Path]:
+def _walk(data: Path, below: str, directories: list[str], tablespaces: list[str]) -> Iterator[str]:
+    """The files to copy, relative to ``data``; below: a directory in it with a slash, or empty."""
     try:
         entries = sorted(os.scandir(data / below), key=lambda entry: entry.name)
     except FileNotFoundError:
         return
     for entry in entries:
-        path = below / entry.name
+        path = below + entry.name
         if entry.is_dir():
-            if entry.is_symlink() and below == Path("pg_tblspc"):
+            if entry.is_symlink() and below == "pg_tblspc/":
                 tablespaces.append(entry.name)
             else:
-                directories.append(str(path))
-            if entry.name not in _EMPTIED and str(path) != "pg_wal":
-                yield from _walk(data, path, directories, tablespaces)
+                directories.append(path)
+            if entry.name not in _EMPTIED and path != "pg_wal":
+                yield from _walk(data, f"{path}/", directories, tablespaces)
         elif entry.name not in _LEFT_OUT and entry.is_file():
             yield path
 
 
-def _is_relation(path: Path) -> bool:
-    return path.parts[0] in ("base", "global", "pg_tblspc") and (
-        files.FileName.parse(path.name) is not None
+def _is_relation(path: str) -> bool:
+    top, _, below = path.partition("/")
+    return top in ("base", "global", "pg_tblspc") and (
+        files.FileName.parse(below.rpartition("/")[2]) is not None
     )
 
 
-def _read_relation(path: Path, size: int, wanted: Sequence[int] | None) -> Part:
-    """Read one file: whole, or only some blocks of ``size`` bytes."""
-    with path.open("rb") as file:
-        total = os.fstat(file.fileno()).st_size
+def _read_relation(path: str, size: int, wanted: Sequence[int] | None) -> Part:
+    """Read one file, block by block: all of them, or only some, of ``size`` bytes."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        total = os.fstat(file).st_size
         blocks: dict[int, bytes] = {}
         for block in range(-(-total // size)) if wanted is None else wanted:
-            file.seek(block * size)
-            if content := file.read(size):
+            if content := os.pread(file, size, block * size):
                 blocks[block] = content
         return Part(size=total, blocks=blocks)
+    finally:
+        os.close(file)
 
 
 def restore(backup: Backup, cluster: Cluster) -> None:

@@ -237,7 +237,7 @@ def compare(
         if old == now:
             continue
         parsed = files.FileName.parse(path.rpartition("/")[2])
-        fork = parsed.fork if parsed else ""
+        relation = _base(path) if parsed and parsed.fork == "main" else None
         for block in range(total):
             start = block * block_size
             after = now[start : start + block_size]
@@ -246,8 +246,8 @@ def compare(
             if have == after:
                 continue
             changed += 1
-            if fork == "main":
-                relations.add(_base(path))
+            if relation is not None:
+                relations.add(relation)
             if block in marks:
                 continue
             if mask_hints and _only_hints(path, before, after, block_size):
