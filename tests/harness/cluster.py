@@ -538,14 +538,15 @@ class Cluster:
             dbname=database,
             autocommit=autocommit,
             connect_timeout=30,
-            prepare_threshold=None,  # what runs again and again is planned anew, as the first time
+            prepare_threshold=None,  # what runs again and again is as new, and may be a script
         )
 
     @contextlib.contextmanager
     def connected(self) -> Iterator[None]:
         """Keep one connection meanwhile, for what this thread runs in ``postgres``.
 
-        For a server that stays up: a connection is most of what a small statement costs.
+        For a server that stays up: a connection is most of what a small statement costs. What a
+        statement sets, or leaves open when it fails, stays for the next ones, but for a script's.
         """
         if self._kept.connection is not None:
             yield
@@ -559,7 +560,8 @@ class Cluster:
     @contextlib.contextmanager
     def _connection(self, database: str, user: str) -> Iterator[psycopg.Connection[Row]]:
         kept = self._kept.connection
-        if kept is not None and (database, user) == ("postgres", "postgres"):
+        # One that is dead is no way to a server that has come back.
+        if kept is not None and not kept.closed and (database, user) == ("postgres", "postgres"):
             yield kept
             return
         with self.connect(database, user=user) as connection:
@@ -585,7 +587,7 @@ class Cluster:
         with self._connection(database, "postgres") as connection:
             for statement in statements:
                 _execute(connection, statement, ())
-            if connection is self._kept.connection:
+            if connection is self._kept.connection:  # as a session of its own would end
                 _execute(connection, "DISCARD ALL", ())
 
     def value(self, statement: str, *params: object, database: str = "postgres") -> Any:  # noqa: ANN401
